@@ -1,0 +1,53 @@
+"""What every job's `main` does: read the settings, open a session, run, and end with an exit code a scheduler can act on.
+
+Exit codes: 0 done; 1 unexpected failure, a retry may help; 2 settings or arguments; 3 bad input, a retry will not help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable
+
+from pyspark.sql import SparkSession
+
+from jobs.session import open_session
+from schemas.columns import TableError
+from schemas.settings import Settings, SettingsError, load_settings
+
+EXIT_FAILED, EXIT_SETTINGS, EXIT_INPUT = 1, 2, 3
+
+
+def main(stage: str, run: Callable[[SparkSession, Settings], None], doc: str | None) -> None:
+    """Run one job from its command line: `--settings FILE [--set section.key=value ...]`.
+
+    Args:
+        stage: The job's name.
+        run: The job.
+        doc: The job's docstring, shown by --help.
+    """
+    parser = argparse.ArgumentParser(prog=stage, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", required=True, help="the TOML settings file; pipeline.toml explains every key")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override one setting; repeatable")
+    arguments = parser.parse_args()
+    try:
+        settings = load_settings(arguments.settings, arguments.set)
+        spark = open_session(stage)
+        try:
+            run(spark, settings)
+        finally:
+            spark.stop()
+    except SettingsError as error:
+        fail(str(error), EXIT_SETTINGS)
+    except TableError as error:
+        fail(str(error), EXIT_INPUT)
+    except Exception:
+        traceback.print_exc()
+        fail(traceback.format_exc(limit=0).strip().splitlines()[-1][:2000], EXIT_FAILED)
+
+
+def fail(message: str, code: int) -> None:
+    """Say what went wrong on standard output, where the pipeline shows it, and exit."""
+    print(f"error: {message}", flush=True)
+    sys.exit(code)

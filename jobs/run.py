@@ -1,0 +1,104 @@
+"""One run of one job: its pinned inputs, its commits, its counts, and the record it leaves at `<warehouse>/_runs/`.
+
+The record of a stage is written last, by temporary file and rename, and only when every table of the stage
+is committed. Later stages read the versions that the records name, so a run that died half-way is never mixed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from jobs import table_io
+from schemas.columns import Table, TableError
+from schemas.records import write_record
+from schemas.settings import Settings
+
+
+class Run:
+    """The tables a job reads and writes, counted.
+
+    Args:
+        spark: The session; the run never stops it.
+        settings: The resolved settings, saved with the record.
+        stage: The job's name, which is the record's file name.
+    """
+
+    def __init__(self, spark: SparkSession, settings: Settings, stage: str) -> None:
+        self.spark, self.settings, self.stage = spark, settings, stage
+        self.inputs: list[dict[str, Any]] = []
+        self.outputs: list[dict[str, Any]] = []
+        self.rejected: dict[str, int] = {}
+        self.figures: dict[str, Any] = {}
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: object, value: object, trace: object) -> None:
+        if kind is None:
+            self._save()
+
+    @property
+    def run_id(self) -> str:
+        """Hash of stage, settings and input versions: equal for a rerun of the same work."""
+        text = json.dumps([self.stage, self.settings.model_dump(mode="json"), self.inputs], sort_keys=True)
+        return f"{self.stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def read(self, table: Table, *, may_be_empty: bool = False) -> DataFrame:
+        """Read the newest version of a table, pin and count it.
+
+        Raises:
+            TableError: the table is absent or misshapen, or has no row and may not be empty.
+        """
+        uri = self.settings.table_uri(table.name)
+        version = table_io.latest_version(self.spark, uri)
+        rows = table_io.read(self.spark, uri, table, version=version)
+        count = rows.count()
+        if not count and not may_be_empty:
+            raise TableError(
+                table.name,
+                "(all)",
+                expected="at least one row",
+                found=f"an empty table at {uri}",
+                cure="Check the job that fills it and the dates in [dates]; nothing was written.",
+            )
+        self.inputs.append({"table": table.name, "uri": uri, "version": version, "rows": count})
+        return rows
+
+    def write(
+        self, df: DataFrame, table: Table, *, rows_per_file: int = 0, checks: dict[str, str] | None = None
+    ) -> table_io.Written:
+        """Replace one table of the warehouse in one commit and count it."""
+        uri = self.settings.table_uri(table.name)
+        written = table_io.write(df, uri, table, run_id=self.run_id, rows_per_file=rows_per_file, checks=checks)
+        self.outputs.append({"table": table.name, "uri": uri, "version": written.version, "rows": written.rows})
+        print(f"  wrote {table.name}: {written.rows:,} rows, version {written.version}", flush=True)
+        return written
+
+    def write_rejected(self, df: DataFrame, table: Table) -> int:
+        """Write a rejected_* table and count its rows by reason; returns their number."""
+        written = self.write(df, table)
+        uri = self.settings.table_uri(table.name)
+        stored = table_io.read(self.spark, uri, table, version=written.version)
+        for row in stored.groupBy("source_table", "reason").agg(F.count("*").alias("n")).collect():
+            self.rejected[f"{row['source_table']}: {row['reason']}"] = int(row["n"])
+        return written.rows
+
+    def _save(self) -> None:
+        record = {
+            "stage": self.stage,
+            "run_id": self.run_id,
+            "seconds": round(time.monotonic() - self._started, 2),
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "rejected": dict(sorted(self.rejected.items())),
+            "figures": self.figures,
+            "settings": self.settings.model_dump(mode="json"),
+        }
+        write_record(self.settings.warehouse.uri, self.stage, record)

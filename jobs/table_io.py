@@ -1,0 +1,115 @@
+"""The only door to storage: read one pinned version of a table, replace a table in one atomic commit.
+
+A write is one Delta commit, so a reader sees the old rows or the new ones, never a mixture. NOT NULL is
+enforced by Delta on every declared column. Deletion vectors stay off, because Petastorm reads Parquet files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from delta.tables import DeltaTable
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.utils import AnalysisException
+
+from schemas.columns import Table, TableError
+from schemas.spark import conform, struct_type
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one write committed."""
+
+    table: str
+    uri: str
+    version: int
+    rows: int
+
+
+def latest_version(spark: SparkSession, uri: str) -> int | None:
+    """Newest version of the Delta table at `uri`, or None where it is no Delta table."""
+    if not DeltaTable.isDeltaTable(spark, uri):
+        return None
+    return int(DeltaTable.forPath(spark, uri).history(1).select("version").first()["version"])  # type: ignore[index]
+
+
+def read(spark: SparkSession, uri: str, table: Table, *, version: int | None = None) -> DataFrame:
+    """Read one version of a table (Delta), or its files (Parquet), in its declared shape.
+
+    Args:
+        spark: The session.
+        uri: Where the table lies.
+        table: What it means.
+        version: Delta version; None pins the newest at the time of the call.
+
+    Raises:
+        TableError: there is no table, a column is missing or has another type.
+    """
+    pinned = version if version is not None else latest_version(spark, uri)
+    try:
+        if pinned is None:
+            raw = spark.read.parquet(uri)
+        else:
+            raw = spark.read.format("delta").option("versionAsOf", pinned).load(uri)
+    except AnalysisException as error:
+        raise TableError(
+            table.name,
+            "(all)",
+            expected=f"a Delta or Parquet table at {uri}",
+            found=str(error).splitlines()[0],
+            cure="Run the job that writes it, or correct the URI in the settings.",
+        ) from error
+    return conform(raw, table)
+
+
+def write(
+    df: DataFrame,
+    uri: str,
+    table: Table,
+    *,
+    run_id: str,
+    rows_per_file: int = 0,
+    checks: dict[str, str] | None = None,
+) -> Written:
+    """Replace a table's rows in one commit.
+
+    Args:
+        df: The new rows; conformed to `table` first.
+        uri: Where the table lies; made if absent.
+        table: What it means; its nullability is enforced.
+        run_id: Written into the commit's userMetadata, so that the log says which run made a version.
+        rows_per_file: Most rows of one Parquet file; 0 leaves it to Spark.
+        checks: Named SQL conditions that every row must meet, kept in the table as CHECK constraints.
+
+    Returns:
+        The committed version and its row count.
+
+    Raises:
+        TableError: a column is missing or mistyped.
+    """
+    spark = df.sparkSession
+    schema = struct_type(table)
+    creation = DeltaTable.createIfNotExists(spark).location(uri).addColumns(schema)
+    properties = {"delta.enableDeletionVectors": "false", "delta.minReaderVersion": "1"}
+    properties |= {f"delta.constraints.{name}": condition for name, condition in (checks or {}).items()}
+    for name, value in properties.items():
+        creation = creation.property(name, value)
+    creation.execute()
+    writer = conform(df, table).write.format("delta").mode("overwrite").option("userMetadata", run_id)
+    if rows_per_file:
+        writer = writer.option("maxRecordsPerFile", rows_per_file)
+    if spark.read.format("delta").load(uri).schema.simpleString() != schema.simpleString():
+        writer = writer.option("overwriteSchema", "true")
+    writer.save(uri)
+    commit = DeltaTable.forPath(spark, uri).history(1).select("version", "operationMetrics").first()
+    assert commit is not None
+    return Written(table.name, uri, int(commit["version"]), int(commit["operationMetrics"]["numOutputRows"]))
+
+
+@dataclass
+class Tally:
+    """Rows that a job read, wrote and rejected: what its run record and the final summary say."""
+
+    read: dict[str, int] = field(default_factory=dict)
+    written: list[Written] = field(default_factory=list)
+    rejected: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,105 @@
+"""Run records: the JSON files at `<warehouse>/_runs/` in which a stage says which table versions it read and wrote.
+
+They are the contract between stages: the trainer reads exactly the versions that the record of
+build_training_tables names. Read and written through pyarrow's file systems, so a warehouse may lie on an object store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from pyarrow import fs
+
+from schemas.columns import TableError
+
+
+def absolute_uri(uri: str) -> str:
+    """A URI as it is; a plain path made absolute, so that it means the same in every process."""
+    return uri if "://" in uri else str(Path(uri).resolve())
+
+
+def file_system(uri: str) -> tuple[fs.FileSystem, str]:
+    """The pyarrow file system of a URI or absolute path, and the path inside it."""
+    system, path = fs.FileSystem.from_uri(absolute_uri(uri))
+    return system, path
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Write a file so that a reader finds the old content or the new, never a part: temporary file, fsync, rename."""
+    system, path = file_system(uri)
+    system.create_dir(path.rpartition("/")[0], recursive=True)
+    if not isinstance(system, fs.LocalFileSystem):
+        # Object stores publish a file only when it is closed.
+        with system.open_output_stream(path) as stream:
+            stream.write(content)
+        return
+    staged = f"{path}.{uuid4().hex}.staged"
+    with open(staged, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(staged, path)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The content of a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    system, path = file_system(uri)
+    with system.open_input_stream(path) as stream:
+        content: bytes = stream.read()
+    return content
+
+
+def record_uri(warehouse: str, stage: str) -> str:
+    """Where the record of a stage's last complete run lies."""
+    return f"{warehouse.rstrip('/')}/_runs/{stage}.json"
+
+
+def write_record(warehouse: str, stage: str, record: dict[str, Any]) -> None:
+    """Replace the record of a stage; the last act of a complete run."""
+    write_bytes(record_uri(warehouse, stage), (json.dumps(record, indent=2) + "\n").encode())
+
+
+def read_record(warehouse: str, stage: str) -> dict[str, Any]:
+    """The record of a stage's last complete run.
+
+    Raises:
+        TableError: the stage has not completed in this warehouse.
+    """
+    uri = record_uri(warehouse, stage)
+    try:
+        record: dict[str, Any] = json.loads(read_bytes(uri))
+    except FileNotFoundError as error:
+        raise TableError(
+            stage,
+            "(run record)",
+            expected=f"a complete run of {stage}, recorded at {uri}",
+            found="no record",
+            cure=f"Run that stage first, such as `make pipeline SETTINGS=... FROM={stage}`.",
+        ) from error
+    return record
+
+
+def recorded_output(record: dict[str, Any], table: str) -> dict[str, Any]:
+    """The entry {table, uri, version, rows} of one table that a stage wrote.
+
+    Raises:
+        TableError: the stage wrote no such table.
+    """
+    for entry in record["outputs"]:
+        if entry["table"] == table:
+            return dict(entry)
+    raise TableError(
+        table,
+        "(run record)",
+        expected=f"a table written by {record['stage']}",
+        found=", ".join(entry["table"] for entry in record["outputs"]),
+        cure=f"The settings name a task that the run of {record['stage']} did not have: run it again.",
+    )

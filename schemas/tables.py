@@ -1,0 +1,296 @@
+"""Every table of the pipeline, one constant each. All lie at `<warehouse>/<table name>`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from schemas.columns import Column, Table
+from schemas.tasks import Task
+
+EMBEDDING_DIM = 256
+"""Length of every query and item embedding (ItemSage section 6)."""
+
+MAX_IMAGES = 20
+"""Most images of one item that enter the model (ItemSage section 1.2)."""
+
+TEXT_FEATURES: dict[str, bool] = {
+    "title": False,
+    "description": False,
+    "merchant_domain": False,
+    "product_links": True,
+    "google_product_category": False,
+    "product_types": True,
+    "brand": False,
+    "colors": True,
+    "materials": True,
+    "patterns": True,
+    "size": False,
+    "size_type": False,
+}
+"""The paper's twelve text features in sequence order; True where an item may have several values."""
+
+_ITEM_ID = Column("item_id", "string", "the shop's own id of the item")
+_QUERY_ID = Column("query_id", "string", "id of the query, as the engagement logs use it")
+_ITEM_KEY = Column("item_key", "int64", "64-bit hash of item_id: the identity used for counts and masks")
+_EMBEDDING = (EMBEDDING_DIM,)
+_REJECT_COLUMNS = (
+    Column("reason", "string", "short machine-readable cause, such as null_id"),
+    Column("source_table", "string", "the table the row came from"),
+    Column("source_column", "string", "the column at fault"),
+    Column("expected", "string", "what the column should have held"),
+    Column("cure", "string", "what to do about it"),
+)
+
+# ---------------------------------------------------------------- inputs
+
+ITEMS = Table(
+    "items",
+    "one product of the catalog",
+    (
+        _ITEM_ID,
+        *(
+            Column(name, "strings" if many else "string", f"text feature {name}", nullable=True, optional=True)
+            for name, many in TEXT_FEATURES.items()
+        ),
+    ),
+    key=("item_id",),
+)
+
+ITEM_IMAGES = Table(
+    "item_images",
+    "one image of one product",
+    (
+        _ITEM_ID,
+        Column("position", "int32", "order of the image on the product page, from 0"),
+        Column("image_embedding", "vector", "frozen image embedding (PinSage's place)", shape=_EMBEDDING),
+    ),
+    key=("item_id", "position"),
+)
+
+QUERIES = Table(
+    "queries",
+    "one query: a viewed image (closeup) or a search text (search)",
+    (
+        _QUERY_ID,
+        Column("query_kind", "string", "first half of a task's name, such as closeup or search"),
+        Column("text", "string", "the query's text, if it has one", nullable=True, optional=True),
+        Column(
+            "query_embedding",
+            "vector",
+            "frozen query embedding; null = embed_queries fills it from text",
+            nullable=True,
+            optional=True,
+            shape=_EMBEDDING,
+        ),
+        Column(
+            "embedding_space", "string", "name and version of the frozen query encoder", nullable=True, optional=True
+        ),
+        Column("query_item_id", "string", "the catalog item the query shows, if any", nullable=True, optional=True),
+    ),
+    key=("query_id",),
+)
+
+ENGAGEMENT_LOGS = Table(
+    "engagement_logs",
+    "one engagement of a user with an item after a query",
+    (
+        Column("event_id", "string", "unique id of the event; a repeated id is a repeated delivery"),
+        Column("event_ts", "timestamp", "when it happened, UTC"),
+        Column("user_id", "string", "who did it, if known", nullable=True, optional=True),
+        _QUERY_ID,
+        _ITEM_ID,
+        Column("engagement", "string", "second half of a task's name, such as click"),
+    ),
+    key=("event_id",),
+)
+
+# ---------------------------------------------------------------- written by the jobs
+
+QUERY_EMBEDDINGS = Table(
+    "query_embeddings",
+    "one query with its frozen embedding",
+    (
+        _QUERY_ID,
+        Column("query_kind", "string", "as in queries"),
+        Column("query_embedding", "vector", "frozen query embedding, unit length", shape=_EMBEDDING),
+        Column("embedding_space", "string", "name and version of the frozen encoder; one per query kind"),
+        Column("query_item_id", "string", "the catalog item the query shows, if any", nullable=True),
+    ),
+    key=("query_id",),
+)
+
+REJECTED_QUERIES = Table(
+    "rejected_queries",
+    "one query that cannot be used, and why",
+    (
+        Column("query_id", "string", "the query", nullable=True),
+        *_REJECT_COLUMNS,
+    ),
+)
+
+VOCABULARY = Table(
+    "vocabulary",
+    "one token that the model knows",
+    (
+        Column("token", "string", "the token's text; words of a bigram and blanks are joined by #"),
+        Column("token_kind", "string", "char_trigram, word_unigram or word_bigram"),
+        Column("token_id", "int32", "dense id, from 0: trigrams, then unigrams, then bigrams, by frequency"),
+        Column("token_count", "int64", "occurrences in the text features of the catalog"),
+    ),
+    key=("token_kind", "token"),
+)
+
+_FEATURE_COLUMNS = (
+    Column(
+        "text_token_ids",
+        "binary",
+        "little-endian int32 token ids of all text features, in sequence order",
+        shape=(-1,),
+    ),
+    Column(
+        "text_token_counts",
+        "binary",
+        "little-endian int32 number of token ids of each text feature",
+        shape=(-1,),
+    ),
+    Column(
+        "image_embeddings",
+        "binary",
+        "little-endian float16 image embeddings, by position; empty = no image",
+        shape=(-1, EMBEDDING_DIM),
+    ),
+)
+
+ITEM_FEATURES = Table(
+    "item_features",
+    "one product as the model reads it",
+    (
+        _ITEM_ID,
+        _ITEM_KEY,
+        *_FEATURE_COLUMNS,
+        Column("out_of_vocabulary_count", "int32", "tokens of the item that the vocabulary lacks"),
+        Column("features_hash", "string", "128-bit hash of the feature columns, hexadecimal"),
+    ),
+    key=("item_id",),
+)
+
+REJECTED_ITEMS = Table(
+    "rejected_items",
+    "one row of items or item_images that cannot be used, and why",
+    (
+        Column("item_id", "string", "the item", nullable=True),
+        *_REJECT_COLUMNS,
+    ),
+)
+
+PAIR_COLUMNS = (
+    _QUERY_ID,
+    _ITEM_ID,
+    Column("query_key", "int64", "64-bit hash of query_id: the identity used for masks"),
+    _ITEM_KEY,
+    Column("query_item_key", "int64", "item_key of the item the query shows; 0 = none"),
+    Column("engagement_count", "int64", "engagements of this query with this item in the window"),
+    Column("pair_weight", "float32", "weight in the loss: the count, each event discounted by its age"),
+)
+
+TRAINING_PAIRS = Table(
+    "training_<task>",
+    "one (query, item) pair with its engagement count, the query's embedding and the item's features",
+    (
+        *PAIR_COLUMNS,
+        Column("query_embedding", "binary", "little-endian float16 query embedding", shape=_EMBEDDING),
+        *_FEATURE_COLUMNS,
+    ),
+    key=("query_id", "item_id"),
+)
+
+HELD_OUT_PAIRS = Table(
+    "held_out_<task>",
+    "one (query, item) pair of the held-out window with its engagement count",
+    PAIR_COLUMNS,
+    key=("query_id", "item_id"),
+)
+
+
+def training_pairs(task: Task) -> Table:
+    """The training table of one task."""
+    return replace(TRAINING_PAIRS, name=task.training_table)
+
+
+def held_out_pairs(task: Task) -> Table:
+    """The table of held-out pairs of one task."""
+    return replace(HELD_OUT_PAIRS, name=task.held_out_table)
+
+
+ITEM_COUNTS = Table(
+    "item_counts",
+    "how often one item is a positive of one task's training table",
+    (
+        _ITEM_ID,
+        _ITEM_KEY,
+        Column("task", "string", "the task"),
+        Column("pair_count", "int64", "rows of the training table with this item"),
+        Column("engagement_count", "int64", "engagements behind those rows"),
+    ),
+    key=("item_id", "task"),
+)
+
+REJECTED_EVENTS = Table(
+    "rejected_events",
+    "one event of the logs that no training or held-out table counts, and why",
+    (
+        Column("event_id", "string", "as in the logs", nullable=True),
+        Column("event_ts", "timestamp", "as in the logs", nullable=True),
+        Column("query_id", "string", "as in the logs", nullable=True),
+        Column("item_id", "string", "as in the logs", nullable=True),
+        Column("engagement", "string", "as in the logs", nullable=True),
+        *_REJECT_COLUMNS,
+    ),
+)
+
+ITEM_EMBEDDINGS = Table(
+    "item_embeddings",
+    "one product of the catalog with its published embedding",
+    (
+        _ITEM_ID,
+        Column("embedding", "vector", "the item's embedding, unit length", shape=_EMBEDDING),
+        Column("model_id", "string", "identity of weights, feature spec and query spaces; one value per version"),
+        Column("features_hash", "string", "features_hash of the item_features row that was scored"),
+        Column("scored_ts", "timestamp", "logical time of the scoring run, UTC"),
+    ),
+    key=("item_id",),
+)
+
+EVALUATION = Table(
+    "evaluation",
+    "one figure of one system on one task",
+    (
+        Column("task", "string", "the task"),
+        Column("system", "string", "itemsage or the name of a baseline"),
+        Column("metric", "string", "such as recall@10"),
+        Column("slice", "string", "all, or unseen: pairs whose item has no training engagement"),
+        Column("value", "float64", "the figure, 0 to 1"),
+        Column("pair_count", "int64", "held-out pairs behind it"),
+    ),
+    key=("task", "system", "metric", "slice"),
+)
+
+# ---------------------------------------------------------------- the demo world's secret, for its oracle
+
+TRUE_ITEM_VECTORS = Table(
+    "true_item_vectors",
+    "one product with the hidden vector behind its engagements",
+    (_ITEM_ID, Column("true_vector", "vector", "affinity = dot product of the two true vectors, log scale")),
+    key=("item_id",),
+)
+
+TRUE_QUERY_VECTORS = Table(
+    "true_query_vectors",
+    "one query and engagement with the hidden vector behind it",
+    (
+        _QUERY_ID,
+        Column("engagement", "string", "the engagement the vector holds for: taste differs between them"),
+        Column("true_vector", "vector", "affinity = dot product of the two true vectors, log scale"),
+    ),
+    key=("query_id", "engagement"),
+)
