@@ -103,7 +103,9 @@ def write(
     writer.save(uri)
     commit = DeltaTable.forPath(spark, uri).history(1).select("version", "operationMetrics").first()
     assert commit is not None
-    return Written(table.name, uri, int(commit["version"]), int(commit["operationMetrics"]["numOutputRows"]))
+    # Delta leaves the metric out where the plan shows that there is no row.
+    rows = commit["operationMetrics"].get("numOutputRows", 0)
+    return Written(table.name, uri, int(commit["version"]), int(rows))
 
 
 @dataclass

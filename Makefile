@@ -1,0 +1,59 @@
+# The front door. `make` alone prints help. Everything runs in .venv, made from the pinned, hash-checked requirements.txt.
+PYTHON ?= python3
+SETTINGS ?= pipeline.toml
+FROM ?=
+DATA ?=
+SET ?=
+BIN := .venv/bin
+RUN := $(BIN)/python -m pipeline
+# What pip waits for a registry that does not answer, in seconds.
+PIP_TIMEOUT ?= 30
+
+.PHONY: help demo pipeline online-retail test check bench requirements clean
+
+help:
+	@echo "make demo                                 the whole pipeline on a synthetic shop, into ./demo-warehouse"
+	@echo "make pipeline SETTINGS=shop.toml [FROM=train] [SET='a.b=c ...']   the same on your own tables"
+	@echo "make online-retail DATA=by-day.tar.xz     the same on the UCI Online Retail log"
+	@echo "make test | check | bench                 tests | ruff, mypy, import-linter | benchmarks"
+
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) pipeline/preflight.py
+	@echo "installing into .venv (once; some minutes and about 6 GB) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --timeout $(PIP_TIMEOUT) --retries 2 --no-deps \
+		--require-hashes -r requirements.txt \
+		|| { echo "error: the packages could not be installed: see above; check the network or pip's index and proxy settings"; exit 2; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+ready: .venv/installed
+	@$(BIN)/python pipeline/preflight.py --jars
+.PHONY: ready
+
+demo: ready
+	@$(RUN) --settings demo.toml --prepare jobs/make_demo_world.py $(foreach s,$(SET),--set $(s))
+
+pipeline: ready
+	@$(RUN) --settings $(SETTINGS) $(if $(FROM),--from $(FROM)) $(foreach s,$(SET),--set $(s))
+
+online-retail: ready
+	@test -n "$(DATA)" || { echo "error: say where the archive is: make online-retail DATA=.../by-day.tar.xz"; exit 2; }
+	@$(RUN) --settings examples/online_retail/settings.toml $(if $(FROM),--from $(FROM)) $(foreach s,$(SET),--set $(s)) \
+		--prepare "examples/online_retail/prepare.py --data $(DATA)"
+
+test: ready
+	@$(BIN)/python -m pytest
+
+check: .venv/installed
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+
+bench: ready
+	@$(BIN)/python -m benchmarks
+
+requirements: ## Resolve requirements.txt anew from pyproject.toml (needs uv on the PATH).
+	@uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --extra dev -o requirements.txt pyproject.toml
+
+clean:
+	@rm -rf .venv demo-warehouse online-retail-warehouse

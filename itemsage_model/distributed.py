@@ -1,0 +1,160 @@
+"""Several processes as one: set-up, gathering, agreement. The only user of torch.distributed.
+
+Every function but `start` and `stop` must be called by all ranks in the same order, and is the identity in a single
+process. A rank that waits in vain fails after the timeout; nothing waits for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+MAX_TIMEOUT_SECONDS = 300
+
+
+def start(timeout_seconds: int = MAX_TIMEOUT_SECONDS) -> torch.device:
+    """Join the process group that torchrun's environment describes; without one, stay alone.
+
+    NCCL where every local rank has a GPU of its own, else gloo on the CPU.
+
+    Args:
+        timeout_seconds: How long a rank waits for another before it fails.
+
+    Returns:
+        The device of this rank.
+
+    Raises:
+        ValueError: the timeout is not between 0 and five minutes.
+    """
+    if not 0 < timeout_seconds <= MAX_TIMEOUT_SECONDS:
+        raise ValueError(f"timeout_seconds must be above 0 and at most {MAX_TIMEOUT_SECONDS}, found {timeout_seconds}")
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    device = torch.device("cpu")
+    if torch.cuda.is_available() and torch.cuda.device_count() >= local_ranks:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if ranks > 1:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    return device
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather_rows(tensor: Tensor) -> Tensor:
+    """All ranks' rows, in the order of ranks, without gradient; ranks may have different numbers of rows."""
+    return _gather(tensor.detach())[0] if world_size() > 1 else tensor.detach()
+
+
+def gather_rows_with_gradient(tensor: Tensor) -> Tensor:
+    """All ranks' rows, in the order of ranks; each rank's rows get the sum of all ranks' gradients.
+
+    Backward is a collective too: the result must enter the loss on every rank.
+    """
+    if world_size() == 1:
+        return tensor
+    gathered: Tensor = _GatherRows.apply(tensor)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Elementwise sum, without gradient."""
+    return _reduced(tensor, dist.ReduceOp.SUM)
+
+
+def min_over_ranks(tensor: Tensor) -> Tensor:
+    """Elementwise minimum, without gradient."""
+    return _reduced(tensor, dist.ReduceOp.MIN)
+
+
+def max_over_ranks(tensor: Tensor) -> Tensor:
+    """Elementwise maximum, without gradient."""
+    return _reduced(tensor, dist.ReduceOp.MAX)
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    sum_over_ranks(torch.zeros(1, device=_device())).item()
+
+
+def same_on_all_ranks(what: str, text: str) -> None:
+    """Check that all ranks hold the same text, such as settings or a manifest.
+
+    Args:
+        what: Its name, for the error.
+        text: This rank's version.
+
+    Raises:
+        RuntimeError: some rank's differs from rank 0's; raised on every rank.
+    """
+    digest = list(hashlib.sha256(text.encode()).digest())
+    digests = gather_rows(torch.tensor([digest], dtype=torch.int64, device=_device()))
+    differing = (digests != digests[0]).any(dim=1).nonzero().flatten().tolist()
+    if differing:
+        raise RuntimeError(
+            f"{what}: expected the same on all {world_size()} processes; found another than rank 0's on ranks "
+            f"{differing}. Start every process on the same files, settings and table versions."
+        )
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all ranks forward; summed gradient of the own rows backward."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        gathered, row_counts = _gather(tensor)
+        ctx.first_row, ctx.row_count = sum(row_counts[: rank()]), len(tensor)
+        return gathered
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return sum_over_ranks(gradient).narrow(0, ctx.first_row, ctx.row_count)
+
+
+def _gather(tensor: Tensor) -> tuple[Tensor, list[int]]:
+    """All ranks' rows, and how many each rank has. Collectives want equal shapes, so shorter ranks are padded."""
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=tensor.device)
+    counts[rank()] = len(tensor)
+    row_counts: list[int] = sum_over_ranks(counts).tolist()
+    most = max(row_counts)
+    padded = tensor.new_zeros(most, *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    gathered = tensor.new_empty(world_size(), most, *tensor.shape[1:])
+    dist.all_gather(list(gathered.unbind()), padded)
+    return torch.cat([rows[:count] for rows, count in zip(gathered, row_counts, strict=True)]), row_counts
+
+
+def _reduced(tensor: Tensor, operation: Any) -> Tensor:
+    result = tensor.detach().clone(memory_format=torch.contiguous_format)
+    if world_size() > 1:
+        dist.all_reduce(result, operation)
+    return result
+
+
+def _device() -> torch.device:
+    """Where small tensors of our own must lie for the backend."""
+    if dist.is_initialized() and dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

@@ -1,0 +1,197 @@
+"""Mixing tasks and random negatives into batches in which every distinct item is encoded once."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from itemsage_model.batch import ItemBatch, PackedItems, PairBatch, to_item_batch
+from itemsage_model.reader import CatalogItems, CatalogStream, Pairs, RowStream
+
+
+@dataclass(frozen=True)
+class MixedBatches:
+    """An endless iterable of one rank's batches: some pairs of every task, and random negatives they all share.
+
+    Source: ItemSage section 3.4 and Figure 4.
+
+    Attributes:
+        tasks: One stream a task.
+        pairs: Rows of each task in a batch.
+        catalog: Where random negatives come from; None with a full softmax.
+        negative_count: Random negatives of a batch.
+        negative_keys: Sorted keys of the items that may be negatives; None = all.
+        image_slots: Most images of one item.
+        start_step: Steps already taken by an earlier run, whose rows are passed over.
+    """
+
+    tasks: list[RowStream]
+    pairs: list[int]
+    catalog: CatalogStream | None
+    negative_count: int
+    negative_keys: npt.NDArray[np.int64] | None
+    image_slots: int
+    start_step: int = 0
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        streams = [
+            stream.batches(size, self.start_step * size) for stream, size in zip(self.tasks, self.pairs, strict=True)
+        ]
+        negatives = self._negatives()
+        task_of_pair = torch.from_numpy(np.repeat(np.arange(len(self.pairs)), self.pairs))
+        while True:
+            blocks: list[Pairs] = [next(stream) for stream in streams]
+            yield assemble(blocks, next(negatives), task_of_pair, self.image_slots)
+
+    def _negatives(self) -> Iterator[CatalogItems | None]:
+        if self.catalog is None or not self.negative_count:
+            while True:
+                yield None
+        for block in self.catalog.batches(self.negative_count, self.start_step * self.negative_count):
+            if self.negative_keys is None:
+                yield block
+                continue
+            rows = np.flatnonzero(np.isin(block.item_key, self.negative_keys))
+            yield CatalogItems(block.item_key[rows], block.items.take(rows))
+
+
+def assemble(
+    blocks: list[Pairs], negatives: CatalogItems | None, task_of_pair: torch.Tensor, image_slots: int
+) -> PairBatch:
+    """Join the tasks' rows and the negatives into one batch, each distinct item once.
+
+    Args:
+        blocks: Rows of each task.
+        negatives: Random items.
+        task_of_pair: int64 [pair], the task of each row.
+        image_slots: Most images of one item.
+    """
+    item_key = np.concatenate([block.item_key for block in blocks])
+    keys = item_key if negatives is None else np.concatenate([item_key, negatives.item_key])
+    distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    parts = [block.items for block in blocks] + ([negatives.items] if negatives is not None else [])
+    packed = _take_from([part for part in parts if part is not None], first)
+    return _pair_batch(
+        blocks,
+        to_item_batch(packed, image_slots),
+        torch.from_numpy(distinct),
+        inverse[: len(item_key)],
+        np.unique(inverse[len(item_key) :]),
+        task_of_pair,
+    )
+
+
+def _pair_batch(
+    blocks: list[Pairs],
+    items: ItemBatch,
+    item_keys: torch.Tensor,
+    positive: npt.NDArray[np.int64],
+    negatives: npt.NDArray[np.int64],
+    task_of_pair: torch.Tensor,
+) -> PairBatch:
+    return PairBatch(
+        items=items,
+        item_keys=item_keys,
+        positive=torch.from_numpy(positive),
+        negatives=torch.from_numpy(negatives),
+        query_embedding=torch.from_numpy(np.concatenate([block.query_embedding for block in blocks])).float(),
+        query_keys=torch.from_numpy(np.concatenate([block.query_key for block in blocks])),
+        query_item_keys=torch.from_numpy(np.concatenate([block.query_item_key for block in blocks])),
+        weights=torch.from_numpy(np.concatenate([block.pair_weight for block in blocks])),
+        tasks=task_of_pair,
+    )
+
+
+def _take_from(parts: list[PackedItems], rows: npt.NDArray[np.int64]) -> PackedItems:
+    """Rows of the concatenation of `parts`, in the order of `rows`, without concatenating the parts."""
+    ends = np.cumsum([len(part) for part in parts])
+    owner = np.searchsorted(ends, rows, side="right")
+    taken = [part.take(rows[owner == i] - (ends[i] - len(part))) for i, part in enumerate(parts)]
+    order = np.concatenate([np.flatnonzero(owner == i) for i in range(len(parts))])
+    return PackedItems.concatenate(taken).take(np.argsort(order, kind="stable"))
+
+
+@dataclass(frozen=True)
+class CatalogBatches:
+    """An endless iterable of batches for the full softmax: pairs of every task against the whole catalog.
+
+    The catalog is encoded anew in every step, each rank its slice.
+
+    Attributes:
+        tasks: One stream a task, read without item features.
+        pairs: Rows of each task in a batch.
+        catalog: The items of the softmax, sorted by key; every positive must be among them.
+        rank: This rank.
+        ranks: Number of ranks.
+        image_slots: Most images of one item.
+        start_step: Steps already taken by an earlier run.
+    """
+
+    tasks: list[RowStream]
+    pairs: list[int]
+    catalog: CatalogItems
+    rank: int
+    ranks: int
+    image_slots: int
+    start_step: int = 0
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        bounds = np.linspace(0, len(self.catalog), self.ranks + 1).astype(np.int64)
+        own = np.arange(bounds[self.rank], bounds[self.rank + 1])
+        items = to_item_batch(self.catalog.items.take(own), self.image_slots)
+        keys = torch.from_numpy(self.catalog.item_key)
+        task_of_pair = torch.from_numpy(np.repeat(np.arange(len(self.pairs)), self.pairs))
+        streams = [
+            stream.batches(size, self.start_step * size) for stream, size in zip(self.tasks, self.pairs, strict=True)
+        ]
+        while True:
+            blocks: list[Pairs] = [next(stream) for stream in streams]
+            positive = np.searchsorted(self.catalog.item_key, np.concatenate([block.item_key for block in blocks]))
+            yield _pair_batch(blocks, items, keys, positive, np.empty(0, np.int64), task_of_pair)
+
+
+class Prefetched:
+    """Batches made ahead of use in a thread of their own; an error there is raised where the next batch is taken.
+
+    Args:
+        batches: The batches.
+        depth: How many may wait.
+    """
+
+    def __init__(self, batches: Any, depth: int) -> None:
+        self._queue: queue.Queue[Any] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._fill, args=(iter(batches),), daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        while True:
+            batch = self._queue.get()
+            if isinstance(batch, BaseException):
+                raise batch
+            yield batch
+
+    def close(self) -> None:
+        """Stop making batches."""
+        self._stop.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get(timeout=0.05)
+            except queue.Empty:
+                continue
+
+    def _fill(self, batches: Iterator[PairBatch]) -> None:
+        try:
+            for batch in batches:
+                self._queue.put(batch)
+                if self._stop.is_set():
+                    return
+        except BaseException as error:
+            self._queue.put(error)

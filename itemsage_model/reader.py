@@ -1,0 +1,319 @@
+"""Training tables -> batches: the only user of Petastorm.
+
+A table is pinned to one Delta version and resolved to that version's files, with their row counts, before
+Petastorm sees it: Petastorm reads Parquet files and would also read removed ones. Each epoch is a reader of its own
+(Petastorm repeats the same order otherwise), with the `dummy` pool, because the thread pool of 0.13.1 ends early and
+loses rows in silence. The rows of every epoch are counted against the table all the same.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from deltalake import DeltaTable
+
+from itemsage_model.batch import FEATURE_CELLS, PackedItems, unpack_items
+from itemsage_model.epochs import epoch_seed, share_of_epoch
+from schemas.columns import TableError
+from schemas.tables import EMBEDDING_DIM
+
+PAIR_COLUMNS = ("query_key", "item_key", "query_item_key", "pair_weight", "query_embedding")
+
+
+@dataclass(frozen=True)
+class TableFiles:
+    """The files of one version of a Delta table."""
+
+    table: str
+    version: int
+    uris: tuple[str, ...]
+    rows: tuple[int, ...]
+
+    @property
+    def row_count(self) -> int:
+        """Rows of the whole table."""
+        return sum(self.rows)
+
+
+def pin_files(table: str, uri: str, version: int) -> TableFiles:
+    """Resolve one version of a Delta table to its files.
+
+    Raises:
+        TableError: the table is empty, has deletion vectors, or its log names no row counts.
+    """
+    delta = DeltaTable(uri, version=version)
+    if "deletionVectors" in (delta.protocol().reader_features or []):
+        raise _unreadable(table, uri, "no deletion vectors", "a table that has them", "Rewrite it without them.")
+    actions = delta.get_add_actions(flatten=True)
+    columns = {name: actions.column(name).to_pylist() for name in ("path", "num_records")}
+    by_path = dict(zip(columns["path"], columns["num_records"], strict=True))
+    if any(count is None for count in by_path.values()):
+        raise _unreadable(table, uri, "row counts in the Delta log", "files without", "Write it with Delta statistics.")
+    uris = {name: next(u for u in delta.file_uris() if u.endswith(name)) for name in by_path}
+    kept = sorted(name for name, count in by_path.items() if count)
+    if not kept:
+        raise _unreadable(table, uri, "at least one row", "an empty table", "Check [dates] and [[tasks]].")
+    urls = tuple(uris[name] if "://" in uris[name] else f"file://{uris[name]}" for name in kept)
+    return TableFiles(table, version, urls, tuple(int(by_path[name]) for name in kept))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Rows of a training table as arrays.
+
+    Attributes:
+        query_key, item_key, query_item_key: int64 [pair].
+        pair_weight: float32 [pair].
+        query_embedding: float16 [pair, dim].
+        items: The features of each row's item; None where the columns were not read.
+    """
+
+    query_key: npt.NDArray[np.int64]
+    item_key: npt.NDArray[np.int64]
+    query_item_key: npt.NDArray[np.int64]
+    pair_weight: npt.NDArray[np.float32]
+    query_embedding: npt.NDArray[np.float16]
+    items: PackedItems | None
+
+    def __len__(self) -> int:
+        return len(self.item_key)
+
+
+@dataclass(frozen=True)
+class CatalogItems:
+    """Rows of item_features as arrays: int64 keys [item] and features."""
+
+    item_key: npt.NDArray[np.int64]
+    items: PackedItems
+
+    def __len__(self) -> int:
+        return len(self.item_key)
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """What the cells of a table hold, for checking: numbers of text features and of token ids; whether to read items."""
+
+    text_count: int
+    vocabulary_size: int
+    with_items: bool = True
+
+
+def read_files(files: TableFiles, indices: tuple[int, ...], columns: tuple[str, ...], seed: int) -> Iterator[Any]:
+    """Read some files of a table through Petastorm, in an order drawn from `seed`; yields one batch a row group."""
+    with warnings.catch_warnings():
+        # Petastorm 0.13.1 calls interfaces of pyarrow that pyarrow 14 deprecates.
+        warnings.simplefilter("ignore")
+        from petastorm import make_batch_reader  # noqa: PLC0415 (takes seconds; only training needs it)
+
+        reader = make_batch_reader(
+            [files.uris[i] for i in indices],
+            schema_fields=[f"^{name}$" for name in columns],
+            reader_pool_type="dummy",
+            seed=seed,
+            num_epochs=1,
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield from reader
+    finally:
+        reader.stop()
+        reader.join()
+
+
+class RowStream:
+    """An endless, shuffled stream of a table's rows: every row exactly once in every epoch, over all ranks.
+
+    Rows are shuffled by file (drawn anew in each epoch) and within a pool of about `pool_rows` rows.
+
+    Args:
+        files: The pinned table.
+        row_format: What the cells hold.
+        pool_rows: Rows held for shuffling.
+        seed: Seed of the run.
+        stream: Number of this stream within the run.
+        rank: This rank.
+        ranks: Number of ranks.
+    """
+
+    def __init__(
+        self,
+        files: TableFiles,
+        row_format: RowFormat,
+        pool_rows: int,
+        seed: int,
+        stream: int,
+        rank: int,
+        ranks: int,
+    ) -> None:
+        self.files, self.row_format, self.pool_rows = files, row_format, pool_rows
+        self.seed, self.stream, self.rank, self.ranks = seed, stream, rank, ranks
+
+    def batches(self, size: int, skip_rows: int = 0) -> Iterator[Any]:
+        """Batches of exactly `size` rows, for ever; a batch may straddle two epochs.
+
+        Args:
+            size: Rows of a batch.
+            skip_rows: Rows that an earlier run of this stream has already used.
+        """
+        epoch = 0
+        while skip_rows >= (rows := self._share(epoch).rows):
+            skip_rows -= rows
+            epoch += 1
+        pending: list[Any] = []
+        while True:
+            for block in self._epoch(epoch):
+                # A resumed epoch is dealt with in the same order, and its first rows are passed over.
+                start = min(skip_rows, len(block))
+                skip_rows -= start
+                while start < len(block):
+                    missing = size - sum(len(part) for part in pending)
+                    pending.append(_take(block, np.arange(start, min(start + missing, len(block)))))
+                    start += len(pending[-1])
+                    if sum(len(part) for part in pending) == size:
+                        yield _concatenate(pending)
+                        pending = []
+            epoch += 1
+
+    def _share(self, epoch: int) -> Any:
+        seed = epoch_seed(self.seed, self.stream, epoch)
+        share = share_of_epoch(list(self.files.rows), self.rank, self.ranks, seed)
+        if not share.rows:
+            raise _unreadable(
+                self.files.table,
+                "",
+                f"at least one row for each of {self.ranks} processes",
+                f"{self.files.row_count} rows",
+                "Lower train.processes or widen [dates].",
+            )
+        return share
+
+    def _epoch(self, epoch: int) -> Iterator[Any]:
+        """The rank's rows of one epoch, in shuffled pools; fails unless every row came exactly once."""
+        share, seed = self._share(epoch), epoch_seed(self.seed, self.stream, epoch)
+        random = np.random.default_rng((seed, self.rank))
+        pool: list[Any] = []
+        rows = 0
+        for raw in read_files(self.files, share.files, self._columns(), seed):
+            block = self._unpack(raw)
+            if share.stride > 1:
+                block = _take(block, np.arange(share.offset, len(block), share.stride))
+            rows += len(block)
+            pool.append(block)
+            if sum(len(part) for part in pool) >= self.pool_rows:
+                yield _shuffled(pool, random)
+                pool = []
+        if rows != share.rows:
+            raise _unreadable(
+                self.files.table,
+                "",
+                f"{share.rows} rows in epoch {epoch} (version {self.files.version})",
+                f"{rows} rows",
+                "Files changed or were lost while training read them; keep the version and restart.",
+            )
+        if pool:
+            yield _shuffled(pool, random)
+
+    def _columns(self) -> tuple[str, ...]:
+        return (*PAIR_COLUMNS, *FEATURE_CELLS) if self.row_format.with_items else PAIR_COLUMNS
+
+    def _unpack(self, raw: Any) -> Pairs | CatalogItems:
+        items = None
+        if self.row_format.with_items:
+            cells = {name: getattr(raw, name) for name in FEATURE_CELLS}
+            items = unpack_items(
+                self.files.table, cells, self.row_format.text_count, self.row_format.vocabulary_size
+            )
+        queries = _query_vectors(self.files.table, raw.query_embedding)
+        return Pairs(
+            _checked(self.files.table, raw, "query_key", np.int64),
+            _checked(self.files.table, raw, "item_key", np.int64),
+            _checked(self.files.table, raw, "query_item_key", np.int64),
+            _checked(self.files.table, raw, "pair_weight", np.float32),
+            queries,
+            items,
+        )
+
+
+class CatalogStream(RowStream):
+    """The same over item_features: the random negatives, each item once an epoch, so uniform over the catalog."""
+
+    def _columns(self) -> tuple[str, ...]:
+        return ("item_key", *FEATURE_CELLS)
+
+    def _unpack(self, raw: Any) -> CatalogItems:
+        cells = {name: getattr(raw, name) for name in FEATURE_CELLS}
+        items = unpack_items(self.files.table, cells, self.row_format.text_count, self.row_format.vocabulary_size)
+        return CatalogItems(_checked(self.files.table, raw, "item_key", np.int64), items)
+
+    def whole_table(self) -> CatalogItems:
+        """Every item of the catalog, sorted by key."""
+        parts = [self._unpack(raw) for raw in read_files(self.files, tuple(range(len(self.files.uris))), self._columns(), 1)]
+        catalog: CatalogItems = _concatenate(parts)
+        if len(catalog) != self.files.row_count:
+            raise _unreadable(self.files.table, "", f"{self.files.row_count} rows", f"{len(catalog)}", "Read it again.")
+        return _take(catalog, np.argsort(catalog.item_key, kind="stable"))  # type: ignore[no-any-return]
+
+
+def _take(block: Any, rows: npt.NDArray[np.int64]) -> Any:
+    """The given rows of Pairs or CatalogItems."""
+    values = [getattr(block, f.name) for f in fields(block)]
+    return type(block)(*(v.take(rows) if isinstance(v, PackedItems) else v if v is None else v[rows] for v in values))
+
+
+def _concatenate(blocks: list[Any]) -> Any:
+    if len(blocks) == 1:
+        return blocks[0]
+    columns = zip(*([getattr(block, f.name) for f in fields(block)] for block in blocks), strict=True)
+    return type(blocks[0])(
+        *(
+            PackedItems.concatenate(values)
+            if isinstance(values[0], PackedItems)
+            else None
+            if values[0] is None
+            else np.concatenate(values)
+            for values in columns
+        )
+    )
+
+
+def _shuffled(pool: list[Any], random: np.random.Generator) -> Any:
+    block = _concatenate(pool)
+    return _take(block, random.permutation(len(block)))
+
+
+def _checked(table: str, raw: Any, column: str, dtype: Any) -> Any:
+    values = getattr(raw, column)
+    if values.dtype != dtype:
+        # A null turns Petastorm's int64 into float64 and changes ids above 2^53.
+        raise TableError(
+            table,
+            column,
+            expected=f"{np.dtype(dtype).name} without nulls",
+            found=f"{values.dtype}",
+            cure="Write the table again with build_training_tables.",
+        )
+    return values
+
+
+def _query_vectors(table: str, cells: Any) -> npt.NDArray[np.float16]:
+    vectors = np.frombuffer(b"".join(cells), dtype="<f2")
+    if len(vectors) != len(cells) * EMBEDDING_DIM or not np.isfinite(vectors).all():
+        raise TableError(
+            table,
+            "query_embedding",
+            expected=f"{EMBEDDING_DIM} finite float16 numbers a row",
+            found="another length, or NaN or infinity",
+            cure="Write the table again with build_training_tables.",
+        )
+    return vectors.reshape(-1, EMBEDDING_DIM)
+
+
+def _unreadable(table: str, uri: str, expected: str, found: str, cure: str) -> TableError:
+    return TableError(table, "(files)", expected=expected, found=f"{found} {uri}".strip(), cure=cure)

@@ -1,0 +1,86 @@
+"""Recall@k of a scoring system: is a pair's item among the k best candidates of its query?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+ScoreQueries = Callable[[Int[Tensor, "query"]], Float[Tensor, "query candidate"]]
+"""Scores of all candidates for some queries, given as positions in the evaluation's list of queries."""
+
+_BLOCK_NUMBERS = 1 << 25
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out pairs against one set of candidates.
+
+    Attributes:
+        query: Position of each pair's query in the list of distinct queries.
+        positive: Position of each pair's item among the candidates.
+        query_item: For each query, the candidate that it shows; -1 = none.
+        weights: Engagement count of each pair.
+        distractors: Candidates that compete; the others are here only as some pair's positive.
+    """
+
+    query: Int[Tensor, "pair"]
+    positive: Int[Tensor, "pair"]
+    query_item: Int[Tensor, "query"]
+    weights: Float[Tensor, "pair"]
+    distractors: Bool[Tensor, "candidate"]
+
+
+def hits(held_out: HeldOut, score: ScoreQueries, k: int) -> Bool[Tensor, "pair"]:
+    """Whether each pair's item ranks among the first k of its query.
+
+    `rank = 1 + #{y in distractors, y not the item nor the query's own item: score(y) >= score(item)}`: ties count
+    against the system, as does a score that is not a number.
+
+    Source: ItemSage section 4.1 (recall@k with random distractors), the formula as remembered.
+    Differs from the paper: the item that the query shows is no candidate.
+
+    Args:
+        held_out: The pairs.
+        score: The system.
+        k: How many places count.
+    """
+    result = torch.zeros(len(held_out.query), dtype=torch.bool)
+    order = torch.argsort(held_out.query, stable=True)
+    queries = torch.unique(held_out.query)
+    ends = torch.searchsorted(held_out.query[order], queries, right=True)
+    starts = torch.searchsorted(held_out.query[order], queries)
+    block = max(1, _BLOCK_NUMBERS // len(held_out.distractors))
+    for first in range(0, len(queries), block):
+        some = queries[first : first + block]
+        scores = score(some).float().nan_to_num(nan=-torch.inf)
+        rows = order[starts[first] : ends[min(first + block, len(queries)) - 1]]
+        place = torch.searchsorted(some, held_out.query[rows])
+        result[rows] = _hits_of_block(held_out, scores, some, rows, place, k)
+    return result
+
+
+def weighted_mean(values: Bool[Tensor, "pair"], weights: Float[Tensor, "pair"]) -> float:
+    """Weighted share of true values; 0 where there is no weight."""
+    total = weights.double().sum()
+    return float((values.double() * weights.double()).sum() / total) if total > 0 else 0.0
+
+
+def _hits_of_block(
+    held_out: HeldOut, scores: Tensor, some: Tensor, rows: Tensor, place: Tensor, k: int
+) -> Bool[Tensor, "pair"]:
+    """The same for the pairs `rows`, whose queries `some` have the given scores [query, candidate]."""
+    positive = held_out.positive[rows]
+    own_score = scores[place, positive]
+    competing = scores.masked_fill(~held_out.distractors, -torch.inf)
+    shown = held_out.query_item[some]
+    has_item = torch.nonzero(shown >= 0).squeeze(1)
+    competing[has_item, shown[has_item]] = -torch.inf
+    # The positive may itself be among the best: k + 1 of them always leave k others.
+    best, which = competing.topk(min(k + 1, competing.shape[1]), dim=1)
+    others = (which[place] != positive[:, None]) & (best[place] > -torch.inf)
+    better = ((best[place] >= own_score[:, None]) & others).sum(1)
+    return (better < k) & (own_score > -torch.inf)

@@ -1,0 +1,89 @@
+"""Scoring Arrow batches of item_features: what a Spark worker, or any other Arrow program, runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from itemsage_model.batch import FEATURE_CELLS, PackedItems, to_item_batch, unpack_items
+from itemsage_model.checkpoint import ModelSpec, build_tower
+from schemas.tables import EMBEDDING_DIM, ITEM_FEATURES
+
+_LOADED: dict[str, Scorer] = {}
+
+
+class Scorer:
+    """A tower with frozen weights and its folded constants.
+
+    Args:
+        weights: The weights as safetensors.
+        spec: What they are.
+    """
+
+    def __init__(self, weights: bytes, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.tower = build_tower(weights, spec)
+        self.fold = self.tower.encoder.fold() if spec.model.layers == 1 else None
+
+    def score(self, items: PackedItems) -> npt.NDArray[np.float32]:
+        """Embeddings [item, dim] of packed items, unit length."""
+        with torch.inference_mode():
+            vectors: npt.NDArray[np.float32] = self.tower(
+                to_item_batch(items, self.spec.model.max_images), self.fold
+            ).numpy()
+        return vectors
+
+    def score_batch(self, batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
+        """Embeddings [row, dim] of the rows of an item_features batch.
+
+        Raises:
+            TableError: a feature cell is not what the model was trained on.
+        """
+        cells = {name: batch.column(name).to_pylist() for name in FEATURE_CELLS}
+        text_count = len(self.spec.features.text_features)
+        return self.score(unpack_items(ITEM_FEATURES.name, cells, text_count, self.spec.vocabulary_size))
+
+
+def load_once(weights: bytes, spec: ModelSpec) -> Scorer:
+    """The scorer of these weights, built once per process; one thread, as a Spark task slot is one core."""
+    identity = hashlib.sha256(weights).hexdigest()
+    if identity not in _LOADED:
+        torch.set_num_threads(1)
+        _LOADED.clear()
+        _LOADED[identity] = Scorer(weights, spec)
+    return _LOADED[identity]
+
+
+def vector_column(vectors: npt.NDArray[np.float32]) -> pa.ListArray:
+    """A [row, dim] matrix as an Arrow list<float> column."""
+    offsets = np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(vectors.ravel()))
+
+
+def sum_of_images(items: PackedItems) -> npt.NDArray[np.float32]:
+    """Unit-length sum of each item's image vectors [item, dim]; zero without images.
+
+    Source: the baseline `Sum` of ItemSage, table 2.
+    """
+    sums = np.zeros((len(items), EMBEDDING_DIM), np.float32)
+    owners = np.repeat(np.arange(len(items)), items.image_counts)
+    np.add.at(sums, owners, items.image_embeddings.astype(np.float32))
+    return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+
+
+def batch_function(
+    score: Callable[[pa.RecordBatch], npt.NDArray[np.float32]], kept: tuple[str, ...]
+) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """A function for `mapInArrow`: keeps some columns and adds `embedding`."""
+
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            columns = [batch.column(name) for name in kept]
+            yield pa.RecordBatch.from_arrays([*columns, vector_column(score(batch))], [*kept, "embedding"])
+
+    return run

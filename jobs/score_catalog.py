@@ -1,0 +1,115 @@
+"""Score the whole catalog with the trained model.
+
+Reads: item_features, and the model that the record of train names.
+Writes: item_embeddings; one row is one product of the catalog with its published embedding.
+Safe to rerun: one Delta commit replaces the table, and equal inputs give equal rows (scored_ts is the logical date).
+
+    spark-submit --properties-file spark-defaults.conf jobs/score_catalog.py --settings pipeline.toml
+"""
+
+from __future__ import annotations
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from itemsage_model.checkpoint import ModelSpec, load_model
+from itemsage_model.scorer import batch_function, load_once
+from jobs import command_line
+from jobs.run import Run
+from schemas.columns import TableError
+from schemas.records import read_record
+from schemas.settings import Settings
+from schemas.tables import EMBEDDING_DIM, ITEM_EMBEDDINGS, ITEM_FEATURES
+
+STAGE = "score_catalog"
+MAX_BROADCAST_BYTES = 1 << 30
+KEPT = ("item_id", "features_hash")
+
+
+def build(item_features: DataFrame, weights: bytes, spec: ModelSpec) -> DataFrame:
+    """Add each item's embedding; the model travels as safetensors bytes and is built once per Python worker.
+
+    Args:
+        item_features: One row an item, unique by item_id.
+        weights: The model's weights as safetensors.
+        spec: What they are.
+
+    Returns:
+        item_id, features_hash, embedding.
+    """
+    broadcast = item_features.sparkSession.sparkContext.broadcast(weights)
+
+    def score_partition(batches):  # type: ignore[no-untyped-def]
+        scorer = load_once(broadcast.value, spec)
+        yield from batch_function(scorer.score_batch, KEPT)(batches)
+
+    schema = T.StructType(
+        [
+            *(T.StructField(name, T.StringType(), False) for name in KEPT),
+            T.StructField("embedding", T.ArrayType(T.FloatType(), False), False),
+        ]
+    )
+    return item_features.mapInArrow(score_partition, schema)
+
+
+def run(spark: SparkSession, settings: Settings) -> None:
+    """Score and publish."""
+    with Run(spark, settings, STAGE) as run_:
+        trained = read_record(settings.warehouse.uri, "train")
+        weights, spec, facts = load_model(trained["figures"]["model_uri"])
+        if len(weights) > MAX_BROADCAST_BYTES:
+            raise TableError(
+                "model",
+                "weights",
+                expected=f"at most {MAX_BROADCAST_BYTES:,} bytes, to be broadcast",
+                found=f"{len(weights):,} bytes",
+                cure="Lower model.hash_rows or the vocabulary sizes in [features].",
+            )
+        features = run_.read(ITEM_FEATURES)
+        _refuse_other_features(run_.inputs[-1], trained)
+        scored = build(features, weights, spec)
+        published = scored.withColumns(
+            {"model_id": F.lit(facts["model_id"]), "scored_ts": F.lit(settings.dates.end).cast("timestamp")}
+        )
+        checks = {
+            "embedding_length": f"size(embedding) = {EMBEDDING_DIM}",
+            "embedding_unit": "abs(aggregate(embedding, 0D, (s, x) -> s + x * x) - 1) < 2e-3",
+        }
+        written = run_.write(published, ITEM_EMBEDDINGS, checks=checks)
+        _require_whole_catalog(written.rows, run_.inputs[-1]["rows"])
+        run_.figures["model_id"] = facts["model_id"]
+
+
+def _refuse_other_features(used: dict[str, object], trained: dict[str, object]) -> None:
+    """Token ids mean something only with the vocabulary they were made with: versions must agree."""
+    expected = trained["figures"]["vocabulary_version"]  # type: ignore[index]
+    found = used.get("vocabulary_version", expected)
+    if found != expected:
+        raise TableError(
+            ITEM_FEATURES.name,
+            "text_token_ids",
+            expected=f"ids of vocabulary version {expected}, as in training",
+            found=f"version {found}",
+            cure="Train again after build_item_features.",
+        )
+
+
+def _require_whole_catalog(written: int, expected: int) -> None:
+    if written != expected:
+        raise TableError(
+            ITEM_EMBEDDINGS.name,
+            "item_id",
+            expected=f"{expected} rows, one for each row of item_features",
+            found=f"{written}",
+            cure="Run the job again; the previous version of the table is still readable.",
+        )
+
+
+def main() -> None:
+    """Entry point of spark-submit."""
+    command_line.main(STAGE, run, __doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Small tables and items for the model's tests, written without Spark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import convert_to_deltalake
+
+from itemsage_model.batch import PackedItems, unpack_items
+from schemas.tables import EMBEDDING_DIM
+
+TEXTS = 3
+VOCABULARY = 50
+
+
+def item_cells(random: np.random.Generator, items: int, most_images: int = 4) -> dict[str, list[bytes]]:
+    """Packed feature cells of random items; some without text, some without images."""
+    counts = random.integers(0, 4, (items, TEXTS)).astype("<i4")
+    images = random.integers(0, most_images + 1, items)
+    return {
+        "text_token_ids": [random.integers(0, VOCABULARY, row.sum()).astype("<i4").tobytes() for row in counts],
+        "text_token_counts": [row.tobytes() for row in counts],
+        "image_embeddings": [random.normal(size=(n, EMBEDDING_DIM)).astype("<f2").tobytes() for n in images],
+    }
+
+
+def packed_items(items: int, seed: int = 1, most_images: int = 4) -> PackedItems:
+    """Random items as the reader unpacks them."""
+    cells = item_cells(np.random.default_rng(seed), items, most_images)
+    return unpack_items("item_features", cells, TEXTS, VOCABULARY)
+
+
+def write_pairs(uri: Path, file_rows: list[int], items: int = 20, seed: int = 1) -> np.ndarray:
+    """A training table with one file per entry of `file_rows`; returns its item keys, in order of the files.
+
+    `query_key` numbers the rows from 0, so that a test can see which row is which.
+    """
+    random = np.random.default_rng(seed)
+    features = item_cells(np.random.default_rng(99), items)
+    keys, tables = [], []
+    row = 0
+    for rows in file_rows:
+        item = random.integers(0, items, rows)
+        table = pa.table(
+            {
+                "query_id": [f"q{row + i}" for i in range(rows)],
+                "item_id": [f"i{i}" for i in item],
+                "query_key": pa.array(np.arange(row, row + rows)),
+                "item_key": pa.array(item.astype(np.int64) + 1000),
+                "query_item_key": pa.array(np.zeros(rows, np.int64)),
+                "engagement_count": pa.array(np.ones(rows, np.int64)),
+                "pair_weight": pa.array(np.ones(rows, np.float32)),
+                "query_embedding": [_unit(random).tobytes() for _ in range(rows)],
+                **{name: [cells[i] for i in item] for name, cells in features.items()},
+            }
+        )
+        tables.append(table)
+        keys.append(item + 1000)
+        row += rows
+    write_table(uri, tables)
+    return np.concatenate(keys)
+
+
+def write_catalog(uri: Path, items: int = 20, files: int = 2) -> None:
+    """An item_features table whose keys are those of `write_pairs`."""
+    features = item_cells(np.random.default_rng(99), items)
+    tables = [
+        pa.table(
+            {
+                "item_id": [f"i{i}" for i in rows],
+                "item_key": pa.array(rows.astype(np.int64) + 1000),
+                **{name: [cells[i] for i in rows] for name, cells in features.items()},
+            }
+        )
+        for rows in np.array_split(np.arange(items), files)
+    ]
+    write_table(uri, tables)
+
+
+def write_table(uri: Path, tables: list[pa.Table]) -> None:
+    """A Delta table of one version, 0, with one file a table; file names, and so their order, are always the same."""
+    uri.mkdir(parents=True)
+    for number, table in enumerate(tables):
+        pq.write_table(table, uri / f"part-{number:05}.parquet")
+    convert_to_deltalake(str(uri))
+
+
+def _unit(random: np.random.Generator) -> np.ndarray:
+    vector = random.normal(size=EMBEDDING_DIM)
+    return (vector / np.linalg.norm(vector)).astype("<f2")
