@@ -38,13 +38,18 @@ def co_occurrence(
     query_items: npt.NDArray[np.int64],
     candidates: npt.NDArray[np.int64],
     pairs: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]],
+    popularity: npt.NDArray[np.int64],
 ) -> ScoreQueries:
-    """Score = training engagements of the candidate after queries that show the same item.
+    """Score = training engagements of the candidate after queries that show the same item; ties by popularity.
+
+    Counts are small numbers with many ties, and ties count against a system, so without an order among them this
+    baseline would look weaker than it is.
 
     Args:
         query_items: Key of the item each query shows, 0 = none; [query].
         candidates: Sorted item keys; [candidate].
         pairs: Query item keys, item keys and counts of the training pairs.
+        popularity: Engagements of each candidate; [candidate].
     """
     shown, items, counts = pairs
     known = np.unique(query_items[query_items != 0])
@@ -57,7 +62,9 @@ def co_occurrence(
     matrix = csr_matrix((counts[kept], (row[kept], column[kept])), shape=(len(known) + 1, len(candidates)))
     place = np.where(query_items == 0, len(known), np.searchsorted(known, query_items))
 
+    tie_break = torch.from_numpy(popularity / (2 * max(popularity.max(initial=0), 1)))
+
     def score(some: Tensor) -> Tensor:
-        return torch.from_numpy(matrix[place[some.numpy()]].toarray())
+        return torch.from_numpy(matrix[place[some.numpy()]].toarray()) + tie_break
 
     return score

@@ -17,7 +17,7 @@ class CountMinSketch(nn.Module):
 
     A key has one cell in each of `depth` rows of `width` cells, and its estimate is the smallest of them.
 
-    Source: ItemSage section 3.3 (streaming count-min sketch, updated with a batch before it is asked about it).
+    Source: ItemSage, the Q of eq. 2: a streaming count-min sketch, updated with a batch before it is asked about it.
     Assumed: hash = top bits of an odd 64-bit number times the key, scaled to the width; depth 2 as in the team's code.
 
     Args:

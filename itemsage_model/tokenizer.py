@@ -1,8 +1,8 @@
 """The one tokeniser: text -> character trigrams, word unigrams and word bigrams -> dense token ids.
 
 `token_kinds` says what the tokens of a text are; the vocabulary is counted with it. `Tokenizer` turns columns of texts
-into ids: it asks `token_kinds` once per distinct piece between blanks and composes a text from its pieces, which is
-exact because a token that crosses a blank depends only on the characters or words on both sides of that blank.
+into ids: it asks `token_kinds` once per distinct piece between spaces and composes a text from its pieces, which is
+exact because a token that crosses a space depends only on the characters or words on both sides of it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 TOKEN_KINDS = ("char_trigram", "word_unigram", "word_bigram")
 """The three kinds of tokens, in the order of their ids."""
@@ -24,7 +26,7 @@ MAX_CHARACTERS = 16_384
 """Characters of one text that are read; bounds memory against a stray cell of 50 MB."""
 
 _MOST_CACHED = 500_000
-"""Pieces, pairs of words or 32 token ids that a Tokenizer remembers before it starts afresh."""
+"""Pieces, or 32 token ids each, that a Tokenizer remembers before it starts afresh."""
 
 # CJK ideographs, each a word of its own (as BERT's tokeniser has it, with Unicode's later extensions).
 _IDEOGRAPHS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F), (0x30000, 0x323AF))
@@ -101,7 +103,9 @@ def pack_vocabulary(trigrams: Iterable[str], unigrams: Iterable[str], bigrams: I
 def take_runs(values: Ids, starts: Ints, counts: Ints) -> Ids:
     """Concatenate the runs `values[start : start + count]`."""
     before = np.cumsum(counts) - counts
-    taken: Ids = values[np.repeat(starts - before, counts) + np.arange(counts.sum())]
+    places = np.repeat((starts - before).astype(np.int32), counts)  # half the width, twice the speed
+    places += np.arange(len(places), dtype=np.int32)
+    taken: Ids = values[places]
     return taken
 
 
@@ -121,11 +125,55 @@ class Encoded(NamedTuple):
     truncated: Ints
 
 
-# What is known of a piece: where its ids start in the flat store and how many they are, how many of its tokens are
-# unknown, and what its ends show to its neighbours: characters by code point, words by number, _NONE if it has none.
+# What is known of a piece: where its ids start in the store and how many they are, how many of its tokens are unknown,
+# and what its ends show to its neighbours: characters by code point, words by number.
 _START, _SIZE, _MISSING, _FIRST_CHARACTER, _LAST_CHARACTER, _FIRST_WORD, _LAST_WORD = range(7)
-_NONE, _UNKNOWN = -1, -2  # instead of an id: there is no token, or the vocabulary lacks it
-_LOW = (1 << 32) - 1
+_NONE, _UNKNOWN = -1, -2  # instead of an id or a number: there is none, or the vocabulary lacks it
+
+
+class _PairTable:
+    """Ids of pairs of numbers: a hash table with open addressing that is asked for whole arrays at once.
+
+    Args:
+        pairs: The pairs, one a row.
+        ids: The id of each pair.
+        absent: What is found for every other pair.
+    """
+
+    def __init__(self, pairs: list[tuple[int, int]], ids: Ints, absent: int) -> None:
+        bits = 1 + int(2 * len(ids)).bit_length()
+        self._shift, self._mask = np.uint64(64 - bits), (1 << bits) - 1
+        self._absent = absent
+        self._keys = np.full(1 << bits, -1)
+        self._ids = np.empty(1 << bits, np.int32)
+        keys = self._joined(*np.array(pairs, np.int64).reshape(-1, 2).T)
+        place = self._home(keys)
+        while len(keys):
+            is_free = self._keys[place] == -1
+            self._keys[place[is_free]] = keys[is_free]
+            has_won = self._keys[place] == keys  # of several keys for one place, one gets it
+            self._ids[place[has_won]] = ids[has_won]
+            keys, ids, place = keys[~has_won], ids[~has_won], (place[~has_won] + 1) & self._mask
+
+    def find(self, firsts: Ints, seconds: Ints) -> Ints:
+        """Look up the id of each pair."""
+        keys = self._joined(firsts, seconds)
+        found = np.full(len(keys), self._absent)
+        pending, place = np.arange(len(keys)), self._home(keys)
+        while len(pending):
+            there = self._keys[place]
+            is_hit = there == keys
+            found[pending[is_hit]] = self._ids[place[is_hit]]
+            goes_on = ~is_hit & (there != -1)
+            keys, pending, place = keys[goes_on], pending[goes_on], (place[goes_on] + 1) & self._mask
+        return found
+
+    @staticmethod
+    def _joined(firsts: Ints, seconds: Ints) -> Ints:
+        return firsts << 32 | seconds  # never -1, the mark of a free place: no number is _NONE
+
+    def _home(self, keys: Ints) -> Ints:
+        return (keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> self._shift).astype(np.int64)
 
 
 class Tokenizer:
@@ -138,33 +186,44 @@ class Tokenizer:
     """
 
     def __init__(
-        self, trigrams: Iterable[str], unigrams: Iterable[str], bigrams: Iterable[str], *, max_tokens: int = 0
+        self, trigrams: Sequence[str], unigrams: Sequence[str], bigrams: Sequence[str], *, max_tokens: int = 0
     ) -> None:
         self._max_tokens = max_tokens
-        self._vocabularies: list[dict[str, int]] = []
-        first_id = 0
-        for tokens in (trigrams, unigrams, bigrams):
-            self._vocabularies.append({token: token_id for token_id, token in enumerate(tokens, first_id)})
-            first_id += len(self._vocabularies[-1])
+        self._trigrams = {token: token_id for token_id, token in enumerate(trigrams)}
+        self._unigrams = {token: token_id for token_id, token in enumerate(unigrams, len(trigrams))}
+        self._size = len(trigrams) + len(unigrams) + len(bigrams)
+        # The tokens that may cross a space: trigrams x#y by their characters, bigrams by the numbers of their words.
+        crossing = [token for token in trigrams if token[1] == "#"]
+        self._crossing_trigrams = _PairTable(
+            [(ord(token[0]), ord(token[2])) for token in crossing],
+            np.array([self._trigrams[token] for token in crossing], np.int64),
+            _UNKNOWN if trigrams else _NONE,
+        )
+        self._words: _Cache[str, int] = _Cache(lambda _: len(self._words))
+        self._bigrams = _PairTable(
+            [(self._words[first], self._words[second]) for first, second in (token.split("#") for token in bigrams)],
+            np.arange(self._size - len(bigrams), self._size),
+            _UNKNOWN if bigrams else _NONE,
+        )
         self._forget()
 
-    def encode_column(self, texts: Sequence[str]) -> Encoded:
+    def encode_column(self, texts: pa.StringArray) -> Encoded:
         """Token ids of each text: the tokens of `token_kinds`, ordered by their place in the text instead of by kind.
 
-        So the cap keeps the beginning of a text, with tokens of every kind.
+        So the cap keeps the beginning of a text, with tokens of every kind. A null is an empty text.
         """
-        if max(len(self._pieces), len(self._bigrams), len(self._store) // 32) > _MOST_CACHED:
+        if max(len(self._pieces), len(self._store) // 32) > _MOST_CACHED + self._size // 32:
             self._forget()
-        pieces: list[str] = []
-        piece_counts = []
-        for text in texts:
-            split = text[:MAX_CHARACTERS].split()
-            pieces += split
-            piece_counts.append(len(split))
-        rows = np.fromiter(map(self._pieces.__getitem__, pieces), np.int64, len(pieces))
-        owner = np.repeat(np.arange(len(texts)), piece_counts)
-        ids, counts, missing = self._compose(rows, owner, len(texts))
-        truncated = np.fromiter((max(0, len(text) - MAX_CHARACTERS) for text in texts), np.int64, len(texts))
+        truncated = np.zeros(len(texts), np.int64)
+        if len(texts) and (pc.max(pc.binary_length(texts)).as_py() or 0) > MAX_CHARACTERS:
+            truncated += np.maximum(pc.utf8_length(texts).fill_null(0).to_numpy() - MAX_CHARACTERS, 0)
+            texts = pc.utf8_slice_codeunits(texts, 0, MAX_CHARACTERS)
+        split = pc.split_pattern(texts, " ")
+        owner = np.repeat(np.arange(len(texts)), pc.list_value_length(split).fill_null(0).to_numpy())
+        pieces = split.flatten().dictionary_encode()
+        distinct = pieces.dictionary.to_numpy(zero_copy_only=False)
+        rows = np.fromiter(map(self._pieces.__getitem__, distinct), np.int64, len(distinct))
+        ids, counts, missing = self._compose(rows[pieces.indices.to_numpy()], owner, len(texts))
         if self._max_tokens and counts.max(initial=0) > self._max_tokens:
             kept = np.minimum(counts, self._max_tokens)
             truncated += counts - kept
@@ -183,66 +242,51 @@ class Tokenizer:
             All ids; the number of ids, and of unknown tokens, of each text.
         """
         facts = np.frombuffer(self._facts, np.int64).reshape(-1, 7)[rows]
-        is_visible = facts[:, _FIRST_CHARACTER] >= 0  # an invisible piece leaves no trace: its blanks join
+        is_visible = facts[:, _FIRST_CHARACTER] >= 0  # an invisible piece leaves no trace: its spaces join
         facts, owner = facts[is_visible], owner[is_visible]
-        has_word = facts[:, _FIRST_WORD] >= 0  # bigrams reach over pieces of punctuation
-        starts = np.full((len(facts), 3), _NONE)
-        starts[:, 0] = _leads(self._trigrams, facts[:, _FIRST_CHARACTER], facts[:, _LAST_CHARACTER], owner)
-        starts[:, 1] = facts[:, _START]
-        starts[has_word, 2] = _leads(
-            self._bigrams, facts[has_word, _FIRST_WORD], facts[has_word, _LAST_WORD], owner[has_word]
-        )
-        counts = (starts >= 0).astype(np.int64)
-        counts[:, 1] = facts[:, _SIZE]
-        ids = take_runs(np.frombuffer(self._store, np.int32), starts.ravel(), counts.ravel())
-        missing = facts[:, _MISSING] + (starts == _UNKNOWN).sum(axis=1)
-        sums = [np.bincount(owner, values, text_count).astype(np.int64) for values in (counts.sum(axis=1), missing)]
+        has_word = facts[:, _FIRST_WORD] != _NONE  # bigrams reach over pieces of punctuation
+        trigram = _leads(self._crossing_trigrams, facts[:, _FIRST_CHARACTER : _LAST_CHARACTER + 1], owner)
+        bigram = np.full(len(facts), _NONE)
+        bigram[has_word] = _leads(self._bigrams, facts[has_word, _FIRST_WORD : _LAST_WORD + 1], owner[has_word])
+        starts = np.stack([trigram, facts[:, _START], bigram], axis=1).ravel()
+        counts = np.stack([trigram >= 0, facts[:, _SIZE], bigram >= 0], axis=1).ravel()
+        ids = take_runs(np.frombuffer(self._store, np.int32), starts, counts)
+        sizes = facts[:, _SIZE] + (trigram >= 0) + (bigram >= 0)
+        missing = facts[:, _MISSING] + (trigram == _UNKNOWN) + (bigram == _UNKNOWN)
+        sums = [np.bincount(owner, values, text_count).astype(np.int64) for values in (sizes, missing)]
         return ids, sums[0], sums[1]
 
     def _forget(self) -> None:
-        self._facts, self._store = array("q"), array("i")
-        self._words: list[str] = []
-        self._word_numbers = _Cache(self._number_word)
+        """Start with empty caches; the store begins with every id at its own place, for single tokens."""
+        self._facts, self._store = array("q"), array("i", range(self._size))
         self._pieces = _Cache(self._learn_piece)
-        self._trigrams: _Cache[int, int] = _Cache(lambda pair: self._look_up(0, chr(pair >> 32), chr(pair & _LOW)))
-        self._bigrams: _Cache[int, int] = _Cache(
-            lambda pair: self._look_up(2, self._words[pair >> 32], self._words[pair & _LOW])
-        )
-
-    def _number_word(self, word: str) -> int:
-        self._words.append(word)
-        return len(self._words) - 1
-
-    def _look_up(self, kind: int, before: str, after: str) -> int:
-        """Find the place in the store of a token's id."""
-        vocabulary = self._vocabularies[kind]
-        token = f"{before}#{after}"
-        if token not in vocabulary:
-            return _UNKNOWN if vocabulary else _NONE
-        self._store.append(vocabulary[token])
-        return len(self._store) - 1
 
     def _learn_piece(self, piece: str) -> int:
-        """Write the facts of a piece without blanks; returns their row."""
-        kinds = token_kinds(piece)
-        start, missing = len(self._store), 0
-        for tokens, vocabulary in zip(kinds, self._vocabularies, strict=True):
-            known = [vocabulary[token] for token in tokens if token in vocabulary]
-            self._store.extend(known)
-            missing += len(tokens) - len(known) if vocabulary else 0
-        trigrams, words, _ = kinds
-        characters = (ord(trigrams[0][1]), ord(trigrams[-1][1])) if trigrams else (-1, -1)
-        ends = (self._word_numbers[words[0]], self._word_numbers[words[-1]]) if words else (-1, -1)
-        self._facts.extend((start, len(self._store) - start, missing, *characters, *ends))
+        """Write the facts of a piece; returns their row."""
+        trigrams, words, _ = token_kinds(piece)
+        numbers = np.array([self._words.get(word, _UNKNOWN) for word in words], np.int64)
+        ids = [self._trigrams.get(token, _UNKNOWN) for token in trigrams if self._trigrams]
+        ids += [self._unigrams.get(word, _UNKNOWN) for word in words if self._unigrams]
+        ids += self._bigrams.find(numbers[:-1], numbers[1:]).tolist() if len(words) > 1 else []
+        known = [number for number in ids if number >= 0]
+        characters = (ord(trigrams[0][1]), ord(trigrams[-1][1])) if trigrams else (_NONE, _NONE)
+        ends = (int(numbers[0]), int(numbers[-1])) if words else (_NONE, _NONE)
+        self._facts.extend((len(self._store), len(known), ids.count(_UNKNOWN), *characters, *ends))
+        self._store.extend(known)
         return len(self._pieces)
 
 
-def _leads(cache: _Cache[int, int], first: Ints, last: Ints, owner: Ints) -> Ints:
-    """Of each piece, the id of the token that leads to it from its predecessor in the same text, if there is one."""
+def _leads(table: _PairTable, ends: Ints, owner: Ints) -> Ints:
+    """Of each piece, the id of the token that leads to it from its predecessor in the same text, if there is one.
+
+    Args:
+        table: The ids by what the two pieces show to each other.
+        ends: What each piece shows to its predecessor and to its successor.
+        owner: Each piece's text.
+    """
     leads = np.full(len(owner), _NONE)
     follows = np.flatnonzero(owner[1:] == owner[:-1]) + 1
-    pairs = (last[follows - 1] << 32 | first[follows]).tolist()
-    leads[follows] = np.fromiter(map(cache.__getitem__, pairs), np.int64, len(pairs))
+    leads[follows] = table.find(ends[follows - 1, 1], ends[follows, 0])
     return leads
 
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from pyspark.sql import SparkSession
+from tqdm import tqdm
 
 from jobs.session import open_session
 from schemas.columns import TableError
@@ -35,7 +38,8 @@ def main(stage: str, run: Callable[[SparkSession, Settings], None], doc: str | N
         settings = load_settings(arguments.settings, arguments.set)
         spark = open_session(stage)
         try:
-            run(spark, settings)
+            with task_bar(spark, stage):
+                run(spark, settings)
         finally:
             spark.stop()
     except SettingsError as error:
@@ -45,6 +49,33 @@ def main(stage: str, run: Callable[[SparkSession, Settings], None], doc: str | N
     except Exception:
         traceback.print_exc()
         fail(traceback.format_exc(limit=0).strip().splitlines()[-1][:2000], EXIT_FAILED)
+
+
+@contextmanager
+def task_bar(spark: SparkSession, stage: str) -> Iterator[None]:
+    """A bar of Spark's finished tasks while a person watches; nothing where standard output is no terminal."""
+    if not sys.stdout.isatty():
+        yield
+        return
+    is_over = threading.Event()
+    tracker = spark.sparkContext.statusTracker()
+
+    def watch() -> None:
+        with tqdm(unit="task", desc=stage, file=sys.stdout, leave=False) as bar:
+            while not is_over.wait(0.5):
+                found = [tracker.getStageInfo(number) for number in tracker.getActiveStageIds()]
+                active = [info for info in found if info is not None]
+                bar.total = sum(info.numTasks for info in active)
+                bar.n = sum(info.numCompletedTasks for info in active)
+                bar.refresh()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def fail(message: str, code: int) -> None:

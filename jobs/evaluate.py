@@ -212,9 +212,7 @@ def _feature_vectors(features: DataFrame, keys: npt.NDArray[np.int64], settings:
     return result
 
 
-def _popularity(
-    run_: Run, keys: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+def _popularity(run_: Run, keys: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Training engagements of each candidate over all tasks, and whether it has any."""
     table = run_.read(ITEM_COUNTS).groupBy("item_key").agg(F.sum("engagement_count").alias("n")).toArrow()
     counts = np.zeros(len(keys), np.int64)
@@ -225,9 +223,7 @@ def _popularity(
     return counts, counts > 0
 
 
-def _frozen_titles(
-    run_: Run, chosen: DataFrame, keys: npt.NDArray[np.int64], settings: Settings
-) -> dict[str, Vectors]:
+def _frozen_titles(run_: Run, chosen: DataFrame, keys: npt.NDArray[np.int64], settings: Settings) -> dict[str, Vectors]:
     """The frozen text encoder's vector of each candidate's title, where the pipeline has such an encoder."""
     encoder = query_encoder.load_if_saved(f"{settings.warehouse.uri}/query_encoder")
     if encoder is None:
@@ -241,9 +237,7 @@ def _frozen_titles(
     return {"frozen_query": vectors}
 
 
-def _optional_vectors(
-    run_: Run, table: Table, chosen: DataFrame, keys: npt.NDArray[np.int64]
-) -> dict[str, Vectors]:
+def _optional_vectors(run_: Run, table: Table, chosen: DataFrame, keys: npt.NDArray[np.int64]) -> dict[str, Vectors]:
     """The demo world's hidden vectors, where it wrote any."""
     if table_io.latest_version(run_.spark, run_.settings.table_uri(table.name)) is None:
         return {}
@@ -289,7 +283,9 @@ def _systems(
         "popularity": baselines.popularity(candidates.engagement_count),
     }
     if pairs.query_item_key.any():
-        systems["co_occurrence"] = baselines.co_occurrence(pairs.query_item_key, candidates.item_key, counts)
+        systems["co_occurrence"] = baselines.co_occurrence(
+            pairs.query_item_key, candidates.item_key, counts, candidates.engagement_count
+        )
     if "sum" in vectors and pairs.task.query_kind == "closeup":
         systems["sum"] = baselines.dot_product(queries, vectors["sum"])
     if "frozen_query" in vectors:
@@ -302,9 +298,7 @@ def _systems(
     return systems
 
 
-def _frozen_query(
-    texts: DataFrame, pairs: TaskPairs, titles: Vectors, settings: Settings
-) -> dict[str, ScoreQueries]:
+def _frozen_query(texts: DataFrame, pairs: TaskPairs, titles: Vectors, settings: Settings) -> dict[str, ScoreQueries]:
     text_of = {row["query_id"]: row["text"] for row in texts.collect()}
     if not any(text_of.values()):
         return {}

@@ -9,6 +9,8 @@ Safe to rerun: one Delta commit replaces the table, and equal inputs give equal 
 
 from __future__ import annotations
 
+from typing import Any
+
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -67,7 +69,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
                 cure="Lower model.hash_rows or the vocabulary sizes in [features].",
             )
         features = run_.read(ITEM_FEATURES)
-        _refuse_other_features(run_.inputs[-1], trained)
+        _refuse_other_vocabulary(settings, trained)
         scored = build(features, weights, spec)
         published = scored.withColumns(
             {"model_id": F.lit(facts["model_id"]), "scored_ts": F.lit(settings.dates.end).cast("timestamp")}
@@ -81,17 +83,17 @@ def run(spark: SparkSession, settings: Settings) -> None:
         run_.figures["model_id"] = facts["model_id"]
 
 
-def _refuse_other_features(used: dict[str, object], trained: dict[str, object]) -> None:
-    """Token ids mean something only with the vocabulary they were made with: versions must agree."""
-    expected = trained["figures"]["vocabulary_version"]  # type: ignore[index]
-    found = used.get("vocabulary_version", expected)
+def _refuse_other_vocabulary(settings: Settings, trained: dict[str, Any]) -> None:
+    """Token ids mean something only with the vocabulary they were made with."""
+    expected = trained["figures"]["vocabulary_hash"]
+    found = read_record(settings.warehouse.uri, "build_item_features")["figures"]["vocabulary_hash"]
     if found != expected:
         raise TableError(
             ITEM_FEATURES.name,
             "text_token_ids",
-            expected=f"ids of vocabulary version {expected}, as in training",
-            found=f"version {found}",
-            cure="Train again after build_item_features.",
+            expected=f"ids of the vocabulary that the model was trained with ({expected})",
+            found=f"ids of another one ({found})",
+            cure="Train again, or restore the vocabulary table and run build_item_features.",
         )
 
 

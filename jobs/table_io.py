@@ -6,11 +6,11 @@ enforced by Delta on every declared column. Deletion vectors stay off, because P
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from delta.tables import DeltaTable
+from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.utils import AnalysisException
 
 from schemas.columns import Table, TableError
 from schemas.spark import conform, struct_type
@@ -106,12 +106,3 @@ def write(
     # Delta leaves the metric out where the plan shows that there is no row.
     rows = commit["operationMetrics"].get("numOutputRows", 0)
     return Written(table.name, uri, int(commit["version"]), int(rows))
-
-
-@dataclass
-class Tally:
-    """Rows that a job read, wrote and rejected: what its run record and the final summary say."""
-
-    read: dict[str, int] = field(default_factory=dict)
-    written: list[Written] = field(default_factory=list)
-    rejected: dict[str, int] = field(default_factory=dict)

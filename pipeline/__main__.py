@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -65,7 +66,10 @@ def run_stage(title: str, command: list[str], log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with log.open("w") as stderr:
-        code = subprocess.run(command, stderr=stderr, env=environment, check=False).returncode
+        stage = subprocess.Popen(command, stderr=stderr, env=environment)
+        # A scheduler that ends the pipeline ends the stage too; the stage's tables change by whole commits or not at all.
+        signal.signal(signal.SIGTERM, lambda *_: stage.terminate())
+        code = stage.wait()
     if code:
         print(f"  failed with exit code {code}; Spark's and Python's messages: {log}", flush=True)
         sys.exit(code if code > 0 else 1)

@@ -188,7 +188,7 @@ class TrainSettings(Section):
     table_learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     clip_norm: float = Field(default=0.0, ge=0)
-    table_gradients: Literal["sparse", "dense"] = "sparse"
+    table_gradients: Literal["dense", "sparse"] = "dense"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     shuffle_rows: int = Field(default=32_768, ge=1)
     prefetch_batches: int = Field(default=4, ge=1)
@@ -280,6 +280,8 @@ def load_settings(path: str | Path, overrides: list[str] | None = None) -> Setti
         raise SettingsError(f"settings file {path} does not exist; copy pipeline.toml and edit it") from error
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"settings file {path} is no valid TOML: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"settings file {path} cannot be read: {error}; give a text file in UTF-8") from error
     for override in overrides or []:
         _override(values, override)
     try:
@@ -292,7 +294,7 @@ def load_settings(path: str | Path, overrides: list[str] | None = None) -> Setti
 def _override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     *sections, name = key.strip().split(".")
-    if not separator or not sections or not name:
+    if not separator or not sections or not all([*sections, name]):
         raise SettingsError(f"--set {override}: write section.key=value, such as train.steps=500")
     for section in sections:
         values = values.setdefault(section, {})
@@ -310,4 +312,6 @@ def _explain(error: Any) -> str:
         return f"  {where}: unknown key; remove it or correct its spelling (pipeline.toml lists every key)"
     if error["type"] == "missing":
         return f"  {where}: missing; add it (pipeline.toml explains it)"
-    return f"  {where}: {error['msg'].removeprefix('Value error, ')} (found {error['input']!r})"[:600]
+    # A whole section as the finding would repeat the file.
+    found = "" if isinstance(error["input"], dict) else f" (found {error['input']!r})"[:300]
+    return f"  {where}: {error['msg'].removeprefix('Value error, ')}{found}"

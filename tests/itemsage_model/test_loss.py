@@ -251,6 +251,24 @@ def test_a_masked_column_gets_no_gradient(form: Form) -> None:
     assert random.grad.any(dim=1).tolist() == [True, True, True, False]
 
 
+@pytest.mark.parametrize("form", ["sum", "mixed", "corrected"])
+@pytest.mark.parametrize("scale", [1.0, 1e5])
+def test_a_masked_column_is_as_good_as_absent(form: Form, scale: float) -> None:
+    world = World()
+    positive, in_batch, negatives = world.candidates(form)
+    assert negatives is not None
+    is_masked = torch.zeros(5, 4, dtype=torch.bool)
+    is_masked[:, 2] = True
+    masked = replace(negatives, is_masked=is_masked)
+    absent = shuffled(negatives, torch.tensor([0, 1, 3]))
+    absent = replace(absent, is_masked=torch.zeros(5, 3, dtype=torch.bool))
+    temperature = torch.tensor(scale, dtype=torch.float64)
+    found, expected = (
+        pair_losses(world.queries, positive, in_batch, others, temperature, form) for others in (masked, absent)
+    )
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("is_masked", [False, True])
 def test_large_logits_stay_finite(form: Form, is_masked: bool) -> None:

@@ -6,6 +6,7 @@ import unicodedata
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -88,7 +89,7 @@ def test_ids_are_those_of_a_look_up_token_by_token(texts: list[str], unused_kind
         known[unused_kind] = []
     ids = {(kind, token): 0 for kind in range(3) for token in known[kind]}
     ids = {key: number for number, key in enumerate(ids)}
-    encoded = Tokenizer(*known).encode_column(texts)
+    encoded = Tokenizer(*known).encode_column(pa.array(texts, pa.string()))
     ends = np.cumsum(encoded.counts)
     for text, end, count, missing in zip(texts, ends, encoded.counts, encoded.out_of_vocabulary, strict=True):
         tokens = [(kind, token) for kind in range(3) if known[kind] for token in obvious(text)[kind]]
@@ -99,15 +100,15 @@ def test_ids_are_those_of_a_look_up_token_by_token(texts: list[str], unused_kind
 def test_ids_follow_the_text_and_the_cap_keeps_its_beginning() -> None:
     vocabulary = (["#a#", "a#b", "#b#", "b#c", "#c#"], ["a", "b", "c"], ["a#b", "b#c"])
     in_order = [0, 5, 1, 2, 6, 8, 3, 4, 7, 9]
-    assert Tokenizer(*vocabulary).encode_column(["a b c"]).ids.tolist() == in_order
-    capped = Tokenizer(*vocabulary, max_tokens=4).encode_column(["a b c", "", "c"])
+    assert Tokenizer(*vocabulary).encode_column(pa.array(["a b c"])).ids.tolist() == in_order
+    capped = Tokenizer(*vocabulary, max_tokens=4).encode_column(pa.array(["a b c", "", "c"]))
     assert capped.ids.tolist() == [*in_order[:4], 4, 7]
     assert capped.counts.tolist() == [4, 0, 2]
     assert capped.truncated.tolist() == [6, 0, 0]
 
 
 def test_a_giant_text_is_cut_and_counted() -> None:
-    encoded = Tokenizer(["aaa"], ["a"], []).encode_column(["a" * (MAX_CHARACTERS + 5)])
+    encoded = Tokenizer(["aaa"], ["a"], []).encode_column(pa.array(["a" * (MAX_CHARACTERS + 5)]))
     assert encoded.counts.tolist() == [MAX_CHARACTERS - 2]
     assert encoded.truncated.tolist() == [5]
 
@@ -115,17 +116,19 @@ def test_a_giant_text_is_cut_and_counted() -> None:
 def test_forgetting_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["red mug", "blue mug", "red tea pot", "blue tea"]
     known = [sorted({token for text in texts for token in token_kinds(text)[kind]}) for kind in range(3)]
-    expected = Tokenizer(*known).encode_column(texts).ids
+    expected = Tokenizer(*known).encode_column(pa.array(texts, pa.string())).ids
     monkeypatch.setattr(tokenizer, "_MOST_CACHED", 2)
     forgetful = Tokenizer(*known)
-    np.testing.assert_array_equal(np.concatenate([forgetful.encode_column([text]).ids for text in texts]), expected)
+    np.testing.assert_array_equal(
+        np.concatenate([forgetful.encode_column(pa.array([text])).ids for text in texts]), expected
+    )
     assert len(forgetful._pieces) <= 5
 
 
 def test_a_packed_vocabulary_is_loaded_once() -> None:
     packed = pack_vocabulary(["#a#", "東京t"], [], ["a#b"])
     loaded = load_tokenizer(packed, 10)
-    assert loaded.encode_column(["a b", "東京t"]).ids.tolist() == [0, 2, 1]
+    assert loaded.encode_column(pa.array(["a b", "東京t"])).ids.tolist() == [0, 2, 1]
     assert load_tokenizer(bytes(bytearray(packed)), 10) is loaded
 
 

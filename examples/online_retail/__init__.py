@@ -1,0 +1,1 @@
+"""Online Retail: a real shop through the whole pipeline."""

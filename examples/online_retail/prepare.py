@@ -1,0 +1,152 @@
+"""Turn the raw invoice lines of UCI "Online Retail" into the pipeline's input tables.
+
+Reads: the archive of daily CSV files, in place.
+Writes: items, queries, engagement_logs; raw_rows_accounting, rejected_raw_rows.
+One row is: one stock code; one stock code seen as a query; one ordered pair of items in one basket.
+Safe to rerun because: every tie is broken by content, and each table is replaced in one commit.
+
+    spark-submit --properties-file spark-defaults.conf examples/online_retail/prepare.py \
+        --data by-day.tar.xz --settings examples/online_retail/settings.toml
+
+A basket has no query in the sense of the paper: each of its items is taken as the closeup a shopper came from, and
+every other one as what was then checked out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from examples.online_retail.raw_rows import (
+    RAW_ROWS,
+    RAW_ROWS_ACCOUNTING,
+    REJECTED_RAW_ROWS,
+    checked_lines,
+    read_archive,
+    split_rows,
+)
+from jobs import command_line
+from jobs.run import Run
+from jobs.transforms.quarantine import accepted
+from schemas.columns import TableError
+from schemas.settings import Settings, SettingsError
+from schemas.tables import ENGAGEMENT_LOGS, ITEMS, QUERIES
+
+STAGE = "prepare_online_retail"
+
+COLORS = (
+    "aqua beige black blue brown copper cream gold green grey ivory lilac mint navy orange pink purple red silver "
+    "turquoise violet white yellow"
+)
+MATERIALS = (
+    "acrylic bamboo bead ceramic china cotton crystal diamante enamel fabric feather felt glass iron knitted lace "
+    "leather metal paper pearl plastic porcelain rubber satin shell silk steel stone tin velvet wax wicker wire wood "
+    "wooden wool zinc"
+)
+"""Words that, in a title, name a colour or a material."""
+
+
+def build_items(purchases: DataFrame) -> DataFrame:
+    """One row per stock code ever sold: its most frequent name (ties by name), colours and materials out of it."""
+    counted = purchases.groupBy("item_id", "title").agg(F.count("*").alias("line_count"))
+    most_frequent = F.min(F.struct((-F.col("line_count")).alias("minus_count"), "title"))
+    items = counted.groupBy("item_id").agg(most_frequent.getField("title").alias("title"))
+    return items.withColumns({"colors": _words_of_title(COLORS), "materials": _words_of_title(MATERIALS)})
+
+
+def build_queries(items: DataFrame) -> DataFrame:
+    """Every item as a closeup query; embed_queries makes its embedding from the title."""
+    return items.select(
+        _query_id("item_id").alias("query_id"),
+        F.lit("closeup").alias("query_kind"),
+        F.col("title").alias("text"),
+        F.col("item_id").alias("query_item_id"),
+    )
+
+
+def build_engagement_logs(used: DataFrame) -> DataFrame:
+    """One checkout per ordered pair of distinct items in a basket.
+
+    The self-join is on invoice_no, where neither side is unique: at most 20 rows meet 20.
+    """
+    queries = used.select("invoice_no", "event_ts", "user_id", F.col("item_id").alias("query_item_id"))
+    pairs = queries.join(used.select("invoice_no", "item_id"), on="invoice_no", how="inner")
+    return pairs.where(F.col("query_item_id") != F.col("item_id")).select(
+        F.concat_ws("|", "invoice_no", "query_item_id", "item_id").alias("event_id"),
+        "event_ts",
+        "user_id",
+        _query_id("query_item_id").alias("query_id"),
+        "item_id",
+        F.lit("checkout").alias("engagement"),
+    )
+
+
+def build_accounting(used: DataFrame, rejected: DataFrame) -> DataFrame:
+    """Count what became of every raw row."""
+    fates = used.select(F.lit("used").alias("reason")).unionByName(rejected.select("reason"))
+    return fates.groupBy("reason").agg(F.count("*").alias("row_count"))
+
+
+def run(spark: SparkSession, settings: Settings, archive: str | None) -> None:
+    """Read the archive, split its rows, write the input tables and the accounting."""
+    if archive is None:
+        raise SettingsError("--data: name the archive of daily CSV files, by-day.tar.xz")
+    with Run(spark, settings, STAGE) as run:
+        raw_rows = read_archive(archive)
+        run.inputs.append({"table": RAW_ROWS.name, "uri": archive, "version": None, "rows": raw_rows.num_rows})
+        # Spark cuts an Arrow table into a partition per 2,048 rows; one per core is enough for 50 MB.
+        lines = checked_lines(spark.createDataFrame(raw_rows).coalesce(spark.sparkContext.defaultParallelism)).persist()
+        used, rejected = (rows.persist() for rows in split_rows(lines))
+        items = build_items(accepted(lines)).persist()
+        run.write(items, ITEMS)
+        run.write(build_queries(items), QUERIES)
+        run.write(build_engagement_logs(used), ENGAGEMENT_LOGS)
+        run.write_rejected(rejected, REJECTED_RAW_ROWS)
+        accounting = build_accounting(used, rejected).persist()
+        run.write(accounting, RAW_ROWS_ACCOUNTING)
+        counts = {row["reason"]: int(row["row_count"]) for row in accounting.collect()}
+        for kept in (accounting, items, rejected, used, lines):
+            kept.unpersist()
+        run.figures["raw_rows"] = counts
+        _print_accounting(counts, raw_rows.num_rows)
+
+
+def _print_accounting(counts: dict[str, int], total: int) -> None:
+    accounted = sum(counts.values())
+    rejects = sorted((item for item in counts.items() if item[0] != "used"), key=lambda item: (-item[1], item[0]))
+    print("  what became of every raw row:")
+    for reason, count in [("used", counts.get("used", 0)), *rejects, ("total", accounted)]:
+        print(f"    {reason:<26}{count:>9,}{count / total:>8.1%}", flush=True)
+    if accounted != total:
+        raise TableError(
+            RAW_ROWS.name,
+            "(all)",
+            expected=f"{total:,} rows accounted for",
+            found=f"{accounted:,}",
+            cure="This is a defect of the example: no input may cause it.",
+        )
+
+
+def _query_id(item_id: str) -> Column:
+    return F.concat(F.lit("item:"), item_id)
+
+
+def _words_of_title(words: str) -> Column:
+    of_title = F.split(F.lower("title"), "[^a-z]+")
+    return F.array_intersect(of_title, F.array(*[F.lit(word) for word in words.split()]))
+
+
+def main() -> None:
+    """Run from the command line: --data is ours, the rest is as for every job."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--data")
+    arguments, sys.argv[1:] = parser.parse_known_args()
+    command_line.main(STAGE, partial(run, archive=arguments.data), __doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Turn every usable item into what the model reads: token ids of its texts and its packed images.
+
+Reads:  items, item_images (unless inputs.has_images is false), vocabulary
+Writes: item_features, rejected_items
+One row of item_features is one product as the model reads it; one of rejected_items is one row of items or
+item_images that cannot be used, and why.
+Safe to rerun because every row follows from the inputs and the settings alone, and each table is replaced in one
+commit.
+
+    spark-submit --properties-file spark-defaults.conf jobs/build_item_features.py --settings pipeline.toml
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import mmh3
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import Column, DataFrame, Observation, SparkSession
+from pyspark.sql import functions as F
+
+from itemsage_model.tokenizer import TOKEN_KINDS, Tokenizer, load_tokenizer, pack_vocabulary
+from jobs import command_line
+from jobs.run import Run
+from jobs.transforms.item_images import images_by_item, packed_images, split_images
+from jobs.transforms.items import joined_texts, split_items
+from schemas.columns import TableError
+from schemas.settings import Settings
+from schemas.tables import EMBEDDING_DIM, ITEM_FEATURES, ITEM_IMAGES, ITEMS, REJECTED_ITEMS, VOCABULARY
+
+STAGE = "build_item_features"
+
+_ROWS_AT_ONCE = 512
+"""Items that are tokenised together; bounds the memory of a worker where texts are long."""
+
+_PACKED = (
+    "item_id string, text_token_ids binary, text_token_counts binary, image_embeddings binary, "
+    "out_of_vocabulary_count int, features_hash string, token_count long, truncated_count long, image_count long, "
+    "images_beyond_limit long"
+)
+_CHECKS = {
+    "image_embeddings_are_whole": f"octet_length(image_embeddings) % {2 * EMBEDDING_DIM} = 0",
+    "text_token_ids_are_whole": "octet_length(text_token_ids) % 4 = 0",
+}
+
+
+class ItemFeatures(NamedTuple):
+    """What `build` makes.
+
+    Attributes:
+        features: Rows of ITEM_FEATURES.
+        rejected: Rows of REJECTED_ITEMS.
+        figures: Counts over the features, to be had once they are written.
+    """
+
+    features: DataFrame
+    rejected: DataFrame
+    figures: Observation
+
+
+def build(items: DataFrame, images: DataFrame | None, vocabulary: bytes, settings: Settings) -> ItemFeatures:
+    """Turn items and their images into features.
+
+    Args:
+        items: Rows of ITEMS.
+        images: Rows of `packed_images`, read twice: persist them; None = the shop has none.
+        vocabulary: Bytes of `packed_vocabulary`.
+        settings: Names the text features and the most tokens and images of one item.
+    """
+    usable, rejects = split_items(items)
+    texts = joined_texts(usable, settings.features.text_features)
+    if images is None:
+        with_images = texts.withColumns(
+            {"images": F.lit(None).cast("array<binary>"), "images_beyond_limit": F.lit(0).cast("long")}
+        )
+    else:
+        usable_images, rejected_images = split_images(images, usable)
+        rejects = rejects.unionByName(rejected_images)
+        # Both sides are unique by item_id, so the join neither multiplies nor drops items.
+        with_images = texts.join(images_by_item(usable_images, settings.model.max_images), on="item_id", how="left")
+    shared = items.sparkSession.sparkContext.broadcast(vocabulary)
+    max_tokens, names = settings.features.max_tokens_per_feature, settings.features.text_features
+
+    def pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        tokenizer = load_tokenizer(shared.value, max_tokens)
+        for batch in batches:
+            for start in range(0, len(batch), _ROWS_AT_ONCE):
+                yield pack_items(batch.slice(start, _ROWS_AT_ONCE), names, tokenizer)
+
+    figures = Observation(STAGE)
+    packed = with_images.mapInArrow(pack, _PACKED).observe(figures, *_figure_columns())
+    features = packed.withColumn("item_key", F.xxhash64("item_id")).select(*ITEM_FEATURES.column_names)
+    return ItemFeatures(features, rejects, figures)
+
+
+def packed_vocabulary(vocabulary: DataFrame) -> bytes:
+    """Collect the vocabulary (at most 1.3 million tokens at the paper's sizes) into compact bytes.
+
+    Raises:
+        TableError: the ids are not 0, 1, 2, ... over trigrams, unigrams and bigrams, in this order.
+    """
+    rows = vocabulary.select("token_id", "token_kind", "token").toArrow().sort_by("token_id")
+    kinds, tokens = (rows.column(name).to_numpy() for name in ("token_kind", "token"))
+    by_kind = [tokens[kinds == kind].tolist() for kind in TOKEN_KINDS]
+    in_order = np.repeat(TOKEN_KINDS, [len(part) for part in by_kind])
+    is_dense = np.array_equal(rows.column("token_id").to_numpy(), np.arange(len(rows)))
+    if not is_dense or not np.array_equal(kinds, in_order):
+        raise TableError(
+            VOCABULARY.name,
+            "token_id",
+            expected=f"the ids 0 to {len(rows) - 1}, each once, over {', then '.join(TOKEN_KINDS)}",
+            found="gaps, repeated ids or another order",
+            cure="Run build_vocabulary again.",
+        )
+    return pack_vocabulary(*by_kind)
+
+
+def pack_items(batch: pa.RecordBatch, text_features: tuple[str, ...], tokenizer: Tokenizer) -> pa.RecordBatch:
+    """Tokenise and pack some items.
+
+    Args:
+        batch: item_id, one string column per text feature, images (lists of 512-byte cells), images_beyond_limit.
+        text_features: The text columns, in the order of the model's sequence.
+        tokenizer: Turns texts into ids.
+    """
+    # Feature by feature as the columns come; then item by item.
+    texts = pa.concat_arrays([batch.column(name) for name in text_features])
+    places = np.arange(len(texts)).reshape(len(text_features), len(batch)).T
+    encoded = tokenizer.encode_column(texts.take(pa.array(places.ravel())))
+    counts, missing, truncated = (
+        column.reshape(places.shape) for column in (encoded.counts, encoded.out_of_vocabulary, encoded.truncated)
+    )
+    token_counts = counts.sum(axis=1)
+    cells = [
+        _cells(encoded.ids.astype("<i4", copy=False), token_counts),
+        _cells(counts.astype("<i4").ravel(), np.full(len(batch), len(text_features))),
+        pc.binary_join(batch.column("images"), b"").fill_null(b""),
+    ]
+    columns = [
+        batch.column("item_id"),
+        *cells,
+        pa.array(missing.sum(axis=1).astype(np.int32)),
+        pa.array(_hashes(*(column.to_numpy(zero_copy_only=False) for column in cells))),
+        pa.array(token_counts),
+        pa.array(truncated.sum(axis=1)),
+        pc.list_value_length(batch.column("images")).fill_null(0).cast(pa.int64()),
+        batch.column("images_beyond_limit").fill_null(0),
+    ]
+    names = [column.split()[0] for column in _PACKED.split(", ")]
+    return pa.RecordBatch.from_arrays(columns, names)
+
+
+def _cells(numbers: npt.NDArray[np.int32], counts: npt.NDArray[np.int64]) -> pa.BinaryArray:
+    """Cut a flat array into one binary cell per row of `counts` numbers, without a copy."""
+    offsets = np.concatenate([[0], np.cumsum(counts * numbers.itemsize)]).astype(np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(numbers)]
+    return pa.Array.from_buffers(pa.binary(), len(counts), buffers)
+
+
+def _hashes(*columns: npt.NDArray[np.object_]) -> list[str]:
+    """128-bit hash of each row's cells and their lengths: no two rows' cells run together to the same bytes."""
+    lengths = struct.Struct(f"<{len(columns)}q")
+    rows = zip(*columns, strict=True)
+    return [mmh3.mmh3_x64_128_digest(lengths.pack(*map(len, row)) + b"".join(row), 0).hex() for row in rows]
+
+
+def _figure_columns() -> list[Column]:
+    sums = {
+        "tokens": F.col("token_count"),
+        "out_of_vocabulary_tokens": F.col("out_of_vocabulary_count"),
+        "truncated_tokens": F.col("truncated_count"),
+        "images": F.col("image_count"),
+        "images_beyond_limit": F.col("images_beyond_limit"),
+        "items_without_text": (F.col("token_count") == 0).cast("int"),
+        "items_without_images": (F.col("image_count") == 0).cast("int"),
+    }
+    return [F.coalesce(F.sum(column), F.lit(0)).alias(name) for name, column in sums.items()]
+
+
+def run(spark: SparkSession, settings: Settings) -> None:
+    """Read the items, their images and the vocabulary; write the features and what was rejected."""
+    with Run(spark, settings, STAGE) as run:
+        items = run.read(ITEMS)
+        images = packed_images(run.read(ITEM_IMAGES)).persist() if settings.inputs.has_images else None
+        vocabulary = packed_vocabulary(run.read(VOCABULARY, may_be_empty=True))
+        built = build(items, images, vocabulary, settings)
+        run.write(built.features, ITEM_FEATURES, checks=_CHECKS)
+        run.write_rejected(built.rejected, REJECTED_ITEMS)
+        run.figures |= built.figures.get
+        # What training and scoring compare: token ids mean something only with the vocabulary that made them.
+        run.figures["vocabulary_size"] = run.inputs[-1]["rows"]
+        run.figures["vocabulary_hash"] = mmh3.mmh3_x64_128_digest(vocabulary, 0).hex()
+        if images is not None:
+            images.unpersist()
+
+
+def main() -> None:
+    """Run the job from its command line."""
+    command_line.main(STAGE, run, __doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""Cut the engagement logs into one training table and one held-out table per task.
+
+Reads:  engagement_logs, query_embeddings, item_features
+Writes: training_<task> and held_out_<task> for every task of the settings, item_counts, rejected_events
+One row of training_<task> is one (query, item) pair with its engagement count, the query's embedding and the item's
+features; one of held_out_<task> is one pair of the held-out window; one of item_counts is one item of one task's
+training table; one of rejected_events is one event that no table counts, with the reason.
+Safe to rerun because the rows follow from the inputs and the settings alone, and every table is replaced in one commit.
+
+    spark-submit --properties-file spark-defaults.conf jobs/build_training_tables.py --settings pipeline.toml
+"""
+
+from __future__ import annotations
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from jobs import command_line
+from jobs.run import Run
+from jobs.transforms.engagements import BAD_REASONS, HELD_OUT, TRAINING, checked_engagements
+from jobs.transforms.hot_keys import hot_keys
+from jobs.transforms.quarantine import accepted, rejected
+from jobs.transforms.training_pairs import (
+    capped,
+    even_file_rows,
+    laid_out,
+    packed,
+    pairs_of,
+    training_rows,
+    with_file,
+)
+from schemas.columns import Table, TableError
+from schemas.settings import Settings
+from schemas.tables import (
+    ENGAGEMENT_LOGS,
+    ITEM_COUNTS,
+    ITEM_FEATURES,
+    QUERY_EMBEDDINGS,
+    REJECTED_EVENTS,
+    held_out_pairs,
+    training_pairs,
+)
+from schemas.tasks import Task
+
+STAGE = "build_training_tables"
+
+_KEYS = ("query_id", "item_id")
+_HELD_OUT_ROWS_PER_FILE = 1_000_000
+_PAIR_CHECKS = {"engagement_count_is_positive": "engagement_count > 0", "pair_weight_is_positive": "pair_weight > 0"}
+_TRAINING_CHECKS = _PAIR_CHECKS | {"query_embedding_is_whole": "octet_length(query_embedding) = 512"}
+
+
+def build_engagements(
+    logs: DataFrame, queries: DataFrame, items: DataFrame, settings: Settings, *, event_count: int
+) -> DataFrame:
+    """Every event of the logs once, with its task, its window and its verdict; see `checked_engagements`."""
+    tasks = [entry.task for entry in settings.tasks]
+    hot = hot_keys(logs, _KEYS, row_count=event_count)
+    return checked_engagements(logs, queries, items, dates=settings.dates, tasks=tasks, hot=hot)
+
+
+def build_pairs(engagements: DataFrame, settings: Settings) -> DataFrame:
+    """The pairs of all tasks and windows, before the caps, from the rows of `build_engagements`."""
+    return pairs_of(
+        accepted(engagements),
+        train_end=settings.dates.train_end,
+        half_life_days=settings.training_tables.recency_half_life_days,
+    )
+
+
+def build_training(
+    pairs: DataFrame,
+    packed_queries: DataFrame,
+    features: DataFrame,
+    *,
+    pair_count: int,
+    rows_per_file: int,
+    hot: dict[str, list[str]],
+) -> DataFrame:
+    """The training rows of one task, each file's rows in a partition of their own and in random-looking order.
+
+    Args:
+        pairs: The task's training pairs, after the caps.
+        packed_queries: query_id (unique) and the packed embedding.
+        features: item_features, unique by item_id.
+        pair_count: How many pairs there are.
+        rows_per_file: Rows of every file but the last.
+        hot: Frequent query_ids and item_ids; see `hot_keys`.
+    """
+    placed = with_file(pairs, rows_per_file=rows_per_file)
+    rows = training_rows(placed, packed_queries, features.drop("item_key"), hot=hot)
+    return laid_out(rows, files=-(-pair_count // rows_per_file))
+
+
+def build_item_counts(pairs: DataFrame) -> DataFrame:
+    """How often each item is a positive of each task, from the capped training pairs of all tasks."""
+    counts = pairs.groupBy("item_id", "item_key", "task")
+    return counts.agg(F.count("*").alias("pair_count"), F.sum("engagement_count").alias("engagement_count"))
+
+
+def run(spark: SparkSession, settings: Settings) -> None:
+    """Read the logs, queries and features; write the tables of every task, the item counts and the rejects."""
+    with Run(spark, settings, STAGE) as run:
+        logs, queries, features = run.read(ENGAGEMENT_LOGS), run.read(QUERY_EMBEDDINGS), run.read(ITEM_FEATURES)
+        event_count = run.inputs[0]["rows"]
+        _require_unique(queries, QUERY_EMBEDDINGS)
+        _require_unique(features, ITEM_FEATURES)
+        engagements = build_engagements(logs, queries, features, settings, event_count=event_count).persist()
+        pairs = build_pairs(engagements, settings).persist()
+        packed_queries = packed(queries).persist()
+        try:
+            run.write_rejected(rejected(engagements, REJECTED_EVENTS), REJECTED_EVENTS)
+            _require_few_rejects(run, event_count)
+            _write_tasks(run, pairs, packed_queries, features)
+        finally:
+            for cached in (engagements, pairs, packed_queries):
+                cached.unpersist()
+
+
+def _write_tasks(run: Run, pairs: DataFrame, packed_queries: DataFrame, features: DataFrame) -> None:
+    """Count the pairs, check the counts, and only then write the item counts and every task's tables."""
+    settings, cut = run.settings, run.settings.training_tables
+    training = pairs.where(F.col("window") == TRAINING)
+    kept = capped(training, per_item=cut.max_pairs_per_item, per_query=cut.max_pairs_per_query)
+    figures = _figures(pairs, kept, [entry.task for entry in settings.tasks])
+    run.figures["tasks"] = figures
+    _require_balance(run)
+    _require_pairs(figures, settings)
+    run.write(build_item_counts(kept), ITEM_COUNTS)
+    hot = hot_keys(kept, _KEYS, row_count=sum(counts["training_pairs"] for counts in figures.values()))
+    for entry in settings.tasks:
+        task, counts = entry.task, figures[entry.task.name]
+        is_task = F.col("task") == task.name
+        rows_per_file = even_file_rows(counts["training_pairs"], cut.rows_per_file)
+        rows = build_training(
+            kept.where(is_task),
+            packed_queries,
+            features,
+            pair_count=counts["training_pairs"],
+            rows_per_file=rows_per_file,
+            hot=hot,
+        )
+        written = run.write(rows, training_pairs(task), rows_per_file=rows_per_file, checks=_TRAINING_CHECKS)
+        _require_equal(written.table, "pairs", counts["training_pairs"], written.rows)
+        # One narrow file per million pairs, not one per partition of the cache.
+        held_out = pairs.where((F.col("window") == HELD_OUT) & is_task).coalesce(
+            1 + counts["held_out_pairs"] // _HELD_OUT_ROWS_PER_FILE
+        )
+        written = run.write(held_out, held_out_pairs(task), checks=_PAIR_CHECKS)
+        _require_equal(written.table, "pairs", counts["held_out_pairs"], written.rows)
+
+
+def _figures(pairs: DataFrame, kept: DataFrame, tasks: list[Task]) -> dict[str, dict[str, int]]:
+    """Pairs and events of each task: in training, held out, and cut off by the caps."""
+    before, after = _totals(pairs), _totals(kept)
+    figures = {}
+    for task in tasks:
+        all_pairs, all_events = before.get((task.name, TRAINING), (0, 0))
+        training_pairs, training_events = after.get((task.name, TRAINING), (0, 0))
+        held_out_pairs, held_out_events = before.get((task.name, HELD_OUT), (0, 0))
+        figures[task.name] = {
+            "training_pairs": training_pairs,
+            "training_events": training_events,
+            "held_out_pairs": held_out_pairs,
+            "held_out_events": held_out_events,
+            "capped_pairs": all_pairs - training_pairs,
+            "capped_events": all_events - training_events,
+        }
+    return figures
+
+
+def _totals(pairs: DataFrame) -> dict[tuple[str, str], tuple[int, int]]:
+    """(task, window) -> (pairs, events)."""
+    sums = pairs.groupBy("task", "window").agg(
+        F.count("*").alias("pair_count"), F.sum("engagement_count").alias("event_count")
+    )
+    return {(row["task"], row["window"]): (row["pair_count"], row["event_count"]) for row in sums.collect()}
+
+
+def _require_unique(df: DataFrame, table: Table) -> None:
+    """A repeated key would repeat every event that names it.
+
+    Raises:
+        TableError: a key stands in several rows.
+    """
+    (key,) = table.key
+    repeated = df.groupBy(key).agg(F.count("*").alias("row_count")).where("row_count > 1").orderBy(key).first()
+    if repeated is not None:
+        raise TableError(
+            table.name,
+            key,
+            expected="each value in one row",
+            found=f"{repeated['row_count']} rows with {repeated[key]!r}",
+            cure=f"Build {table.name} again from inputs without the repeat.",
+        )
+
+
+def _require_few_rejects(run: Run, event_count: int) -> None:
+    """Stop before training on a log that is broken as a whole.
+
+    Raises:
+        TableError: more events are bad than the settings allow.
+    """
+    most = run.settings.training_tables.max_reject_share
+    counts = {reason: run.rejected.get(f"{ENGAGEMENT_LOGS.name}: {reason}", 0) for reason in BAD_REASONS}
+    bad = {reason: count for reason, count in counts.items() if count}
+    if sum(bad.values()) > most * event_count:
+        raise TableError(
+            ENGAGEMENT_LOGS.name,
+            "(all)",
+            expected=f"at most {most:.1%} bad events (training_tables.max_reject_share)",
+            found=f"{sum(bad.values()):,} of {event_count:,}: " + ", ".join(f"{k} {v:,}" for k, v in bad.items()),
+            cure=f"See {run.settings.table_uri(REJECTED_EVENTS.name)}; correct the log, or raise the share.",
+        )
+
+
+def _require_pairs(figures: dict[str, dict[str, int]], settings: Settings) -> None:
+    """A task without training pairs cannot fill its share of a batch; one without held-out pairs cannot be measured.
+
+    Raises:
+        TableError: a task has no training pair.
+    """
+    dates = settings.dates
+    for name, counts in figures.items():
+        if not counts["training_pairs"]:
+            raise TableError(
+                f"training_{name}",
+                "(all)",
+                expected=f"at least one pair of {name} from {dates.train_start} up to {dates.train_end}",
+                found="none among the events that passed the checks",
+                cure="Correct dates.as_of or raise dates.train_days, or take the task out of [[tasks]].",
+            )
+        if not counts["held_out_pairs"]:
+            print(f"  warning: task {name} has no held-out pair, so its recall cannot be measured", flush=True)
+
+
+def _require_balance(run: Run) -> None:
+    """Every event read is counted, capped or rejected, exactly once; `run.figures["events"]` says how many.
+
+    Raises:
+        TableError: events are lost or counted twice.
+    """
+    parts = ("training_events", "held_out_events", "capped_events")
+    events = {part: sum(counts[part] for counts in run.figures["tasks"].values()) for part in parts}
+    events["rejected_events"] = sum(run.rejected.values())
+    event_count = run.inputs[0]["rows"]
+    run.figures["events"] = {"read_events": event_count} | events
+    _require_equal(ENGAGEMENT_LOGS.name, "events", event_count, sum(events.values()))
+
+
+def _require_equal(table: str, noun: str, expected: int, found: int) -> None:
+    if expected != found:
+        raise TableError(
+            table,
+            "(all)",
+            expected=f"{expected:,} {noun}",
+            found=f"{found:,}",
+            cure="An input changed while the job ran, or the job is wrong: run it again on inputs at rest.",
+        )
+
+
+def main() -> None:
+    """The command line."""
+    command_line.main(STAGE, run, __doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Count the tokens of the catalog's texts and number the most frequent ones of each kind.
+
+Reads:  items
+Writes: vocabulary
+One row is one token that the model knows. Ids are dense: character trigrams, then word unigrams, then word bigrams,
+each by falling count, ties by token.
+Safe to rerun because counts are sums over the usable items and ties are broken by the token: neither partitions nor
+the order of rows can matter. The table is replaced in one commit.
+
+    spark-submit --properties-file spark-defaults.conf jobs/build_vocabulary.py --settings pipeline.toml
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import reduce
+
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import functions as F
+
+from itemsage_model.tokenizer import TOKEN_KINDS, token_kinds
+from jobs import command_line
+from jobs.run import Run
+from jobs.transforms.items import joined_texts, split_items
+from schemas.settings import FeatureSettings, Settings
+from schemas.tables import ITEMS, VOCABULARY
+
+STAGE = "build_vocabulary"
+
+_MOST_TOKENS = 1_000_000
+"""Distinct tokens that one task holds before it hands on its counts; bounds a worker's memory, not the result."""
+
+
+def count_tokens(items: DataFrame, features: FeatureSettings) -> DataFrame:
+    """How often each token occurs in the texts of the usable items: token_kind, token, token_count."""
+    usable, _ = split_items(items)
+    counted = joined_texts(usable, features.text_features).drop("item_id").mapInArrow(
+        _count, "token_kind string, token string, token_count long"
+    )  # fmt: skip
+    return counted.groupBy("token_kind", "token").agg(F.sum("token_count").alias("token_count"))
+
+
+def most_frequent(counts: DataFrame, features: FeatureSettings) -> DataFrame:
+    """Keep and number the most frequent tokens of each kind.
+
+    Args:
+        counts: Rows of `count_tokens`.
+        features: How many tokens of each kind, and how often a token must occur.
+    """
+    sizes = (features.char_trigrams, features.word_unigrams, features.word_bigrams)
+    by_count = (F.desc("token_count"), F.asc("token"))
+    frequent = counts.where(F.col("token_count") >= features.min_token_count)
+    kinds = [
+        frequent.where(F.col("token_kind") == kind).orderBy(*by_count).limit(size).withColumn("kind", F.lit(number))
+        for number, (kind, size) in enumerate(zip(TOKEN_KINDS, sizes, strict=True))
+    ]
+    # One window over everything is one task, of at most as many rows as the vocabulary has.
+    everything = Window.partitionBy(F.lit(0)).orderBy("kind", *by_count)
+    numbered = reduce(DataFrame.unionByName, kinds).withColumn("token_id", F.row_number().over(everything) - 1)
+    return numbered.select(*VOCABULARY.column_names)
+
+
+def build(items: DataFrame, settings: Settings) -> DataFrame:
+    """Build the vocabulary of a catalog from rows of ITEMS."""
+    return most_frequent(count_tokens(items, settings.features), settings.features)
+
+
+def _count(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    counters: tuple[Counter[str], ...] = tuple(Counter() for _ in TOKEN_KINDS)
+    for batch in batches:
+        for column in batch.columns:
+            for text in column.to_numpy(zero_copy_only=False):
+                for counter, tokens in zip(counters, token_kinds(text), strict=True):
+                    counter.update(tokens)
+        if sum(map(len, counters)) > _MOST_TOKENS:
+            yield from _hand_on(counters)
+    yield from _hand_on(counters)
+
+
+def _hand_on(counters: tuple[Counter[str], ...]) -> Iterator[pa.RecordBatch]:
+    for kind, counter in zip(TOKEN_KINDS, counters, strict=True):
+        columns = [pa.array([kind] * len(counter)), pa.array(list(counter)), pa.array(list(counter.values()))]
+        yield pa.RecordBatch.from_arrays(columns, ["token_kind", "token", "token_count"])
+        counter.clear()
+
+
+def run(spark: SparkSession, settings: Settings) -> None:
+    """Read the items, count, write the vocabulary."""
+    with Run(spark, settings, STAGE) as run:
+        counts = count_tokens(run.read(ITEMS), settings.features).persist()  # read once per kind
+        run.write(most_frequent(counts, settings.features), VOCABULARY)
+        for row in counts.groupBy("token_kind").agg(F.count("*").alias("distinct")).orderBy("token_kind").collect():
+            run.figures[f"distinct_{row['token_kind']}s"] = row["distinct"]
+        counts.unpersist()
+
+
+def main() -> None:
+    """Run the job from its command line."""
+    command_line.main(STAGE, run, __doc__)
+
+
+if __name__ == "__main__":
+    main()

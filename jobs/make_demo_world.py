@@ -1,0 +1,147 @@
+"""Write the input tables of a small synthetic shop with planted structure, and the truth behind it.
+
+Reads:  nothing; size and seed, tasks and log window come from the settings
+Writes: items, item_images, queries, engagement_logs; for the oracle true_item_vectors and true_query_vectors
+One row is what schemas/tables.py says, table by table.
+Safe to rerun because every row follows from the settings, and each table is replaced in one commit.
+
+    spark-submit --properties-file spark-defaults.conf jobs/make_demo_world.py --settings demo.toml
+
+An event's item is drawn with probability proportional to exp(true query vector . true item vector), which includes
+popularity and the engagement's taste: ranking by that product is the best that any model can do. Of the log rows, 1%
+are repeated deliveries, and 1% are late, in the future, or name an unknown item or query.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyspark.sql import SparkSession
+
+from jobs import command_line
+from jobs.demo_engagements import engagement_taste, make_log
+from jobs.demo_shop import Items, Shop, generator, make_images, make_shop
+from jobs.demo_words import item_texts
+from jobs.run import Run
+from schemas.columns import Table
+from schemas.settings import Settings
+from schemas.tables import (
+    ENGAGEMENT_LOGS,
+    ITEM_IMAGES,
+    ITEMS,
+    QUERIES,
+    TEXT_FEATURES,
+    TRUE_ITEM_VECTORS,
+    TRUE_QUERY_VECTORS,
+)
+
+STAGE = "make_demo_world"
+
+_EVENTS_PER_SEARCH_QUERY, _EVENTS_PER_IMAGE_QUERY = 20, 10
+# A cap keeps the work linear in the number of items.
+_MOST_QUERIES = 20_000
+
+
+def build(settings: Settings) -> dict[Table, pa.Table]:
+    """Make the world that the settings describe.
+
+    A query kind named `search` types texts; every other kind views images. Of a kind's engagements the one named first
+    is the most frequent.
+    """
+    size = settings.demo_world
+    engagements: dict[str, list[str]] = {}
+    for entry in settings.tasks:
+        engagements.setdefault(entry.query_kind, []).append(entry.engagement)
+    per_query = {
+        kind: _EVENTS_PER_SEARCH_QUERY if kind == "search" else _EVENTS_PER_IMAGE_QUERY for kind in engagements
+    }
+    counts = {kind: min(size.events // len(engagements) // n, _MOST_QUERIES) for kind, n in per_query.items()}
+    shop = make_shop(size.seed, size.items, counts)
+    log = make_log(shop, engagements, settings.dates, size.events)
+    return {
+        ITEMS: _items_table(shop.items, size.seed),
+        ITEM_IMAGES: _images_table(shop.items, size.seed),
+        QUERIES: _queries_table(shop),
+        ENGAGEMENT_LOGS: pa.table(
+            {
+                "event_id": [f"event-{number:08d}" for number in log["event"]],
+                "event_ts": pa.array(log["event_ts"], pa.timestamp("us", tz="UTC")),
+                "user_id": pa.array([f"user-{n:05d}" if n >= 0 else None for n in log["user"]], pa.string()),
+                **{name: log[name] for name in ("query_id", "item_id", "engagement")},
+            }
+        ),
+        TRUE_ITEM_VECTORS: pa.table({"item_id": shop.items.ids, "true_vector": _lists(shop.items.true_vectors)}),
+        TRUE_QUERY_VECTORS: _true_queries_table(shop, engagements),
+    }
+
+
+def run(spark: SparkSession, settings: Settings) -> None:
+    """Write the world."""
+    with Run(spark, settings, STAGE) as run_:
+        for table, rows in build(settings).items():
+            run_.write(spark.createDataFrame(rows), table)
+
+
+def _lists(matrix: NDArray[np.float32]) -> pa.ListArray:
+    offsets = np.arange(len(matrix) + 1, dtype=np.int32) * matrix.shape[1]
+    return pa.ListArray.from_arrays(offsets, np.ascontiguousarray(matrix, dtype=np.float32).ravel())
+
+
+def _items_table(items: Items, seed: int) -> pa.Table:
+    rng = generator(seed, "texts")
+    texts = [item_texts(attributes, rng) for attributes in items.attributes]
+    columns = {
+        name: pa.array([text.get(name) for text in texts], pa.list_(pa.string()) if many else pa.string())
+        for name, many in TEXT_FEATURES.items()
+    }
+    return pa.table({"item_id": items.ids, **columns})
+
+
+def _images_table(items: Items, seed: int) -> pa.Table:
+    item, position, embeddings = make_images(items, seed)
+    ids = np.array(items.ids)[item]
+    return pa.table({"item_id": ids, "position": position.astype(np.int32), "image_embedding": _lists(embeddings)})
+
+
+def _queries_table(shop: Shop) -> pa.Table:
+    tables = [
+        pa.table(
+            {
+                "query_id": queries.ids,
+                "query_kind": [kind] * len(queries.ids),
+                "text": pa.array(queries.texts, pa.string()),
+                "query_embedding": _lists(queries.embeddings),
+                "embedding_space": [f"demo-{kind}-1"] * len(queries.ids),
+                "query_item_id": pa.array(
+                    [shop.items.ids[row] if row >= 0 else None for row in queries.items], pa.string()
+                ),
+            }
+        )
+        for kind, queries in shop.queries.items()
+    ]
+    return pa.concat_tables(tables)
+
+
+def _true_queries_table(shop: Shop, engagements: dict[str, list[str]]) -> pa.Table:
+    tables = [
+        pa.table(
+            {
+                "query_id": queries.ids,
+                "engagement": [engagement] * len(queries.ids),
+                "true_vector": _lists(queries.true_vectors + engagement_taste(shop.seed, engagement)),
+            }
+        )
+        for kind, queries in shop.queries.items()
+        for engagement in engagements[kind]
+    ]
+    return pa.concat_tables(tables)
+
+
+def main() -> None:
+    """Run the job from its command line."""
+    command_line.main(STAGE, run, __doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Engagement logs, checked: every event ends counted in one window of one task, or rejected for one reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from jobs.transforms.hot_keys import spread_join
+from jobs.transforms.quarantine import Check, with_reject
+from schemas.settings import DateSettings
+from schemas.tables import ENGAGEMENT_LOGS
+from schemas.tasks import Task
+
+TRAINING, HELD_OUT = "training", "held_out"
+
+NEEDED = tuple(column.name for column in ENGAGEMENT_LOGS.columns if not column.nullable)
+
+BAD_REASONS = (*(f"null_{name}" for name in NEEDED), "future", "unknown_query", "unknown_item", "unknown_engagement")
+"""Reasons that point at a fault upstream. A duplicate, a late event or a task nobody trains is everyday business."""
+
+
+def checked_engagements(
+    events: DataFrame,
+    queries: DataFrame,
+    items: DataFrame,
+    *,
+    dates: DateSettings,
+    tasks: Sequence[Task],
+    hot: dict[str, list[str]],
+) -> DataFrame:
+    """Every event once, with its task, its window, its keys and the verdict `reject` (null = counted).
+
+    Args:
+        events: engagement_logs.
+        queries: query_embeddings, unique by query_id.
+        items: item_features, unique by item_id.
+        dates: The windows. They are instants, so the session's time zone does not matter.
+        tasks: The tasks of the settings.
+        hot: Frequent query_ids and item_ids of the events; see `hot_keys`.
+    """
+    query_item_key = F.when(F.col("query_item_id").isNotNull(), F.xxhash64("query_item_id"))
+    known_queries = queries.select(
+        "query_id", "query_kind", F.coalesce(query_item_key, F.lit(0).cast("long")).alias("query_item_key")
+    )
+    known_items = items.select("item_id", "item_key")
+    numbered = _with_delivery(events)
+    matched = spread_join(numbered, known_queries, on="query_id", how="left", hot=hot["query_id"], spread_by="event_id")
+    matched = spread_join(matched, known_items, on="item_id", how="left", hot=hot["item_id"], spread_by="event_id")
+    placed = matched.withColumns({"task": _task(tasks), "window": _window(dates)})
+    return with_reject(placed, ENGAGEMENT_LOGS, _checks(dates, tasks)).select(
+        *NEEDED, "task", "window", "item_key", "query_item_key", "reject"
+    )
+
+
+def _with_delivery(events: DataFrame) -> DataFrame:
+    """Number the deliveries of one event from 1, in an order that the rows alone decide.
+
+    A row with a null takes no part: it is rejected for the null, and must not displace a complete delivery.
+    """
+    others = ("event_ts", "query_id", "item_id", "engagement", "user_id")
+    is_incomplete = reduce(or_, [F.col(name).isNull() for name in NEEDED])
+    # The hash keeps rows without an event_id from meeting in one partition.
+    apart = F.when(is_incomplete, F.xxhash64(*others))
+    deliveries = Window.partitionBy("event_id", "apart").orderBy(*others)
+    return events.withColumn("apart", apart).withColumn("delivery", F.row_number().over(deliveries)).drop("apart")
+
+
+def _task(tasks: Sequence[Task]) -> Column:
+    """The name of the task of an event, or null where no task of the settings takes it."""
+    return F.coalesce(
+        *[
+            F.when(
+                (F.col("query_kind") == task.query_kind) & (F.col("engagement") == task.engagement), F.lit(task.name)
+            )
+            for task in tasks
+        ]
+    )
+
+
+def _window(dates: DateSettings) -> Column:
+    """The window of an event, or null outside both."""
+    when = F.col("event_ts")
+    is_training = (when >= F.lit(dates.train_start)) & (when < F.lit(dates.train_end))
+    is_held_out = (when >= F.lit(dates.test_start)) & (when < F.lit(dates.end))
+    return F.coalesce(F.when(is_training, F.lit(TRAINING)), F.when(is_held_out, F.lit(HELD_OUT)))
+
+
+def _checks(dates: DateSettings, tasks: Sequence[Task]) -> list[Check]:
+    """The checks in order: an event is rejected for the first one that it fails."""
+    when, engagements = F.col("event_ts"), sorted({task.engagement for task in tasks})
+    start, end = dates.train_start.isoformat(), dates.end.isoformat()
+    nulls = [
+        Check(
+            f"null_{name}",
+            F.col(name).isNull(),
+            name,
+            f"a value: {ENGAGEMENT_LOGS.column(name).doc}",
+            "Fill it where the log is written.",
+        )
+        for name in NEEDED
+    ]
+    return [
+        *nulls,
+        Check(
+            "duplicate_event",
+            F.col("delivery") > 1,
+            "event_id",
+            "one row per event",
+            "Nothing: the first delivery is counted.",
+        ),
+        Check(
+            "late",
+            when < F.lit(dates.train_start),
+            "event_ts",
+            f"{start} or later",
+            "Nothing, or raise dates.train_days.",
+        ),
+        Check(
+            "future",
+            when >= F.lit(dates.end),
+            "event_ts",
+            f"before {end}",
+            "Correct the clock that wrote it, or raise dates.as_of.",
+        ),
+        Check(
+            "gap",
+            F.col("window").isNull(),
+            "event_ts",
+            "outside the gap between the windows",
+            "Nothing, or lower dates.gap_days.",
+        ),
+        Check(
+            "unknown_query",
+            F.col("query_kind").isNull(),
+            "query_id",
+            "a query_id of query_embeddings",
+            "Add the query to queries, and see rejected_queries.",
+        ),
+        Check(
+            "unknown_item",
+            F.col("item_key").isNull(),
+            "item_id",
+            "an item_id of item_features",
+            "Add the item to items, and see rejected_items.",
+        ),
+        Check(
+            "unknown_engagement",
+            ~F.col("engagement").isin(engagements),
+            "engagement",
+            f"one of {', '.join(engagements)}",
+            "Correct the log, or add a task with it to the settings.",
+        ),
+        Check(
+            "no_task",
+            F.col("task").isNull(),
+            "engagement",
+            "a query kind and engagement that are a task",
+            "Nothing, or add the task to the settings.",
+        ),
+    ]

@@ -1,0 +1,133 @@
+"""From checked events to (query, item) pairs, and from pairs to training rows laid out file by file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame, Window
+from pyspark.sql import functions as F
+
+from jobs.transforms.hot_keys import spread_join
+from schemas.tables import EMBEDDING_DIM
+
+_UNITS = float(1 << 32)
+_BUCKETS = 64
+_DAY_US = 86_400_000_000
+
+
+def pairs_of(engagements: DataFrame, *, train_end: datetime, half_life_days: float) -> DataFrame:
+    """Counted events, summed to one row per (task, window, query, item).
+
+    pair_weight = sum over the pair's events of 2 ** (-age / half_life); an event after train_end has age 0,
+    so that the weight of a held-out pair is its count.
+
+    Args:
+        engagements: The accepted rows of `checked_engagements`.
+        train_end: Where age is counted from.
+        half_life_days: Age at which an event weighs half; 0 = every event weighs 1.
+    """
+    age_days = (F.unix_micros(F.lit(train_end)) - F.unix_micros("event_ts")) / F.lit(_DAY_US)
+    halvings = F.greatest(age_days, F.lit(0.0)) / F.lit(half_life_days or float("inf"))
+    # Summed as whole units, because a sum of floats depends on the order of the rows.
+    units = F.ceil(F.pow(F.lit(2.0), -halvings) * F.lit(_UNITS))
+    keys = ("task", "window", "query_id", "item_id", "item_key", "query_item_key")
+    sums = engagements.groupBy(*keys).agg(F.count("*").alias("engagement_count"), F.sum(units).alias("units"))
+    return sums.select(
+        *keys,
+        F.xxhash64("query_id").alias("query_key"),
+        "engagement_count",
+        (F.col("units") / F.lit(_UNITS)).cast("float").alias("pair_weight"),
+    )
+
+
+def capped(pairs: DataFrame, *, per_item: int, per_query: int) -> DataFrame:
+    """At most so many pairs of an item, and then of a query, in each task and window; 0 = no cap.
+
+    Which pairs stay is decided by a hash of their ids, as good as random and always the same.
+    """
+    for column, most in (("item_id", per_item), ("query_id", per_query)):
+        if most:
+            # Kept as a filter on row_number: Spark then cuts each map partition to the cap before the shuffle.
+            rivals = Window.partitionBy("task", "window", column)
+            place = F.row_number().over(rivals.orderBy(F.xxhash64("query_id", "item_id"), "query_id", "item_id"))
+            pairs = pairs.withColumn("place", place).where(F.col("place") <= most).drop("place")
+    return pairs
+
+
+def even_file_rows(rows: int, most: int) -> int:
+    """Rows per file, `most` or somewhat fewer, so that the last file is at most 5 % shorter than the others."""
+    return next(size for size in range(most, 0, -1) if -rows % size <= size // 20)
+
+
+def with_file(pairs: DataFrame, *, rows_per_file: int) -> DataFrame:
+    """Add `position`, which numbers the pairs from 0 in random-looking order, and `file` = position / rows_per_file.
+
+    Args:
+        pairs: The pairs of one table.
+        rows_per_file: Every file but the last holds exactly so many.
+    """
+    # Not the hash of `capped`: the pairs it keeps have the smallest ones, and would all lie in the first files.
+    shuffled = F.xxhash64(F.lit("file"), "query_id", "item_id")
+    placed = pairs.withColumn("shuffled", shuffled).withColumn("bucket", F.pmod("shuffled", F.lit(_BUCKETS)))
+    sizes = placed.groupBy("bucket").agg(F.count("*").alias("size"))
+    earlier = Window.partitionBy(F.lit(0)).orderBy("bucket").rowsBetween(Window.unboundedPreceding, -1)
+    starts = sizes.select("bucket", F.coalesce(F.sum("size").over(earlier), F.lit(0)).alias("start"))
+    inside = Window.partitionBy("bucket").orderBy("shuffled", "query_id", "item_id")
+    numbered = placed.join(F.broadcast(starts), on="bucket", how="inner").withColumn(
+        "position", F.col("start") + F.row_number().over(inside) - 1
+    )
+    file = F.floor(F.col("position") / F.lit(rows_per_file)).alias("file")
+    return numbered.select(*pairs.columns, "position", file)
+
+
+def training_rows(
+    pairs: DataFrame, packed_queries: DataFrame, features: DataFrame, *, hot: dict[str, list[str]]
+) -> DataFrame:
+    """Pairs with the query's embedding and the item's features.
+
+    Args:
+        pairs: One row per (query, item).
+        packed_queries: See `packed`; unique by query_id.
+        features: The feature columns of item_features; unique by item_id.
+        hot: Frequent query_ids and item_ids of the pairs; see `hot_keys`.
+    """
+    with_query = spread_join(
+        pairs, packed_queries, on="query_id", how="inner", hot=hot["query_id"], spread_by="item_id"
+    )
+    return spread_join(with_query, features, on="item_id", how="inner", hot=hot["item_id"], spread_by="query_id")
+
+
+def laid_out(rows: DataFrame, *, files: int) -> DataFrame:
+    """One partition per value of `file`, in order of `position`, so that each write task writes one file.
+
+    `repartition(n, key)` sends a row to partition pmod(hash(key), n), where files collide; this takes, for each
+    file, the smallest key that leads to a partition of its own.
+    """
+    key = F.col("id").cast("int").alias("partition_key")
+    # 32 n candidates miss one of n partitions with probability n * exp(-32).
+    candidates = rows.sparkSession.range(32 * files).select(key)
+    targets = candidates.select("partition_key", F.pmod(F.hash("partition_key"), F.lit(files)).alias("file"))
+    keys = targets.groupBy("file").agg(F.min("partition_key").alias("partition_key"))
+    targeted = rows.join(F.broadcast(keys), on="file", how="inner")
+    return targeted.repartition(files, "partition_key").sortWithinPartitions("position")
+
+
+def packed(queries: DataFrame) -> DataFrame:
+    """query_id and the embedding as little-endian float16, 512 bytes, packed once per query."""
+    columns = queries.select("query_id", "query_embedding")
+    return columns.mapInArrow(_pack, "query_id string, query_embedding binary")
+
+
+def _pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    width = 2 * EMBEDDING_DIM
+    for batch in batches:
+        vectors = batch.column(1)
+        if not np.all(np.diff(vectors.offsets.to_numpy()) == EMBEDDING_DIM):
+            raise ValueError(f"query_embeddings.query_embedding: expected {EMBEDDING_DIM} numbers in every row")
+        numbers = vectors.flatten().to_numpy(zero_copy_only=False).astype("<f2")
+        offsets = np.arange(len(batch) + 1, dtype=np.int32) * width
+        cells = pa.Array.from_buffers(pa.binary(), len(batch), [None, pa.py_buffer(offsets), pa.py_buffer(numbers)])
+        yield pa.RecordBatch.from_arrays([batch.column(0), cells], names=["query_id", "query_embedding"])

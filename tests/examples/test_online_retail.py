@@ -1,0 +1,157 @@
+"""Online Retail: what each kind of dirt does to a row, and that no row of the real archive is lost."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from chispa import assert_df_equality
+from pyspark.sql import DataFrame, SparkSession
+
+from examples.online_retail import prepare
+from examples.online_retail.raw_rows import BASKET_CUT, CSV_COLUMNS, RAW_ROWS, checked_lines, read_archive, split_rows
+from jobs.transforms.quarantine import accepted
+from schemas.columns import TableError
+from schemas.settings import Settings, SettingsError, load_settings
+from schemas.spark import struct_type
+from schemas.tasks import Task
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHIVE = ROOT.parent / "shared" / "data" / "online-retail" / "by-day.tar.xz"
+SETTINGS = ROOT / "examples" / "online_retail" / "settings.toml"
+
+HEADER = ",".join(CSV_COLUMNS)
+MUG = "1,20001,RED METAL MUG,6,2011-07-01 08:26:00,2.55,17850.0,United Kingdom"
+BOWL = "1,20002b, GLASS  BOWL ,1,2011-07-01 08:27:00,1.25,17850.0,United Kingdom"
+
+
+def checked(spark: SparkSession, *lines: str) -> DataFrame:
+    rows = [("2011-07-01.csv", number, *line.split(",")) for number, line in enumerate(lines, start=1)]
+    return checked_lines(spark.createDataFrame(rows, struct_type(RAW_ROWS)))
+
+
+def fates(spark: SparkSession, *lines: str) -> list[str]:
+    """What became of each line, in their order."""
+    used, rejected = split_rows(checked(spark, *lines))
+    found = {row["row_number"]: row["reason"] for row in rejected.collect()}
+    found |= {row["row_number"]: "used" for row in used.collect()}
+    return [found[number] for number in range(1, len(lines) + 1)]
+
+
+def test_every_kind_of_dirt_has_its_reason(spark: SparkSession) -> None:
+    cases = {
+        MUG: "used",
+        BOWL: "used",
+        "C2,20001,RED METAL MUG,-6,2011-07-01 08:26:00,2.55,17850.0,United Kingdom": "cancellation",
+        "1,POST,POSTAGE,1,2011-07-01 08:26:00,18.0,17850.0,United Kingdom": "non_product_code",
+        "3,20001,,5,2011-07-01 08:26:00,0.0,,United Kingdom": "no_description",
+        "3,20001,damages?,-5,2011-07-01 08:26:00,0.0,,United Kingdom": "warehouse_note",
+        "3,20001,RED METAL MUG,-5,2011-07-01 08:26:00,0.0,,United Kingdom": "quantity_not_positive",
+        "3,20001,RED METAL MUG,5,2011-07-01 08:26:00,0.0,,United Kingdom": "price_not_positive",
+        "3,20001,RED METAL MUG,5,yesterday,1.0,,United Kingdom": "unreadable",
+        MUG.replace(",6,", ",2,"): "repeated_item_in_basket",
+        MUG.replace("1,20001", "4,20001"): "lone_item_in_basket",
+    }
+    assert fates(spark, *cases) == list(cases.values())
+    assert fates(spark, MUG, BOWL, MUG) == ["used", "used", "duplicate_row"]
+
+
+def test_two_letter_cases_are_one_item(spark: SparkSession) -> None:
+    assert fates(spark, MUG, BOWL, BOWL.replace("20002b, ", "20002B ,")) == ["used", "used", "repeated_item_in_basket"]
+
+
+def test_a_basket_is_cut_whatever_the_order_of_its_lines(spark: SparkSession) -> None:
+    lines = [MUG.replace("20001", f"{20001 + number}") for number in range(BASKET_CUT + 3)]
+    verdicts = fates(spark, *lines)
+    assert verdicts.count("used") == BASKET_CUT
+    assert verdicts.count("beyond_basket_cut") == 3
+    assert fates(spark, *reversed(lines)) == verdicts[::-1]
+
+
+def test_items_take_their_most_frequent_name(spark: SparkSession) -> None:
+    renamed = [
+        MUG.replace("RED METAL MUG", name).replace("1,", f"{n},", 1) for n, name in enumerate(["B CUP", "A CUP"])
+    ]
+    purchases = accepted(checked(spark, *renamed, renamed[0].replace("B CUP", " A  CUP "), BOWL))
+    tied = accepted(checked(spark, *renamed))
+    schema = "item_id string, title string, colors array<string>, materials array<string>"
+    expected = spark.createDataFrame([("20001", "A CUP", [], []), ("20002B", "GLASS BOWL", [], ["glass"])], schema)
+    assert_df_equality(prepare.build_items(purchases).orderBy("item_id"), expected, ignore_nullable=True)
+    assert [row["title"] for row in prepare.build_items(tied).collect()] == ["A CUP"]
+
+
+def test_every_item_is_a_closeup_query(spark: SparkSession) -> None:
+    items = prepare.build_items(checked(spark, MUG))
+    expected = spark.createDataFrame(
+        [("item:20001", "closeup", "RED METAL MUG", "20001")],
+        "query_id string, query_kind string, text string, query_item_id string",
+    )
+    assert_df_equality(prepare.build_queries(items), expected, ignore_nullable=True)
+
+
+def test_each_ordered_pair_of_a_basket_is_one_checkout_in_utc(spark: SparkSession) -> None:
+    used, _ = split_rows(checked(spark, MUG, BOWL))
+    # 08:26 in July is British Summer Time; the basket's first line counts.
+    at = datetime(2011, 7, 1, 7, 26)
+    expected = spark.createDataFrame(
+        [
+            ("1|20001|20002B", at, "17850", "item:20001", "20002B", "checkout"),
+            ("1|20002B|20001", at, "17850", "item:20002B", "20001", "checkout"),
+        ],
+        "event_id string, event_ts timestamp, user_id string, query_id string, item_id string, engagement string",
+    )
+    events = prepare.build_engagement_logs(used).orderBy("event_id")
+    assert_df_equality(events, expected, ignore_nullable=True)
+
+
+def archive_of(folder: Path, content: str) -> str:
+    path = folder / "days.tar.xz"
+    with tarfile.open(path, "w:xz") as archive:
+        member = tarfile.TarInfo("by-day/2011-07-01.csv")
+        member.size = len(content.encode())
+        archive.addfile(member, io.BytesIO(content.encode()))
+    return str(path)
+
+
+def test_the_archive_is_read_as_text_with_the_place_of_each_row(tmp_path: Path) -> None:
+    rows = read_archive(archive_of(tmp_path, f'{HEADER}\n{MUG}\n2,00123,"MUG, LARGE",,,,,\n'))
+    assert rows.column_names == list(RAW_ROWS.column_names)
+    assert rows["stock_code"].to_pylist() == ["20001", "00123"]
+    assert rows.slice(1).to_pylist()[0]["description"] == "MUG, LARGE"
+    assert rows.select(["source_file", "row_number"]).to_pylist()[1] == {
+        "source_file": "2011-07-01.csv",
+        "row_number": 2,
+    }
+
+
+def test_another_file_is_refused(tmp_path: Path, make_settings: Callable[..., Settings]) -> None:
+    with pytest.raises(TableError, match=r"found Invoice, StockCode in 2011-07-01.csv"):
+        read_archive(archive_of(tmp_path, "Invoice,StockCode\n1,2\n"))
+    with pytest.raises(TableError, match=r"expected a tar archive of daily CSV files at .*absent"):
+        read_archive(str(tmp_path / "absent.tar.xz"))
+    with pytest.raises(SettingsError, match="--data: name the archive"):
+        prepare.run(None, make_settings(), None)  # type: ignore[arg-type]
+
+
+def test_the_settings_split_the_log_where_it_should_be_split() -> None:
+    settings = load_settings(SETTINGS)
+    assert [entry.task for entry in settings.tasks] == [Task("closeup", "checkout")]
+    instants = (settings.dates.train_start, settings.dates.train_end, settings.dates.test_start, settings.dates.end)
+    assert [f"{instant:%Y-%m-%d}" for instant in instants] == ["2010-12-01", "2011-11-01", "2011-11-08", "2011-12-10"]
+
+
+@pytest.mark.skipif(not ARCHIVE.exists(), reason=f"the Online Retail archive is not at ../shared: {ARCHIVE.name}")
+def test_every_row_of_the_real_archive_is_accounted_for(spark: SparkSession) -> None:
+    raw: pa.Table = read_archive(str(ARCHIVE))
+    assert raw.num_rows == 541_909
+    used, rejected = split_rows(checked_lines(spark.createDataFrame(raw)))
+    counts = {row["reason"]: row["row_count"] for row in prepare.build_accounting(used, rejected).collect()}
+    assert sum(counts.values()) == raw.num_rows
+    assert counts["cancellation"] == 9_288
+    assert counts["no_description"] > 1_400
+    assert counts["used"] > 250_000

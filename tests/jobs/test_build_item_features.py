@@ -1,0 +1,234 @@
+"""build_item_features: token ids and packed images of every usable item, and each way for a row to be rejected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from itemsage_model.tokenizer import Tokenizer, pack_vocabulary, token_kinds
+from jobs import build_item_features
+from jobs.build_item_features import ItemFeatures, packed_vocabulary
+from jobs.transforms.item_images import packed_images
+from schemas.columns import TableError
+from schemas.records import read_record
+from schemas.settings import Settings
+from schemas.spark import conform, struct_type
+from schemas.tables import ITEM_FEATURES, ITEM_IMAGES, ITEMS, REJECTED_ITEMS, VOCABULARY
+
+MakeSettings = Callable[..., Settings]
+ITEM = "item_id string, title string, colors array<string>"
+IMAGE = "item_id string, position int, image_embedding array<float>"
+VOCABULARY_BYTES = pack_vocabulary(["#re", "red"], ["red", "mug", "tea"], ["red#mug"])
+FEATURES = {"text_features": ["title", "colors"]}
+
+
+def vector(*numbers: float) -> list[float]:
+    return [float(number) for number in numbers] + [0.0] * (256 - len(numbers))
+
+
+def built(
+    spark: SparkSession,
+    settings: Settings,
+    items: list[Any],
+    images: list[Any] | None = None,
+    vocabulary: bytes = VOCABULARY_BYTES,
+    partitions: int = 1,
+) -> ItemFeatures:
+    item_rows = conform(spark.createDataFrame(items, ITEM), ITEMS).repartition(partitions)
+    if images is None:
+        return build_item_features.build(item_rows, None, vocabulary, settings)
+    image_rows = conform(spark.createDataFrame(images, IMAGE), ITEM_IMAGES).repartition(partitions)
+    return build_item_features.build(item_rows, packed_images(image_rows), vocabulary, settings)
+
+
+def ids(cell: bytes) -> list[int]:
+    return np.frombuffer(cell, "<i4").tolist()
+
+
+def embeddings(cell: bytes) -> Any:
+    return np.frombuffer(cell, "<f2").reshape(-1, 256)
+
+
+def reasons(rejected: DataFrame) -> list[tuple[Any, ...]]:
+    rows = rejected.select("item_id", "source_table", "source_column", "reason").collect()
+    return sorted(map(tuple, rows), key=str)
+
+
+def test_an_item_becomes_ids_counts_and_images_by_position(spark: SparkSession, make_settings: MakeSettings) -> None:
+    settings = make_settings(features=FEATURES, model={"max_images": 2})
+    images = [("1", 7, vector(3)), ("1", 0, vector(1)), ("1", 2, vector(2, 0.1))]
+    result = built(spark, settings, [("1", "Red mug!", ["Red", "unknown", "tea"])], images)
+    [row] = result.features.collect()
+    assert row["item_id"] == "1"
+    assert row["item_key"] == spark.range(1).select(F.xxhash64(F.lit("1"))).first()[0]  # type: ignore[index]
+    assert ids(row["text_token_ids"]) == [0, 1, 2, 3, 5, 0, 1, 2, 4]
+    assert ids(row["text_token_counts"]) == [5, 4]
+    # Title: of 8 trigrams two known. Colours: of 15 two; of 3 words two; of 2 bigrams none.
+    assert row["out_of_vocabulary_count"] == 6 + 13 + 1 + 2
+    np.testing.assert_array_equal(embeddings(row["image_embeddings"]), np.float16([vector(1), vector(2, 0.1)]))
+    assert result.figures.get == {
+        "tokens": 9, "out_of_vocabulary_tokens": 22, "truncated_tokens": 0, "images": 2, "images_beyond_limit": 1,
+        "items_without_text": 0, "items_without_images": 0,
+    }  # fmt: skip
+
+
+def test_missing_texts_and_images_are_empty_never_none(spark: SparkSession, make_settings: MakeSettings) -> None:
+    settings = make_settings(features=FEATURES | {"max_tokens_per_feature": 1})
+    items = [("null", None, None), ("empty", "", []), ("nulls", " ", [None]), ("text", "red", None)]
+    result = built(spark, settings, items, [("text", 0, vector(1))])
+    rows = {row["item_id"]: row for row in result.features.collect()}
+    for item in ("null", "empty", "nulls"):
+        assert rows[item]["text_token_ids"] == rows[item]["image_embeddings"] == b""
+        assert ids(rows[item]["text_token_counts"]) == [0, 0]
+        assert rows[item]["out_of_vocabulary_count"] == 0
+        assert rows[item]["features_hash"] == rows["null"]["features_hash"]
+    assert ids(rows["text"]["text_token_ids"]) == [0]
+    figures = result.figures.get
+    assert (figures["items_without_text"], figures["items_without_images"], figures["truncated_tokens"]) == (3, 3, 2)
+
+
+def test_the_hash_tells_features_apart_and_ignores_the_id(spark: SparkSession, make_settings: MakeSettings) -> None:
+    items = [("1", "red", None), ("2", None, ["red"]), ("3", "red", None), ("4", "RED", ["?"])]
+    result = built(spark, make_settings(features=FEATURES), items, [("3", 0, vector(1))])
+    hashes = {row["item_id"]: row["features_hash"] for row in result.features.collect()}
+    assert len({hashes["1"], hashes["2"], hashes["3"]}) == 3
+    assert hashes["4"] == hashes["1"] == "4683944263b7115c3d6c527e27bf9b81"
+
+
+def test_a_shop_without_images(spark: SparkSession, make_settings: MakeSettings) -> None:
+    settings = make_settings(features=FEATURES, inputs={"has_images": False}, model={"sequence": ["text"]})
+    result = built(spark, settings, [("1", "red", None)])
+    [row] = result.features.collect()
+    assert row["image_embeddings"] == b""
+    assert result.figures.get["items_without_images"] == 1
+
+
+def test_items_without_a_usable_id_are_rejected(spark: SparkSession, make_settings: MakeSettings) -> None:
+    items = [(None, "red", None), (" ", "red", None), ("1", "red", None), ("1", "blue", None), ("1", "blue", None)]
+    result = built(spark, make_settings(features=FEATURES), items)
+    assert reasons(result.rejected) == [
+        (" ", "items", "item_id", "null_id"),
+        ("1", "items", "item_id", "duplicate_item"),
+        ("1", "items", "item_id", "duplicate_item"),
+        (None, "items", "item_id", "null_id"),
+    ]
+    [row] = result.features.collect()
+    assert row["text_token_ids"] == b""  # the smallest row, blue, was kept
+
+
+BAD_IMAGES = [
+    ((None, 0, vector(1)), "item_id", "null_id"),
+    (("1", None, vector(1)), "position", "null_position"),
+    (("1", 1, None), "image_embedding", "bad_vector"),
+    (("1", 1, [1.0] * 255), "image_embedding", "bad_vector"),
+    (("1", 1, []), "image_embedding", "bad_vector"),
+    (("1", 1, [None] * 256), "image_embedding", "bad_vector"),
+    (("1", 1, vector(float("nan"))), "image_embedding", "bad_vector"),
+    (("1", 1, vector(float("inf"))), "image_embedding", "bad_vector"),
+    (("1", 1, vector(1e5)), "image_embedding", "bad_vector"),
+    (("1", 1, vector(0)), "image_embedding", "bad_vector"),
+    (("2", 0, vector(1)), "item_id", "unknown_item"),
+    (("1", 0, vector(5)), "position", "duplicate_image"),
+]
+
+
+def test_each_unusable_image_is_rejected_with_its_reason(spark: SparkSession, make_settings: MakeSettings) -> None:
+    images = [image for image, _, _ in BAD_IMAGES] + [("1", 0, vector(4)), ("1", 9, vector(6))]
+    result = built(spark, make_settings(features=FEATURES), [("1", None, None)], images)
+    expected = [(image[0], "item_images", column, reason) for image, column, reason in BAD_IMAGES]
+    assert reasons(result.rejected) == sorted(expected, key=str)
+    [row] = result.features.collect()
+    np.testing.assert_array_equal(embeddings(row["image_embeddings"])[:, 0], [4, 6])
+
+
+def test_every_image_may_be_unusable(spark: SparkSession, make_settings: MakeSettings) -> None:
+    result = built(spark, make_settings(features=FEATURES), [("1", None, None)], [("1", 0, [1.0])])
+    assert result.features.first()["image_embeddings"] == b""  # type: ignore[index]
+
+
+def test_partitions_do_not_matter(spark: SparkSession, make_settings: MakeSettings) -> None:
+    items = [(str(n % 9), f"red mug {n}", ["tea"] * n) for n in range(12)]
+    images = [(str(n % 10), n % 4, vector(n + 1)) for n in range(60)]
+    outcomes = []
+    for partitions in (1, 3, 8):
+        order = 1 if partitions == 1 else -1
+        result = built(spark, make_settings(features=FEATURES), items[::order], images[::order], partitions=partitions)
+        outcomes.append([sorted(rows.collect(), key=str) for rows in (result.features, result.rejected)])
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+@given(st.lists(st.text(max_size=30), min_size=1, max_size=20))
+@hypothesis_settings(
+    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+def test_the_job_and_a_direct_call_give_the_same_ids(
+    spark: SparkSession, make_settings: MakeSettings, texts: list[str]
+) -> None:
+    known = [sorted({token for text in texts for token in token_kinds(text)[kind]})[::2] for kind in range(3)]
+    items = [(str(number), text, None) for number, text in enumerate(texts)]
+    result = built(spark, make_settings(features=FEATURES), items, vocabulary=pack_vocabulary(*known))
+    rows = {row["item_id"]: row for row in result.features.collect()}
+    for number, text in enumerate(texts):
+        encoded = Tokenizer(*known).encode_column(pa.array([text]))
+        assert ids(rows[str(number)]["text_token_ids"]) == encoded.ids.tolist()
+        assert rows[str(number)]["out_of_vocabulary_count"] == encoded.out_of_vocabulary[0]
+
+
+def write_inputs(spark: SparkSession, settings: Settings, vocabulary: list[Any]) -> None:
+    spark.createDataFrame([("1", "red", None), ("1", "red", None)], ITEM).write.parquet(settings.table_uri("items"))
+    spark.createDataFrame([("1", 0, vector(1)), ("2", 0, [])], IMAGE).write.parquet(settings.table_uri("item_images"))
+    rows = spark.createDataFrame(vocabulary, struct_type(VOCABULARY))
+    rows.write.format("delta").save(settings.table_uri("vocabulary"))
+
+
+def test_a_run_writes_tables_figures_and_rejects(spark: SparkSession, make_settings: MakeSettings) -> None:
+    settings = make_settings(features=FEATURES)
+    write_inputs(spark, settings, [("red", "char_trigram", 0, 9), ("red", "word_unigram", 1, 9)])
+    build_item_features.run(spark, settings)
+    [row] = spark.read.format("delta").load(settings.table_uri(ITEM_FEATURES.name)).collect()
+    assert ids(row["text_token_ids"]) == [0, 1]
+    record = read_record(settings.warehouse.uri, "build_item_features")
+    assert record["rejected"] == {"item_images: bad_vector": 1, "items: duplicate_item": 1}
+    assert {entry["table"]: entry["rows"] for entry in record["outputs"]} == {
+        ITEM_FEATURES.name: 1, REJECTED_ITEMS.name: 2,
+    }  # fmt: skip
+    assert record["figures"] == {
+        "tokens": 2, "out_of_vocabulary_tokens": 2, "truncated_tokens": 0, "images": 1, "images_beyond_limit": 0,
+        "items_without_text": 0, "items_without_images": 0, "vocabulary_size": 2,
+        "vocabulary_hash": "a303fe13e7922036eecbece43c08de18",
+    }  # fmt: skip
+    assert not spark.sparkContext._jsc.getPersistentRDDs()  # type: ignore[union-attr]
+
+
+def test_a_missing_column_is_named(spark: SparkSession, make_settings: MakeSettings) -> None:
+    settings = make_settings()
+    spark.createDataFrame([("1",)], "product string").write.parquet(settings.table_uri("items"))
+    with pytest.raises(TableError, match=r"table items, column item_id: .*no such column among product"):
+        build_item_features.run(spark, settings)
+
+
+@pytest.mark.parametrize("vocabulary", [
+    [("a", "word_unigram", 0, 1), ("b", "word_unigram", 2, 1)],
+    [("a", "word_unigram", 0, 1), ("b", "word_unigram", 0, 1)],
+    [("a", "word_unigram", 0, 1), ("#a#", "char_trigram", 1, 1)],
+    [("a", "sentence", 0, 1)],
+])  # fmt: skip
+def test_a_broken_vocabulary_is_refused(spark: SparkSession, vocabulary: list[Any]) -> None:
+    with pytest.raises(TableError, match="table vocabulary, column token_id"):
+        packed_vocabulary(spark.createDataFrame(vocabulary, struct_type(VOCABULARY)))
+
+
+def test_a_vocabulary_arrives_whole(spark: SparkSession) -> None:
+    rows = [("é#中", "word_bigram", 2, 1), ("#é#", "char_trigram", 0, 1), ("é", "word_unigram", 1, 1)]
+    packed = packed_vocabulary(spark.createDataFrame(rows, struct_type(VOCABULARY)))
+    assert packed == pack_vocabulary(["#é#"], ["é"], ["é#中"])
+    assert packed_vocabulary(spark.createDataFrame([], struct_type(VOCABULARY))) == pack_vocabulary([], [], [])

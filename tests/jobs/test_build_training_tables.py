@@ -1,0 +1,255 @@
+"""build_training_tables: events in = counted + capped + rejected; the same rows whatever the partitions; even files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+from hypothesis import given
+from hypothesis import strategies as st
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from jobs import build_training_tables as job
+from jobs import table_io
+from jobs.transforms.training_pairs import even_file_rows
+from schemas.columns import Table, TableError
+from schemas.records import read_record
+from schemas.settings import Settings
+from schemas.spark import struct_type
+from schemas.tables import (
+    ENGAGEMENT_LOGS,
+    ITEM_COUNTS,
+    ITEM_FEATURES,
+    QUERY_EMBEDDINGS,
+    REJECTED_EVENTS,
+    held_out_pairs,
+    training_pairs,
+)
+from schemas.tasks import Task
+
+CLICK, SAVE = Task("search", "click"), Task("closeup", "save")
+TASKS = [{"query_kind": task.query_kind, "engagement": task.engagement} for task in (CLICK, SAVE)]
+
+# make_settings: as_of 1 March; training [31 January, 20 February), gap until 22 February, held out until 1 March.
+TRAINING_DAY, HELD_OUT_DAY = datetime(2026, 2, 10, tzinfo=timezone.utc), datetime(2026, 2, 25, tzinfo=timezone.utc)
+
+Shop = Callable[..., Settings]
+
+
+def vector(number: int) -> list[float]:
+    return [number / 8] * 256
+
+
+def event(event_id: str, query_id: str, item_id: str, **fields: Any) -> dict[str, Any]:
+    engagement = {"l": "click", "p": "save"}[query_id[0]]
+    row = {"event_id": event_id, "event_ts": TRAINING_DAY, "user_id": None, "query_id": query_id, "item_id": item_id}
+    return row | {"engagement": engagement} | fields
+
+
+def put(spark: SparkSession, settings: Settings, table: Table, rows: list[tuple[Any, ...]]) -> None:
+    """Write an input as plain Parquet, where nulls are possible."""
+    schema = struct_type(table).simpleString()
+    spark.createDataFrame(rows, schema).write.mode("overwrite").parquet(settings.table_uri(table.name))
+
+
+@pytest.fixture
+def shop(spark: SparkSession, make_settings: Callable[..., Settings]) -> Shop:
+    """Write the inputs of a shop with two queries and twelve items and give its settings."""
+
+    def make(events: list[dict[str, Any]], **sections: Any) -> Settings:
+        settings = make_settings(**({"tasks": TASKS} | sections))
+        queries = [("lampe 🪔", "search", vector(1), "space", None), ("photo", "closeup", vector(2), "space", "i1")]
+        items = [(f"i{n}", 100 + n, b"t%d" % n, b"c%d" % n, b"v%d" % n, 0, "hash") for n in range(12)]
+        put(spark, settings, QUERY_EMBEDDINGS, queries)
+        put(spark, settings, ITEM_FEATURES, items)
+        put(spark, settings, ENGAGEMENT_LOGS, [tuple(row.values()) for row in events])
+        return settings
+
+    return make
+
+
+PLAIN = [
+    event("e1", "lampe 🪔", "i1"),
+    event("e2", "lampe 🪔", "i1", event_ts=datetime(2026, 2, 12, tzinfo=timezone.utc)),
+    event("e2", "lampe 🪔", "i1", event_ts=datetime(2026, 2, 13, tzinfo=timezone.utc)),
+    event("e3", "lampe 🪔", "i2"),
+    event("e4", "lampe 🪔", "i1", event_ts=HELD_OUT_DAY),
+    event("e5", "photo", "i2"),
+    event("e6", "photo", "i2", event_ts=HELD_OUT_DAY),
+    event("e7", "photo", "nowhere"),
+]
+
+
+def stored(spark: SparkSession, settings: Settings, table: Table) -> DataFrame:
+    return table_io.read(spark, settings.table_uri(table.name), table)
+
+
+def content(spark: SparkSession, settings: Settings) -> dict[str, list[tuple[Any, ...]]]:
+    tables = [ITEM_COUNTS, REJECTED_EVENTS, *map(training_pairs, (CLICK, SAVE)), *map(held_out_pairs, (CLICK, SAVE))]
+    return {table.name: sorted(map(tuple, stored(spark, settings, table).collect()), key=repr) for table in tables}
+
+
+@contextmanager
+def changed(spark: SparkSession, key: str, value: str) -> Iterator[None]:
+    before = spark.conf.get(key)
+    spark.conf.set(key, value)
+    yield
+    spark.conf.set(key, before)
+
+
+def test_pairs_counts_rejects_and_figures(spark: SparkSession, shop: Shop) -> None:
+    settings = shop(PLAIN)
+    job.run(spark, settings)
+
+    key = {name: spark.range(1).select(F.xxhash64(F.lit(name))).first()[0] for name in ("lampe 🪔", "photo", "i1")}  # type: ignore[index]
+    half = {n: np.full(256, n / 8, "<f2").tobytes() for n in (1, 2)}
+    tables = content(spark, settings)
+    assert [
+        tuple(bytes(v) if isinstance(v, bytearray) else v for v in row) for row in tables[CLICK.training_table]
+    ] == [
+        ("lampe 🪔", "i1", key["lampe 🪔"], 101, 0, 2, 2.0, half[1], b"t1", b"c1", b"v1"),
+        ("lampe 🪔", "i2", key["lampe 🪔"], 102, 0, 1, 1.0, half[1], b"t2", b"c2", b"v2"),
+    ]
+    assert tables[SAVE.held_out_table] == [("photo", "i2", key["photo"], 102, key["i1"], 1, 1.0)]
+    assert tables[ITEM_COUNTS.name] == [
+        ("i1", 101, "search_click", 1, 2),
+        ("i2", 102, "closeup_save", 1, 1),
+        ("i2", 102, "search_click", 1, 1),
+    ]
+    assert [(row[0], row[5], row[7]) for row in tables[REJECTED_EVENTS.name]] == [
+        ("e2", "duplicate_event", "event_id"),
+        ("e7", "unknown_item", "item_id"),
+    ]
+
+    record = read_record(settings.warehouse.uri, job.STAGE)
+    assert record["rejected"] == {"engagement_logs: duplicate_event": 1, "engagement_logs: unknown_item": 1}
+    assert record["figures"]["events"] == {
+        "read_events": 8,
+        "training_events": 4,
+        "held_out_events": 2,
+        "capped_events": 0,
+        "rejected_events": 2,
+    }
+    assert record["figures"]["tasks"]["search_click"]["training_pairs"] == 2
+
+
+def test_partitions_zones_and_reruns_change_no_row(spark: SparkSession, shop: Shop) -> None:
+    crowd = [event(f"x{n % 50}", "lampe 🪔", f"i{n % 12}") for n in range(60)]
+    recent = {"recency_half_life_days": 3.0, "max_pairs_per_query": 7}
+    settings = shop(PLAIN + crowd, training_tables=recent)
+    found = []
+    for partitions, zone in (("1", "UTC"), ("3", "UTC"), ("8", "America/Los_Angeles")):
+        with (
+            changed(spark, "spark.sql.shuffle.partitions", partitions),
+            changed(spark, "spark.sql.session.timeZone", zone),
+        ):
+            job.run(spark, settings)
+        found.append(content(spark, settings))
+    assert found[0][CLICK.training_table]
+    assert found[0] == found[1] == found[2]
+
+
+def test_caps_cut_pairs_and_account_for_their_events(
+    spark: SparkSession, shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = [event(f"e{n}", "lampe 🪔", f"i{n % 10}") for n in range(20)]
+    settings = shop(events, tasks=TASKS[:1], training_tables={"max_pairs_per_query": 4, "max_pairs_per_item": 1})
+    job.run(spark, settings)
+    figures = read_record(settings.warehouse.uri, job.STAGE)["figures"]
+    assert figures["tasks"]["search_click"] == {
+        "training_pairs": 4,
+        "training_events": 8,
+        "held_out_pairs": 0,
+        "held_out_events": 0,
+        "capped_pairs": 6,
+        "capped_events": 12,
+    }
+    assert figures["events"]["capped_events"] == 12
+    assert stored(spark, settings, ITEM_COUNTS).agg(F.sum("engagement_count")).first() == (8,)
+    assert stored(spark, settings, held_out_pairs(CLICK)).count() == 0
+    assert "warning: task search_click has no held-out pair" in capsys.readouterr().out
+
+
+def test_files_are_even_and_hold_one_row_group(spark: SparkSession, shop: Shop) -> None:
+    many = [event(f"e{n}", f"lamp {n // 12}", f"i{n % 12}") for n in range(480)]
+    settings = shop(many, tasks=TASKS[:1], training_tables={"rows_per_file": 50})
+    queries = [(f"lamp {n}", "search", vector(1), "space", None) for n in range(40)]
+    put(spark, settings, QUERY_EMBEDDINGS, queries)
+    with changed(spark, "spark.sql.shuffle.partitions", "3"):
+        job.run(spark, settings)
+
+    uri = settings.table_uri(CLICK.training_table)
+    files = [pq.ParquetFile(file) for file in DeltaTable(uri).file_uris()]
+    assert sorted(file.metadata.num_rows for file in files) == [48] * 10
+    assert {file.metadata.num_row_groups for file in files} == {1}
+    # A file must not be one item's: 48 draws from 12 items.
+    assert min(len(set(file.read(["item_id"])["item_id"].to_pylist())) for file in files) >= 6
+
+
+@given(rows=st.integers(1, 200_000), most=st.integers(1, 4_096))
+def test_file_sizes_differ_by_a_twentieth_at_most(rows: int, most: int) -> None:
+    size = even_file_rows(rows, most)
+    last = rows - size * (-(-rows // size) - 1)
+    assert 1 <= size <= most
+    assert last >= size - size // 20
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "name"),
+    [
+        (ITEM_FEATURES, ("i1", 101, b"", b"", b"", 0, "hash"), "item_id"),
+        (QUERY_EMBEDDINGS, ("photo", "closeup", vector(2), "space", None), "query_id"),
+    ],
+)
+def test_a_repeated_key_stops_the_job(
+    spark: SparkSession, shop: Shop, table: Table, row: tuple[Any, ...], name: str
+) -> None:
+    settings = shop(PLAIN)
+    put(spark, settings, table, [row, row])
+    with pytest.raises(
+        TableError, match=rf"table {table.name}, column {name}: expected each value in one row; found 2"
+    ):
+        job.run(spark, settings)
+
+
+def test_a_log_that_is_mostly_bad_stops_the_job(spark: SparkSession, shop: Shop) -> None:
+    broken = [
+        event("n1", "photo", "i1", item_id=None),
+        event("n2", "photo", "i1", event_ts=datetime(2099, 1, 1, tzinfo=timezone.utc)),
+    ]
+    settings = shop(PLAIN + broken)
+    with pytest.raises(TableError) as caught:
+        job.run(spark, settings)
+    message = str(caught.value)
+    assert "found 3 of 10: null_item_id 1, future 1, unknown_item 1" in message
+    assert "training_tables.max_reject_share" in message
+    assert not (Path(settings.warehouse.uri) / "_runs").exists()
+    assert stored(spark, settings, REJECTED_EVENTS).count() == 4
+
+
+def test_a_task_without_training_pairs_stops_the_job(spark: SparkSession, shop: Shop) -> None:
+    settings = shop([row for row in PLAIN if row["event_id"] != "e5"])
+    with pytest.raises(TableError, match=r"table training_closeup_save.*take the task out"):
+        job.run(spark, settings)
+
+
+def test_an_empty_log_stops_the_job(spark: SparkSession, shop: Shop) -> None:
+    with pytest.raises(TableError, match=r"table engagement_logs.*at least one row"):
+        job.run(spark, shop([]))
+
+
+def test_a_lost_event_stops_the_job(spark: SparkSession, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = shop(PLAIN)
+    complete = job.build_pairs
+    monkeypatch.setattr(job, "build_pairs", lambda *given: complete(*given).where("item_id != 'i2' OR task LIKE 'c%'"))
+    with pytest.raises(TableError, match="expected 8 events; found 7"):
+        job.run(spark, settings)
+    assert not (Path(settings.warehouse.uri) / "_runs").exists()

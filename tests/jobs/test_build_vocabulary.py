@@ -1,0 +1,86 @@
+"""build_vocabulary: the most frequent tokens of the usable items, numbered the same way every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from jobs import build_vocabulary
+from schemas.columns import TableError
+from schemas.records import read_record
+from schemas.settings import Settings
+from schemas.spark import conform
+from schemas.tables import ITEMS
+
+ITEM = "item_id string, title string, colors array<string>"
+SHOP = [
+    ("1", "Red mug", ["red", "blue"]),
+    ("2", "red MUG", None),
+    ("3", None, ["tea red", None]),
+    ("3", "zebra", ["a duplicate does not count"]),
+    (None, "red without an id does not count", None),
+    (" ", "nor does a blank one", None),
+]
+
+
+def items_of(spark: SparkSession, rows: list[Any] = SHOP) -> DataFrame:
+    return conform(spark.createDataFrame(rows, ITEM), ITEMS)
+
+
+def tokens(vocabulary: DataFrame) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in vocabulary.orderBy("token_id").collect()]
+
+
+def test_tokens_are_numbered_by_kind_count_and_token(
+    spark: SparkSession, make_settings: Callable[..., Settings]
+) -> None:
+    features = {"char_trigrams": 3, "word_unigrams": 2, "word_bigrams": 9, "text_features": ["title", "colors"]}
+    assert tokens(build_vocabulary.build(items_of(spark), make_settings(features=features))) == [
+        ("#re", "char_trigram", 0, 4),
+        ("ed#", "char_trigram", 1, 4),
+        ("red", "char_trigram", 2, 4),
+        ("red", "word_unigram", 3, 4),
+        ("mug", "word_unigram", 4, 2),
+        ("red#mug", "word_bigram", 5, 2),
+        ("red#blue", "word_bigram", 6, 1),
+        ("tea#red", "word_bigram", 7, 1),
+    ]
+
+
+def test_rare_tokens_unused_kinds_and_other_features_are_left_out(
+    spark: SparkSession, make_settings: Callable[..., Settings]
+) -> None:
+    features = {"char_trigrams": 0, "word_bigrams": 0, "min_token_count": 2, "text_features": ["colors"]}
+    assert tokens(build_vocabulary.build(items_of(spark), make_settings(features=features))) == [
+        ("red", "word_unigram", 0, 2)
+    ]
+
+
+def test_partitions_row_order_and_early_counts_do_not_matter(
+    spark: SparkSession, make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(features={"char_trigrams": 7, "word_unigrams": 5, "word_bigrams": 2})
+    expected = tokens(build_vocabulary.build(items_of(spark).repartition(1), settings))
+    monkeypatch.setattr(build_vocabulary, "_MOST_TOKENS", 1)
+    backwards = items_of(spark, SHOP[::-1])
+    for partitions in (3, 8):
+        assert tokens(build_vocabulary.build(backwards.repartition(partitions), settings)) == expected
+
+
+def test_a_run_writes_the_table_and_its_record(spark: SparkSession, make_settings: Callable[..., Settings]) -> None:
+    settings = make_settings()
+    items_of(spark).write.parquet(settings.table_uri("items"))
+    build_vocabulary.run(spark, settings)
+    record = read_record(settings.warehouse.uri, "build_vocabulary")
+    assert record["figures"] == {"distinct_char_trigrams": 16, "distinct_word_bigrams": 3, "distinct_word_unigrams": 4}
+    assert record["outputs"][0]["rows"] == 23
+
+
+def test_an_empty_catalog_is_refused_by_name(spark: SparkSession, make_settings: Callable[..., Settings]) -> None:
+    settings = make_settings()
+    items_of(spark, []).write.parquet(settings.table_uri("items"))
+    with pytest.raises(TableError, match=r"table items, .*at least one row"):
+        build_vocabulary.run(spark, settings)

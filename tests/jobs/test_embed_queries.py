@@ -1,0 +1,167 @@
+"""embed_queries: own embeddings pass at unit length, texts are embedded, everything else is rejected by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from pyspark.sql import DataFrame, Row, SparkSession
+
+from itemsage_model.query_encoder import encoder_uri, fit_lsa, load, load_if_saved
+from jobs import embed_queries, table_io
+from jobs.transforms.quarantine import accepted, rejected
+from schemas.columns import TableError
+from schemas.records import read_record
+from schemas.settings import Settings
+from schemas.spark import conform
+from schemas.tables import ITEMS, QUERIES, QUERY_EMBEDDINGS, REJECTED_QUERIES
+
+TITLES = ["red retrospot mug", "red retrospot teapot", "blue garden lantern"]
+LONG = [3.0, 4.0] + [0.0] * 254
+QUERY = "query_id string, query_kind string, text string, query_embedding array<float>, embedding_space string"
+ITEM = "item_id string, title string, colors array<string>"
+
+
+def queries_of(spark: SparkSession, *rows: dict[str, Any]) -> DataFrame:
+    valid = {"query_id": "q", "query_kind": "search", "text": None, "query_embedding": None, "embedding_space": None}
+    return conform(spark.createDataFrame([Row(**(valid | row)) for row in rows], QUERY), QUERIES)
+
+
+def reasons(df: DataFrame) -> dict[str | None, str]:
+    return {row["query_id"]: row["reason"] for row in rejected(df, REJECTED_QUERIES).collect()}
+
+
+def test_an_embedding_passes_at_unit_length(spark: SparkSession) -> None:
+    rows = queries_of(spark, {"query_embedding": LONG, "embedding_space": "pinsage-1", "text": "unused"})
+    row = accepted(embed_queries.build(embed_queries.with_verdicts(rows), None, 1)).first()
+    assert row is not None
+    np.testing.assert_array_equal(row["query_embedding"][:3], np.float32([0.6, 0.8, 0]))
+    assert (row["query_id"], row["embedding_space"]) == ("q", "pinsage-1")
+
+
+def test_a_text_gets_the_encoders_vector(spark: SparkSession) -> None:
+    encoder = fit_lsa(TITLES, vocabulary_size=1_000)
+    texts = {"a": "red mug", "b": "blue", "c": "red mug"}
+    rows = queries_of(spark, *[{"query_id": key, "text": text} for key, text in texts.items()])
+    embedded = accepted(embed_queries.build(embed_queries.with_verdicts(rows), encoder, 3)).collect()
+    found = {row["query_id"]: row["query_embedding"] for row in embedded}
+    np.testing.assert_array_equal(np.float32([found[key] for key in texts]), encoder.encode(list(texts.values())))
+    assert {row["embedding_space"] for row in embedded} == {encoder.name}
+
+
+def test_rows_that_cannot_stand_are_rejected_with_a_reason(spark: SparkSession) -> None:
+    named = {"embedding_space": "pinsage-1"}
+    rows = queries_of(
+        spark,
+        {"query_id": None, "text": "red"},
+        {"query_id": " ", "text": "red"},
+        {"query_id": "kindless", "query_kind": None, "text": "red"},
+        {"query_id": "short", "query_embedding": LONG[1:]} | named,
+        {"query_id": "nan", "query_embedding": [*LONG[1:], float("nan")]} | named,
+        {"query_id": "spaceless", "query_embedding": LONG},
+        {"query_id": "empty", "text": " "},
+    )
+    verdicts = embed_queries.with_verdicts(rows)
+    assert reasons(verdicts) == {
+        None: "null_id",
+        " ": "null_id",
+        "kindless": "null_kind",
+        "short": "not_a_vector",
+        "nan": "not_a_vector",
+        "spaceless": "unnamed_space",
+        "empty": "no_embedding_no_text",
+    }
+    assert accepted(verdicts).count() == 0
+
+
+def test_of_a_repeated_id_the_first_by_content_is_kept(spark: SparkSession) -> None:
+    rows = queries_of(spark, {"text": "red"}, {"text": "blue"}, {"text": "red"})
+    verdicts = embed_queries.with_verdicts(rows)
+    assert [row["text"] for row in accepted(verdicts).collect()] == ["blue"]
+    assert rejected(verdicts, REJECTED_QUERIES).count() == 2
+    assert reasons(verdicts) == {"q": "duplicate_id"}
+
+
+def test_a_text_without_a_known_word_is_rejected(spark: SparkSession) -> None:
+    rows = queries_of(spark, {"query_id": "a", "text": "xyzzy"}, {"query_id": "b", "text": "red"})
+    embedded = embed_queries.build(
+        embed_queries.with_verdicts(rows), fit_lsa(["red", "blue"], vocabulary_size=1_000), 1
+    )
+    assert reasons(embedded) == {"a": "unknown_text"}
+    assert [row["query_id"] for row in accepted(embedded).collect()] == ["b"]
+
+
+def test_two_spaces_in_one_kind_are_refused(spark: SparkSession) -> None:
+    own = {"query_embedding": LONG, "embedding_space": "pinsage-1"}
+    closeup = {"query_kind": "closeup"}
+    apart = queries_of(spark, {"query_id": "a", "text": "red"}, {"query_id": "b"} | own | closeup)
+    embed_queries.check_spaces(apart, "lsa-1")
+    mixed = queries_of(spark, {"query_id": "a", "text": "red"}, {"query_id": "b"} | own)
+    with pytest.raises(TableError, match=r"one embedding space for all search queries; found lsa-1 and pinsage-1"):
+        embed_queries.check_spaces(mixed, "lsa-1")
+
+
+def test_catalog_texts_are_the_same_whatever_the_partitions(spark: SparkSession) -> None:
+    rows = [(f"i{n}", f"title {n}", ["red", "blue"]) for n in range(9)] + [("blank", None, None), (None, "lost", None)]
+    items = conform(spark.createDataFrame(rows, ITEM), ITEMS)
+    texts = [row["text"] for row in embed_queries.catalog_texts(items, 5).collect()]
+    shuffled = items.orderBy("title", ascending=False).repartition(4)
+    assert [row["text"] for row in embed_queries.catalog_texts(shuffled, 5).collect()] == texts
+    assert len(texts) == 5
+    assert sorted(texts) == texts
+    assert texts[0].endswith(" red blue")
+
+
+def write_inputs(spark: SparkSession, settings: Settings, *rows: dict[str, Any], titles: list[str] = TITLES) -> None:
+    items = spark.createDataFrame([(f"i{n}", title, None) for n, title in enumerate(titles)], ITEM)
+    items.write.mode("overwrite").parquet(settings.table_uri("items"))
+    queries_of(spark, *rows).write.mode("overwrite").parquet(settings.table_uri("queries"))
+
+
+def embeddings(spark: SparkSession, settings: Settings) -> list[Row]:
+    return table_io.read(spark, settings.table_uri("query_embeddings"), QUERY_EMBEDDINGS).orderBy("query_id").collect()
+
+
+def test_the_job_writes_the_same_rows_whatever_the_partitions(
+    spark: SparkSession, make_settings: Callable[..., Settings]
+) -> None:
+    settings = make_settings()
+    rows = [{"query_id": f"q{n}", "text": title} for n, title in enumerate([*TITLES, "red lantern", "xyz", " "])]
+    write_inputs(spark, settings, *rows)
+    embed_queries.run(spark, settings)
+    first = embeddings(spark, settings)
+    items = spark.read.parquet(settings.table_uri("items")).collect()
+    spark.createDataFrame(items[::-1], ITEM).repartition(3).write.mode("overwrite").parquet(settings.table_uri("items"))
+    queries_of(spark, *reversed(rows)).repartition(3).write.mode("overwrite").parquet(settings.table_uri("queries"))
+    embed_queries.run(spark, settings)
+    assert embeddings(spark, settings) == first
+    record = read_record(settings.warehouse.uri, "embed_queries")
+    assert [row["query_id"] for row in first] == ["q0", "q1", "q2", "q3"]
+    assert record["rejected"] == {"queries: no_embedding_no_text": 1, "queries: unknown_text": 1}
+    encoder = load(encoder_uri(settings.warehouse.uri))
+    assert record["figures"]["encoder"] == encoder.name == first[0]["embedding_space"]
+    assert record["figures"]["texts_encoded"] == 5
+    assert record["figures"]["explained_variance"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_encoder_is_saved_only_where_a_query_has_text(
+    spark: SparkSession, make_settings: Callable[..., Settings]
+) -> None:
+    own = {"query_embedding": LONG, "embedding_space": "searchsage-1"}
+    settings = make_settings()
+    write_inputs(spark, settings, own)
+    embed_queries.run(spark, settings)
+    assert load_if_saved(encoder_uri(settings.warehouse.uri)) is None
+    write_inputs(spark, settings, own | {"text": "red"})
+    embed_queries.run(spark, settings)
+    assert load_if_saved(encoder_uri(settings.warehouse.uri)) is not None
+    assert [row["embedding_space"] for row in embeddings(spark, settings)] == ["searchsage-1"]
+
+
+def test_a_catalog_without_text_is_refused(spark: SparkSession, make_settings: Callable[..., Settings]) -> None:
+    settings = make_settings()
+    write_inputs(spark, settings, {"text": "red"}, titles=["!!"])
+    with pytest.raises(TableError, match=r"table items, column title: .* found no text holds a word"):
+        embed_queries.run(spark, settings)

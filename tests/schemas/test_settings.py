@@ -1,0 +1,156 @@
+"""Settings: what is impossible is refused with the key's name and the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from schemas.settings import Settings, SettingsError, load_settings
+
+MINIMAL = """
+[warehouse]
+uri = "warehouse"
+[dates]
+as_of = 2026-03-01
+train_days = 20
+gap_days = 2
+test_days = 7
+"""
+
+Load = Callable[..., Settings]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    def write_and_load(text: str = "", *overrides: str) -> Settings:
+        path = tmp_path / "shop.toml"
+        path.write_text(MINIMAL + text, encoding="utf-8")
+        return load_settings(path, list(overrides))
+
+    return write_and_load
+
+
+def test_a_minimal_file_has_the_papers_tasks(load: Load) -> None:
+    settings = load()
+    names = [entry.task.name for entry in settings.tasks]
+    assert names[0] == "closeup_click"
+    assert names[-1] == "search_checkout"
+    assert len(names) == 8
+
+
+def test_the_windows_follow_each_other(load: Load) -> None:
+    dates = load().dates
+    assert [dates.train_start, dates.train_end, dates.test_start, dates.end] == [
+        datetime(2026, 1, 31, tzinfo=timezone.utc),
+        datetime(2026, 2, 20, tzinfo=timezone.utc),
+        datetime(2026, 2, 22, tzinfo=timezone.utc),
+        datetime(2026, 3, 1, tzinfo=timezone.utc),
+    ]
+
+
+def test_a_shop_can_name_its_own_tasks(load: Load) -> None:
+    settings = load('[[tasks]]\nquery_kind = "listing"\nengagement = "inquiry"\nshare = 2\n')
+    assert [(entry.task.name, entry.share) for entry in settings.tasks] == [("listing_inquiry", 2.0)]
+
+
+def test_an_override_wins_and_is_read_as_toml_or_text(load: Load) -> None:
+    settings = load(
+        "[train]\nsteps = 5\n",
+        "train.steps=7",
+        "warehouse.uri=/data/läden/a b",
+        "dates.as_of=2026-04-01",
+        'model.sequence=["text"]',
+        "inputs.has_images=false",
+    )
+    assert settings.train.steps == 7
+    assert settings.warehouse.uri == "/data/läden/a b"
+    assert settings.dates.as_of.month == 4
+    assert settings.model.sequence == ("text",)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("[train]\nstep = 5\n", ["train.step", "unknown key", "spelling"]),
+        ("[trian]\nsteps = 5\n", ["trian", "unknown key"]),
+        ("[train]\nsteps = 5.5\n", ["train.steps", "integer", "found 5.5"]),
+        ('[train]\nsteps = "5"\n', ["train.steps", "integer", "found '5'"]),
+        ("[train]\nsteps = true\n", ["train.steps", "integer", "found True"]),
+        ("[train]\nsteps = 0\n", ["train.steps", "greater than or equal to 1", "found 0"]),
+        ("[train]\nlearning_rate = nan\n", ["train.learning_rate", "greater than 0"]),
+        ('[train]\nprecision = "float16"\n', ["train.precision", "'auto', 'float32' or 'bfloat16'", "found 'float16'"]),
+        ('[[tasks]]\nquery_kind = "Search"\nengagement = "click"\n', ["tasks.0.query_kind", "found 'Search'"]),
+        ('[[tasks]]\nquery_kind = "search"\n', ["tasks.0.engagement", "missing", "add it"]),
+        ("tasks = []\n", ["name at least one task"]),
+    ],
+)
+def test_a_wrong_key_or_type_is_named(tmp_path: Path, text: str, parts: list[str]) -> None:
+    path = tmp_path / "shop.toml"
+    path.write_text(text + MINIMAL if text.startswith("tasks") else MINIMAL + text)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(path)
+    assert all(part in str(caught.value) for part in [*parts, str(path)]), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["model.width=100"], ["model", "width 100", "heads 8", "change one"]),
+        (['model.sequence=["text", "text"]'], ["model", "sequence", "each once"]),
+        (["inputs.has_images=false"], ["inputs.has_images", 'take "images" out of model.sequence']),
+        (["loss.temperature=200"], ["loss", "max_temperature", "raise the other"]),
+        (["query_encoder.kind=sentence_transformers"], ["query_encoder", "folder", "local folder"]),
+        (["train.processes=3"], ["train", "batch_size", "multiple of processes (3)"]),
+        (["train.batch_size=4", "train.negative_count=4"], ["train.batch_size", "every task", "raise it"]),
+        (['features.text_features=["titel"]'], ["features.text_features", "title", "remove ['titel']"]),
+        (['features.text_features=["size", "size"]'], ["features.text_features", "repeats"]),
+    ],
+)
+def test_an_impossible_combination_is_named(load: Load, overrides: list[str], parts: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load("", *overrides)
+    message = str(caught.value)
+    assert all(part in message for part in parts), message
+    assert "warehouse" not in message, "the message repeats the whole file"
+
+
+def test_every_fault_is_listed_at_once(load: Load) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load("", "train.steps=0", "train.stpes=1", "score.rows_per_batch=many")
+    assert [name in str(caught.value) for name in ("train.steps", "train.stpes", "score.rows_per_batch")] == [True] * 3
+
+
+@pytest.mark.parametrize("override", ["steps=5", "train.steps", "train.=5", ".steps=5", "warehouse.uri.deep=5"])
+def test_a_malformed_override_is_quoted(load: Load, override: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load("", override)
+    assert f"--set {override}" in str(caught.value)
+
+
+def test_an_override_cannot_reach_into_the_list_of_tasks(load: Load) -> None:
+    with pytest.raises(SettingsError, match=r"--set tasks\.0\.share=2: tasks is no section"):
+        load('[[tasks]]\nquery_kind = "listing"\nengagement = "inquiry"\n', "tasks.0.share=2")
+
+
+def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"absent\.toml does not exist; copy pipeline\.toml"):
+        load_settings(tmp_path / "absent.toml")
+    (tmp_path / "broken.toml").write_text("[train\n")
+    with pytest.raises(SettingsError, match=r"broken\.toml is no valid TOML"):
+        load_settings(tmp_path / "broken.toml")
+    (tmp_path / "latin.toml").write_bytes('[warehouse]\nuri = "läden"\n'.encode("latin-1"))
+    with pytest.raises(SettingsError, match=r"latin\.toml cannot be read.*UTF-8"):
+        load_settings(tmp_path / "latin.toml")
+    with pytest.raises(SettingsError, match="cannot be read"):
+        load_settings(tmp_path)
+
+
+def test_tables_lie_in_the_warehouse_unless_named(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load('[inputs]\nitems = "s3://shop/items"\n')
+    assert settings.table_uri("items") == "s3://shop/items"
+    assert settings.table_uri("queries") == f"{tmp_path}/warehouse/queries"
+    assert settings.table_uri("item_features") == f"{tmp_path}/warehouse/item_features"
