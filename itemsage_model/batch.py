@@ -132,9 +132,7 @@ def unpack_items(table: str, cells: dict[str, Cells], text_count: int, vocabular
     ids = np.frombuffer(joined["text_token_ids"], dtype="<i4")
     flat_counts = np.frombuffer(joined["text_token_counts"], dtype="<i4")
     if len(flat_counts) != rows * text_count:
-        raise _misshapen(
-            table, "text_token_counts", f"{text_count} counts a row", f"{len(flat_counts)} in {rows} rows"
-        )
+        raise _misshapen(table, "text_token_counts", f"{text_count} counts a row", f"{len(flat_counts)} in {rows} rows")
     counts = flat_counts.reshape(rows, text_count)
     ids_per_row = np.fromiter((len(cell) for cell in cells["text_token_ids"]), np.int64, rows) // 4
     if (counts < 0).any() or (counts.sum(axis=1) != ids_per_row).any():
@@ -180,7 +178,8 @@ def _ragged_positions(counts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
     ends = np.cumsum(taken)
     total = int(ends[-1]) if len(ends) else 0
     # one run per row: start of the row in the flat list, plus 0, 1, 2, ...
-    return np.repeat(starts[rows] - (ends - taken), taken) + np.arange(total)
+    positions: npt.NDArray[np.int64] = np.repeat(starts[rows] - (ends - taken), taken) + np.arange(total)
+    return positions
 
 
 def _join(table: str, column: str, cells: dict[str, Cells]) -> bytes:

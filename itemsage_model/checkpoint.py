@@ -72,7 +72,9 @@ class ModelSpec:
 
 def model_bytes(tower: ItemTower) -> bytes:
     """The tower's weights as safetensors."""
-    return save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tower.state_dict().items()})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tower.state_dict().items()}
+    content: bytes = save_tensors(tensors)
+    return content
 
 
 def model_id(weights: bytes, spec: ModelSpec) -> str:

@@ -96,12 +96,13 @@ class Block(nn.Module):
 
     def after_attention(self, residual: Tensor, attended: Tensor) -> Tensor:
         """Output projection, residual, feed-forward; `attended` holds the heads' values side by side."""
-        hidden = residual + self.output(attended)
-        return hidden + self.feed_forward(self.feed_forward_norm(hidden))
+        hidden: Tensor = residual + self.output(attended)
+        result: Tensor = hidden + self.feed_forward(self.feed_forward_norm(hidden))
+        return result
 
     def _split(self, vectors: Tensor) -> Tensor:
         # [item, token, width] -> [item, head, token, head_dim]
-        return vectors.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return vectors.view(*vectors.shape[:-1], self.heads, -1).transpose(1, 2)
 
 
 class Encoder(nn.Module):
@@ -149,14 +150,14 @@ class Encoder(nn.Module):
         Returns:
             Unit-length embeddings.
         """
-        if len(self.blocks) == 1:
-            hidden = self._folded(sequence, fold or self.fold())
-        else:
-            hidden = self._unfolded(sequence)
+        hidden = self._folded(sequence, fold or self.fold()) if len(self.blocks) == 1 else self._unfolded(sequence)
         return F.normalize(self.head(hidden), dim=-1)
 
     def fold(self) -> Fold:
-        """The constants of the single-block encoder, with gradient. Notation: z = W x + b, LN(z) = g (z - m) / d + s."""
+        """The constants of the single-block encoder, with gradient.
+
+        Notation: z = W x + b is a projected feature, LN(z) = g (z - m) / d + s its layer norm.
+        """
         block: Block = self.blocks[0]  # type: ignore[assignment]
         norm, heads = block.attention_norm, block.heads
         head_dim = self.cls.numel() // heads

@@ -19,7 +19,9 @@ def make_optimizers(tower: ItemTower, settings: TrainSettings, *, is_sparse: boo
     Biases, norms, the [CLS] vector, the temperature and the tables are not decayed.
     Assumed: AdamW with betas .9, .999 (the paper names no optimiser).
     """
-    decayed, plain, tables = [], [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    tables: list[nn.Parameter] = []
     for name, parameter in tower.named_parameters():
         kind = tables if name in TABLES else decayed if parameter.ndim > 1 else plain
         kind.append(parameter)
@@ -58,7 +60,8 @@ def gradient_norm(module: nn.Module) -> torch.Tensor:
             gradient = parameter.grad
             values = gradient.coalesce().values() if gradient.is_sparse else gradient
             norms.append(torch.linalg.vector_norm(values))
-    return torch.linalg.vector_norm(torch.stack(norms))
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm
 
 
 def scale_gradients(module: nn.Module, factor: float) -> None:

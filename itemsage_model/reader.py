@@ -97,7 +97,7 @@ class CatalogItems:
 
 @dataclass(frozen=True)
 class RowFormat:
-    """What the cells of a table hold, for checking: numbers of text features and of token ids; whether to read items."""
+    """What the cells of a table hold: how many text features and token ids; and whether item features are read."""
 
     text_count: int
     vocabulary_size: int
@@ -227,9 +227,7 @@ class RowStream:
         items = None
         if self.row_format.with_items:
             cells = {name: getattr(raw, name) for name in FEATURE_CELLS}
-            items = unpack_items(
-                self.files.table, cells, self.row_format.text_count, self.row_format.vocabulary_size
-            )
+            items = unpack_items(self.files.table, cells, self.row_format.text_count, self.row_format.vocabulary_size)
         queries = _query_vectors(self.files.table, raw.query_embedding)
         return Pairs(
             _checked(self.files.table, raw, "query_key", np.int64),
@@ -254,7 +252,9 @@ class CatalogStream(RowStream):
 
     def whole_table(self) -> CatalogItems:
         """Every item of the catalog, sorted by key."""
-        parts = [self._unpack(raw) for raw in read_files(self.files, tuple(range(len(self.files.uris))), self._columns(), 1)]
+        parts = [
+            self._unpack(raw) for raw in read_files(self.files, tuple(range(len(self.files.uris))), self._columns(), 1)
+        ]
         catalog: CatalogItems = _concatenate(parts)
         if len(catalog) != self.files.row_count:
             raise _unreadable(self.files.table, "", f"{self.files.row_count} rows", f"{len(catalog)}", "Read it again.")

@@ -73,7 +73,9 @@ def sum_of_images(items: PackedItems) -> npt.NDArray[np.float32]:
     sums = np.zeros((len(items), EMBEDDING_DIM), np.float32)
     owners = np.repeat(np.arange(len(items)), items.image_counts)
     np.add.at(sums, owners, items.image_embeddings.astype(np.float32))
-    return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    unit: npt.NDArray[np.float32] = (sums / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return unit
 
 
 def batch_function(

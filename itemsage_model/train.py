@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 -m itemsage_model.train --settings pipeline.toml [--set section.key=value]
 
 Reads: training_<task> and item_features at the versions that the run records name, item_counts.
-Writes: `<warehouse>/models/<model_id>/` (safetensors + JSON), checkpoints while it runs, TensorBoard, the record `train`.
+Writes: `<warehouse>/models/<model_id>/` (safetensors + JSON), checkpoints while it runs, TensorBoard, its run record.
 Safe to rerun: the same inputs and settings resume from the last checkpoint of an unfinished run.
 
 Exit codes: 0 done; 1 unexpected failure, a retry resumes; 2 settings; 3 bad input, a retry will not help.
@@ -102,10 +102,8 @@ def pin_inputs(settings: Settings) -> Inputs:
     )
 
 
-def _item_shares(
-    counts: dict[str, Any], settings: Settings
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Expected share of a batch's rows per item: `sum over tasks of T_k / B * pairs of the item / pairs of the task`."""
+def _item_shares(counts: dict[str, Any], settings: Settings) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Expected share of a batch's rows per item: the sum over tasks of T_k / B * (pairs of the item / of the task)."""
     files = DeltaTable(counts["uri"], version=counts["version"]).file_uris()
     table = pq.ParquetDataset(files).read(columns=["item_key", "task", "pair_count"])
     task = np.array(table["task"].to_pylist())
@@ -116,7 +114,7 @@ def _item_shares(
         rows = task == entry.task.name
         share[rows] = size / settings.train.batch_size * pairs[rows] / pairs[rows].sum()
     keys, inverse = np.unique(table["item_key"].to_numpy(), return_inverse=True)
-    return keys, np.bincount(inverse, share)
+    return keys.astype(np.int64), np.bincount(inverse, share).astype(np.float64)
 
 
 def make_batches(inputs: Inputs, settings: Settings, start_step: int) -> MixedBatches | CatalogBatches:
@@ -168,9 +166,7 @@ def train(settings: Settings, device: torch.device) -> None:
     inputs = pin_inputs(settings)
     run_id = _run_id(inputs, settings)
     distributed.same_on_all_ranks("inputs and settings", run_id)
-    tower = inputs.spec.build(
-        seed=settings.train.seed, is_sparse=settings.train.table_gradients == "sparse"
-    ).to(device)
+    tower = inputs.spec.build(seed=settings.train.seed, is_sparse=settings.train.table_gradients == "sparse").to(device)
     trainer = Trainer(tower, make_objective(inputs, settings, device), settings.train, len(settings.tasks))
     folder = f"{settings.warehouse.uri}/checkpoints/{run_id}"
     _resume(trainer, folder)
@@ -225,9 +221,7 @@ def _run_id(inputs: Inputs, settings: Settings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _finish(
-    trainer: Trainer, inputs: Inputs, settings: Settings, progress: Progress, facts: dict[str, Any]
-) -> None:
+def _finish(trainer: Trainer, inputs: Inputs, settings: Settings, progress: Progress, facts: dict[str, Any]) -> None:
     """Save the model under its own id, then the record that points to it."""
     model_uri, identity = save_model(
         f"{settings.warehouse.uri}/models", trainer.tower, inputs.spec, {"trained_on": inputs.entries}

@@ -1,4 +1,4 @@
-"""What every job's `main` does: read the settings, open a session, run, and end with an exit code a scheduler can act on.
+"""What every job's `main` does: read settings, open a session, run, end with an exit code a scheduler can act on.
 
 Exit codes: 0 done; 1 unexpected failure, a retry may help; 2 settings or arguments; 3 bad input, a retry will not help.
 """

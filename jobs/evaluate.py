@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
@@ -50,6 +50,8 @@ STAGE = "evaluate"
 SYSTEMS = ("itemsage", "untrained", "random", "popularity", "co_occurrence", "frozen_query", "sum", "oracle")
 
 Vectors = npt.NDArray[np.float32]
+Figure = tuple[str, str, str, str, float, int]
+"""A row of the table evaluation."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class TaskPairs:
     query_item_key: npt.NDArray[np.int64]
 
 
-def measure(pairs: TaskPairs, candidates: Candidates, systems: dict[str, ScoreQueries], k: int) -> list[Row]:
+def measure(pairs: TaskPairs, candidates: Candidates, systems: dict[str, ScoreQueries], k: int) -> list[Figure]:
     """Recall@k of each system on one task, over all pairs and over pairs with an unseen item."""
     positive = np.searchsorted(candidates.item_key, pairs.item_key)
     shown = np.searchsorted(candidates.item_key, pairs.query_item_key)
@@ -100,13 +102,13 @@ def measure(pairs: TaskPairs, candidates: Candidates, systems: dict[str, ScoreQu
     )
     slices = {"all": torch.ones(len(positive), dtype=torch.bool)}
     slices["unseen"] = torch.from_numpy(~candidates.is_seen[positive])
-    rows = []
+    rows: list[Figure] = []
     for system in SYSTEMS:
         if system in systems:
             hit = hits(held_out, systems[system], k)
             for name, chosen in slices.items():
                 value = weighted_mean(hit[chosen], held_out.weights[chosen])
-                rows.append(Row(pairs.task.name, system, f"recall@{k}", name, value, int(chosen.sum())))
+                rows.append((pairs.task.name, system, f"recall@{k}", name, value, int(chosen.sum())))
     return rows
 
 
@@ -118,7 +120,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
         candidates = _collect_candidates(run_, task_pairs, settings)
         query_table = run_.read(QUERY_EMBEDDINGS)
         counts = _collect_training_pairs(run_, settings)
-        rows: list[Row] = []
+        rows: list[Figure] = []
         for pairs in task_pairs:
             systems = _systems(run_, pairs, candidates, query_table, counts)
             rows += measure(pairs, candidates, systems, settings.evaluate.k)

@@ -39,7 +39,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
     Raises:
         TableError: the cluster has fewer task slots than ranks; the distributor would wait for them without a word.
     """
-    is_local = spark.sparkContext.master.startswith("local[")
+    is_local = (spark.sparkContext.master or "").startswith("local")
     slots = spark.sparkContext.defaultParallelism
     if not is_local and slots < settings.train.processes:
         raise TableError(

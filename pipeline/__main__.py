@@ -1,6 +1,6 @@
 """Run the pipeline's stages in order, each as the command a scheduler would run, then print the summary.
 
-    python -m pipeline --settings shop.toml [--from train] [--set section.key=value] [--prepare "jobs/make_demo_world.py"]
+    python -m pipeline --settings shop.toml [--from train] [--set section.key=value] [--prepare SCRIPT]
 
 Exit code: that of the stage that failed (jobs/command_line.py lists them), else 0.
 """
@@ -67,7 +67,7 @@ def run_stage(title: str, command: list[str], log: Path) -> None:
     started = time.monotonic()
     with log.open("w") as stderr:
         stage = subprocess.Popen(command, stderr=stderr, env=environment)
-        # A scheduler that ends the pipeline ends the stage too; the stage's tables change by whole commits or not at all.
+        # A scheduler that ends the pipeline ends the stage too; tables change by whole commits or not at all.
         signal.signal(signal.SIGTERM, lambda *_: stage.terminate())
         code = stage.wait()
     if code:

@@ -30,7 +30,9 @@ RECORDED_STAGES = (
 
 def read_delta(uri: str, version: int | None, columns: list[str]) -> pa.Table:
     """Some columns of one version of a Delta table, without a JVM."""
-    return pa.concat_tables(pq.read_table(file, columns=columns) for file in DeltaTable(uri, version=version).file_uris())
+    return pa.concat_tables(
+        pq.read_table(file, columns=columns) for file in DeltaTable(uri, version=version).file_uris()
+    )
 
 
 def print_summary(settings: Settings) -> None:
@@ -76,7 +78,9 @@ def _print_evaluation(settings: Settings) -> None:
         chosen = [row for row in rows if row["slice"] == part and row["pair_count"]]
         if not chosen:
             continue
-        print(f"\n{chosen[0]['metric']}, {part} held-out pairs (record: {record_uri(settings.warehouse.uri, 'evaluate')})")
+        print(
+            f"\n{chosen[0]['metric']}, {part} held-out pairs (record: {record_uri(settings.warehouse.uri, 'evaluate')})"
+        )
         print(f"  {'task':<24}{'pairs':>9}" + "".join(f"{system:>14}" for system in systems))
         for task in sorted({row["task"] for row in chosen}):
             of_task = {row["system"]: row for row in chosen if row["task"] == task}

@@ -1,4 +1,4 @@
-"""Tables as Spark knows them: Table -> StructType, and `conform`, the gate every DataFrame passes on its way in or out."""
+"""Tables as Spark knows them: Table -> StructType, and `conform`, the gate of every DataFrame on its way in or out."""
 
 from __future__ import annotations
 

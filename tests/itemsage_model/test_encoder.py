@@ -50,7 +50,9 @@ def reference(encoder: Encoder, sequence: dict[str, Tokens]) -> torch.Tensor:
         )
         weights = {
             "self_attn.in_proj_weight": torch.cat([block.query.weight, block.key.weight, block.value.weight]),
-            "self_attn.in_proj_bias": torch.cat([block.query.bias, torch.zeros(32, dtype=torch.double), block.value.bias]),
+            "self_attn.in_proj_bias": torch.cat(
+                [block.query.bias, torch.zeros(32, dtype=torch.double), block.value.bias]
+            ),
             "self_attn.out_proj.weight": block.output.weight,
             "self_attn.out_proj.bias": block.output.bias,
             "linear1.weight": block.feed_forward[0].weight,

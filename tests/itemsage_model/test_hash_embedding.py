@@ -24,7 +24,9 @@ def test_a_text_is_the_weighted_sum_of_its_tokens_rows():
         for text in range(2):
             for token in ids[position : position + counts[item, text]].tolist():
                 for k in range(2):
-                    expected[item, text] += layer.importance.weight[token, k] * layer.table.weight[layer.slots[token, k]]
+                    expected[item, text] += (
+                        layer.importance.weight[token, k] * layer.table.weight[layer.slots[token, k]]
+                    )
             position += counts[item, text]
     torch.testing.assert_close(layer(ids, counts), expected)
     assert (layer(ids, counts)[0, 1] == 0).all()

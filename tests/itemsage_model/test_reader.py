@@ -44,7 +44,11 @@ def test_files_are_dealt_anew_in_every_epoch():
     assert len({frozenset(files) for files in shares}) > 1
 
 
-@given(st.integers(1, 8).flatmap(lambda k: st.tuples(st.integers(k, 200), st.lists(st.floats(0.01, 9), min_size=k, max_size=k))))
+@given(
+    st.integers(1, 8).flatmap(
+        lambda k: st.tuples(st.integers(k, 200), st.lists(st.floats(0.01, 9), min_size=k, max_size=k))
+    )
+)
 def test_a_batch_is_split_completely_and_every_task_has_a_pair(case):
     size, shares = case
     counts = pairs_per_task(size, shares)
@@ -117,7 +121,7 @@ def test_lost_rows_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         yield next(iter(whole(*arguments)))
 
     monkeypatch.setattr(reader, "read_files", half)
-    with pytest.raises(TableError, match="training_a.*expected 10 rows in epoch 0.*found 5 rows"):
+    with pytest.raises(TableError, match=r"training_a.*expected 10 rows in epoch 0.*found 5 rows"):
         list(stream(files)._epoch(0))
 
 

@@ -161,7 +161,14 @@ def run_torchrun(settings: Settings, processes: int, folder: Path) -> str:
     path = folder / "settings.json"
     path.write_text(settings.model_dump_json())
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "tests.itemsage_model.train_from_json"]
+    command += [
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "127.0.0.1:0",
+        "-m",
+        "tests.itemsage_model.train_from_json",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, str(path)], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=200, check=False
