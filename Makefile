@@ -46,7 +46,7 @@ test: ready
 	@$(BIN)/python -m pytest
 
 check: .venv/installed
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 bench: ready
 	@$(BIN)/python -m benchmarks

@@ -6,6 +6,7 @@ enforced by Delta on every declared column. Deletion vectors stay off, because P
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from delta.tables import DeltaTable
@@ -85,7 +86,7 @@ def write(
         The committed version and its row count.
 
     Raises:
-        TableError: a column is missing or mistyped.
+        TableError: a column is missing or mistyped, or a row has a null where none may be or fails a check.
     """
     spark = df.sparkSession
     schema = struct_type(table)
@@ -100,9 +101,36 @@ def write(
         writer = writer.option("maxRecordsPerFile", rows_per_file)
     if spark.read.format("delta").load(uri).schema.simpleString() != schema.simpleString():
         writer = writer.option("overwriteSchema", "true")
-    writer.save(uri)
+    try:
+        writer.save(uri)
+    except Exception as error:
+        # Delta says which rule a row broke only in the text of the failed task.
+        if refusal := _refusal(str(error), table):
+            raise refusal from error
+        raise
     commit = DeltaTable.forPath(spark, uri).history(1).select("version", "operationMetrics").first()
     assert commit is not None
     # Delta leaves the metric out where the plan shows that there is no row.
     rows = commit["operationMetrics"].get("numOutputRows", 0)
     return Written(table.name, uri, int(commit["version"]), int(rows))
+
+
+def _refusal(text: str, table: Table) -> TableError | None:
+    """The broken rule that a failed write's message names, if it names one."""
+    if found := re.search(r"NOT NULL constraint violated for column: ([^\s]+?)\.?\s", text):
+        return TableError(
+            table.name,
+            found[1],
+            expected="a value in every row",
+            found="a null",
+            cure="Nothing was written. Look for the null in the inputs of the job.",
+        )
+    if found := re.search(r"CHECK constraint (\w+) (.+) violated by row with values:((?:\s+- .+)*)", text):
+        return TableError(
+            table.name,
+            found[1],
+            expected=found[2],
+            found=f"a row with{' '.join(found[3].split())[:300]}",
+            cure="Nothing was written. Look for such a row in the inputs of the job.",
+        )
+    return None

@@ -1,0 +1,149 @@
+"""The whole pipeline on a small property portal: other engagements than the paper's, named in the settings alone."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+import torch
+from deltalake import DeltaTable
+
+from itemsage_model import train as training
+from itemsage_model.batch import FEATURE_CELLS, unpack_items
+from itemsage_model.checkpoint import load_model
+from itemsage_model.scorer import Scorer
+from schemas.columns import TableError
+from schemas.records import read_record
+from schemas.settings import Settings
+
+TASKS = [
+    {"query_kind": "search", "engagement": "inquiry", "share": 3.0},
+    {"query_kind": "search", "engagement": "tour"},
+    {"query_kind": "closeup", "engagement": "inquiry"},
+]
+JOBS = ("make_demo_world", "embed_queries", "build_vocabulary", "build_item_features", "build_training_tables")
+
+
+@pytest.fixture(scope="module")
+def portal(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings of a warehouse on which every stage has run."""
+    settings = Settings.model_validate(
+        {
+            "warehouse": {"uri": str(tmp_path_factory.mktemp("portal"))},
+            "dates": {"as_of": "2026-03-01", "train_days": 20, "gap_days": 1, "test_days": 7},
+            "tasks": TASKS,
+            "features": {"char_trigrams": 500, "word_unigrams": 500, "word_bigrams": 200},
+            "query_encoder": {"lsa_vocabulary": 400},
+            "model": {"width": 32, "heads": 4, "feed_forward_width": 32, "head_width": 32, "hash_rows": 500},
+            "loss": {"sketch_width": 4096},
+            "train": {"batch_size": 50, "negative_count": 50, "steps": 6, "warmup_steps": 2, "threads": 1},
+            "demo_world": {"items": 200, "events": 3000, "seed": 3},
+        }
+    )
+    run_jobs(spark, settings, JOBS)
+    training.train(settings, torch.device("cpu"))
+    run_jobs(spark, settings, ("score_catalog", "evaluate"))
+    return settings
+
+
+def run_jobs(spark: Any, settings: Settings, names: tuple[str, ...]) -> None:
+    import importlib
+
+    for name in names:
+        importlib.import_module(f"jobs.{name}").run(spark, settings)
+
+
+def rows_of(settings: Settings, table: str) -> Any:
+    uri = f"{settings.warehouse.uri}/{table}"
+    return pq.ParquetDataset(DeltaTable(uri).file_uris()).read()
+
+
+def content_hash(settings: Settings, table: str) -> str:
+    rows = sorted(repr(sorted(row.items())) for row in rows_of(settings, table).to_pylist())
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def test_every_task_of_the_settings_has_its_tables_and_figures(portal: Settings):
+    assert {p.name for p in Path(portal.warehouse.uri).glob("training_*")} == {
+        "training_search_inquiry", "training_search_tour", "training_closeup_inquiry"
+    }  # fmt: skip
+    figures = rows_of(portal, "evaluation").to_pylist()
+    assert {row["task"] for row in figures} == {"search_inquiry", "search_tour", "closeup_inquiry"}
+    systems = {row["system"] for row in figures if row["task"] == "closeup_inquiry"}
+    assert {"itemsage", "untrained", "random", "popularity", "co_occurrence", "sum", "oracle"} <= systems
+    assert all(0 <= row["value"] <= 1 for row in figures)
+    of = {(row["task"], row["system"], row["slice"]): row["value"] for row in figures}
+    assert of["search_inquiry", "oracle", "all"] > of["search_inquiry", "random", "all"]
+
+
+def test_delta_rs_and_polars_read_the_embeddings(portal: Settings):
+    catalog = set(rows_of(portal, "items")["item_id"].to_pylist())
+    for table in (
+        rows_of(portal, "item_embeddings"),
+        pl.scan_delta(f"{portal.warehouse.uri}/item_embeddings").collect().to_arrow(),
+    ):
+        ids = table["item_id"].to_pylist()
+        assert len(ids) == len(set(ids))
+        assert set(ids) == catalog
+        vectors = np.array(table["embedding"].to_pylist(), np.float32)
+        assert vectors.shape == (len(ids), 256)
+        assert np.isfinite(vectors).all()
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
+        assert len(set(table["model_id"].to_pylist())) == 1
+
+
+def test_sparks_scores_equal_a_direct_call(portal: Settings):
+    weights, spec, facts = load_model(read_record(portal.warehouse.uri, "train")["figures"]["model_uri"])
+    features = rows_of(portal, "item_features").sort_by("item_id")
+    cells = {name: features[name].to_pylist() for name in FEATURE_CELLS}
+    direct = Scorer(weights, spec).score(unpack_items("item_features", cells, 12, spec.vocabulary_size))
+    published = rows_of(portal, "item_embeddings").sort_by("item_id")
+    np.testing.assert_allclose(np.array(published["embedding"].to_pylist()), direct, atol=1e-5)
+    assert published["features_hash"].to_pylist() == features["features_hash"].to_pylist()
+    assert published["model_id"][0].as_py() == facts["model_id"]
+
+
+def test_a_rerun_of_every_job_gives_the_same_rows(spark: Any, portal: Settings):
+    tables = ["items", "engagement_logs", "query_embeddings", "vocabulary", "item_features", "training_search_inquiry",
+              "held_out_search_tour", "item_counts", "rejected_events", "item_embeddings", "evaluation"]  # fmt: skip
+    before = {table: content_hash(portal, table) for table in tables}
+    spark.conf.set("spark.sql.shuffle.partitions", "3")
+    run_jobs(spark, portal, (*JOBS, "score_catalog", "evaluate"))
+    spark.conf.set("spark.sql.shuffle.partitions", "1")
+    assert {table: content_hash(portal, table) for table in tables} == before
+
+
+def test_every_event_is_counted_or_rejected_with_a_reason(portal: Settings):
+    events = read_record(portal.warehouse.uri, "build_training_tables")["figures"]["events"]
+    assert events["read_events"] == sum(v for k, v in events.items() if k != "read_events")
+    reasons = set(rows_of(portal, "rejected_events")["reason"].to_pylist())
+    assert {"duplicate_event", "gap"} <= reasons
+
+
+def test_scoring_with_another_vocabulary_is_refused(spark: Any, portal: Settings, monkeypatch: pytest.MonkeyPatch):
+    from jobs import score_catalog
+
+    original = score_catalog.read_record
+
+    def changed(warehouse: str, stage: str) -> dict[str, Any]:
+        record = original(warehouse, stage)
+        if stage == "build_item_features":
+            record["figures"]["vocabulary_hash"] = "another"
+        return record
+
+    monkeypatch.setattr(score_catalog, "read_record", changed)
+    with pytest.raises(TableError, match="Train again"):
+        score_catalog.run(spark, portal)
+
+
+def test_spark_starts_the_trainer_through_torch_distributor(spark: Any, portal: Settings):
+    from jobs import train
+
+    settings = portal.model_copy(update={"train": portal.train.model_copy(update={"processes": 2, "steps": 3})})
+    train.run(spark, settings)
+    assert read_record(portal.warehouse.uri, "train")["figures"]["processes"] == 2
