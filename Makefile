@@ -9,13 +9,13 @@ RUN := $(BIN)/python -m pipeline
 # What pip waits for a registry that does not answer, in seconds.
 PIP_TIMEOUT ?= 30
 
-.PHONY: help demo pipeline online-retail test check bench requirements clean
+.PHONY: help demo pipeline online-retail test check requirements clean
 
 help:
 	@echo "make demo                                 the whole pipeline on a synthetic shop, into ./demo-warehouse"
 	@echo "make pipeline SETTINGS=shop.toml [FROM=train] [SET='a.b=c ...']   the same on your own tables"
 	@echo "make online-retail DATA=by-day.tar.xz     the same on the UCI Online Retail log"
-	@echo "make test | check | bench                 tests | ruff, mypy, import-linter | benchmarks"
+	@echo "make test | check                         tests | ruff, mypy, import-linter"
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) pipeline/preflight.py
@@ -47,9 +47,6 @@ test: ready
 
 check: .venv/installed
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
-
-bench: ready
-	@$(BIN)/python -m benchmarks
 
 requirements: ## Resolve requirements.txt anew from pyproject.toml (needs uv on the PATH).
 	@uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-annotate \
