@@ -19,6 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from itemsage_model.pair_table import PairTable
+
 TOKEN_KINDS = ("char_trigram", "word_unigram", "word_bigram")
 """The three kinds of tokens, in the order of their ids."""
 
@@ -131,51 +133,6 @@ _START, _SIZE, _MISSING, _FIRST_CHARACTER, _LAST_CHARACTER, _FIRST_WORD, _LAST_W
 _NONE, _UNKNOWN = -1, -2  # instead of an id or a number: there is none, or the vocabulary lacks it
 
 
-class _PairTable:
-    """Ids of pairs of numbers: a hash table with open addressing that is asked for whole arrays at once.
-
-    Args:
-        pairs: The pairs, one a row.
-        ids: The id of each pair.
-        absent: What is found for every other pair.
-    """
-
-    def __init__(self, pairs: list[tuple[int, int]], ids: Ints, absent: int) -> None:
-        bits = 1 + int(2 * len(ids)).bit_length()
-        self._shift, self._mask = np.uint64(64 - bits), (1 << bits) - 1
-        self._absent = absent
-        self._keys = np.full(1 << bits, -1)
-        self._ids = np.empty(1 << bits, np.int32)
-        keys = self._joined(*np.array(pairs, np.int64).reshape(-1, 2).T)
-        place = self._home(keys)
-        while len(keys):
-            is_free = self._keys[place] == -1
-            self._keys[place[is_free]] = keys[is_free]
-            has_won = self._keys[place] == keys  # of several keys for one place, one gets it
-            self._ids[place[has_won]] = ids[has_won]
-            keys, ids, place = keys[~has_won], ids[~has_won], (place[~has_won] + 1) & self._mask
-
-    def find(self, firsts: Ints, seconds: Ints) -> Ints:
-        """Look up the id of each pair."""
-        keys = self._joined(firsts, seconds)
-        found = np.full(len(keys), self._absent)
-        pending, place = np.arange(len(keys)), self._home(keys)
-        while len(pending):
-            there = self._keys[place]
-            is_hit = there == keys
-            found[pending[is_hit]] = self._ids[place[is_hit]]
-            goes_on = ~is_hit & (there != -1)
-            keys, pending, place = keys[goes_on], pending[goes_on], (place[goes_on] + 1) & self._mask
-        return found
-
-    @staticmethod
-    def _joined(firsts: Ints, seconds: Ints) -> Ints:
-        return firsts << 32 | seconds  # never -1, the mark of a free place: no number is _NONE
-
-    def _home(self, keys: Ints) -> Ints:
-        return (keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> self._shift).astype(np.int64)
-
-
 class Tokenizer:
     """Turns columns of texts into token ids of one vocabulary.
 
@@ -194,13 +151,13 @@ class Tokenizer:
         self._size = len(trigrams) + len(unigrams) + len(bigrams)
         # The tokens that may cross a space: trigrams x#y by their characters, bigrams by the numbers of their words.
         crossing = [token for token in trigrams if token[1] == "#"]
-        self._crossing_trigrams = _PairTable(
+        self._crossing_trigrams = PairTable(
             [(ord(token[0]), ord(token[2])) for token in crossing],
             np.array([self._trigrams[token] for token in crossing], np.int64),
             _UNKNOWN if trigrams else _NONE,
         )
         self._words: _Cache[str, int] = _Cache(lambda _: len(self._words))
-        self._bigrams = _PairTable(
+        self._bigrams = PairTable(
             [(self._words[first], self._words[second]) for first, second in (token.split("#") for token in bigrams)],
             np.arange(self._size - len(bigrams), self._size),
             _UNKNOWN if bigrams else _NONE,
@@ -276,7 +233,7 @@ class Tokenizer:
         return len(self._pieces)
 
 
-def _leads(table: _PairTable, ends: Ints, owner: Ints) -> Ints:
+def _leads(table: PairTable, ends: Ints, owner: Ints) -> Ints:
     """Of each piece, the id of the token that leads to it from its predecessor in the same text, if there is one.
 
     Args:

@@ -25,7 +25,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 import torch
-from deltalake import DeltaTable
 
 from itemsage_model import distributed
 from itemsage_model.checkpoint import (
@@ -45,7 +44,7 @@ from itemsage_model.progress import Progress
 from itemsage_model.reader import CatalogItems, CatalogStream, RowFormat, RowStream, TableFiles, pin_files
 from itemsage_model.trainer import Trainer
 from schemas.columns import TableError
-from schemas.records import file_system, read_record, recorded_output, write_record
+from schemas.records import data_files, file_system, read_record, recorded_output, write_record
 from schemas.settings import Settings, SettingsError, load_settings
 from schemas.tables import ITEM_COUNTS, ITEM_FEATURES
 
@@ -104,8 +103,9 @@ def pin_inputs(settings: Settings) -> Inputs:
 
 def _item_shares(counts: dict[str, Any], settings: Settings) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Expected share of a batch's rows per item: the sum over tasks of T_k / B * (pairs of the item / of the task)."""
-    files = DeltaTable(counts["uri"], version=counts["version"]).file_uris()
-    table = pq.ParquetDataset(files).read(columns=["item_key", "task", "pair_count"])
+    table = pq.ParquetDataset(data_files(counts["uri"], counts["version"])).read(
+        columns=["item_key", "task", "pair_count"]
+    )
     task = np.array(table["task"].to_pylist())
     pairs = table["pair_count"].to_numpy().astype(np.float64)
     sizes = pairs_per_task(settings.train.batch_size, [entry.share for entry in settings.tasks])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from delta.tables import DeltaTable
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from schemas.columns import Table, TableError
 from schemas.spark import conform, struct_type
@@ -99,8 +100,12 @@ def write(
     writer = conform(df, table).write.format("delta").mode("overwrite").option("userMetadata", run_id)
     if rows_per_file:
         writer = writer.option("maxRecordsPerFile", rows_per_file)
-    if spark.read.format("delta").load(uri).schema.simpleString() != schema.simpleString():
+    stored = spark.read.format("delta").load(uri).schema
+    if stored.simpleString() != schema.simpleString():
         writer = writer.option("overwriteSchema", "true")
+    if [field.nullable for field in stored] != [field.nullable for field in schema] or stored.names != schema.names:
+        # A changed schema is written as nullable, so Delta itself no longer refuses nulls.
+        _refuse_nulls(conform(df, table), table)
     try:
         writer.save(uri)
     except Exception as error:
@@ -115,16 +120,29 @@ def write(
     return Written(table.name, uri, int(commit["version"]), int(rows))
 
 
+def _refuse_nulls(df: DataFrame, table: Table) -> None:
+    counts = df.agg(
+        *[F.count_if(F.col(c.name).isNull()).alias(c.name) for c in table.columns if not c.nullable]
+    ).first()
+    for name, count in (counts.asDict() if counts else {}).items():
+        if count:
+            raise _null_in(table, name)
+
+
+def _null_in(table: Table, column: str) -> TableError:
+    return TableError(
+        table.name,
+        column,
+        expected="a value in every row",
+        found="a null",
+        cure="Nothing was written. Look for the null in the inputs of the job.",
+    )
+
+
 def _refusal(text: str, table: Table) -> TableError | None:
     """The broken rule that a failed write's message names, if it names one."""
     if found := re.search(r"NOT NULL constraint violated for column: ([^\s]+?)\.?\s", text):
-        return TableError(
-            table.name,
-            found[1],
-            expected="a value in every row",
-            found="a null",
-            cure="Nothing was written. Look for the null in the inputs of the job.",
-        )
+        return _null_in(table, found[1])
     if found := re.search(r"CHECK constraint (\w+) (.+) violated by row with values:((?:\s+- .+)*)", text):
         return TableError(
             table.name,

@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
 
-from schemas.records import read_record, record_uri, recorded_output
+from schemas.records import data_files, read_record, record_uri, recorded_output
 from schemas.settings import Settings
 from schemas.tables import EVALUATION, ITEM_EMBEDDINGS, ITEMS
 
@@ -30,9 +29,7 @@ RECORDED_STAGES = (
 
 def read_delta(uri: str, version: int | None, columns: list[str]) -> pa.Table:
     """Some columns of one version of a Delta table, without a JVM."""
-    return pa.concat_tables(
-        pq.read_table(file, columns=columns) for file in DeltaTable(uri, version=version).file_uris()
-    )
+    return pa.concat_tables(pq.read_table(file, columns=columns) for file in data_files(uri, version))
 
 
 def print_summary(settings: Settings) -> None:

@@ -10,8 +10,10 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from uuid import uuid4
 
+from deltalake import DeltaTable
 from pyarrow import fs
 
 from schemas.columns import TableError
@@ -55,6 +57,13 @@ def read_bytes(uri: str) -> bytes:
     with system.open_input_stream(path) as stream:
         content: bytes = stream.read()
     return content
+
+
+def data_files(table_uri: str, version: int | None = None) -> list[str]:
+    """Paths or URIs of the Parquet files of one version of a Delta table; None = the newest."""
+    files = DeltaTable(table_uri, version=version).file_uris()
+    # Local paths come percent-encoded, and no file is found under that name where the path has a blank.
+    return [file if "://" in file else unquote(file) for file in files]
 
 
 def record_uri(warehouse: str, stage: str) -> str:

@@ -11,15 +11,17 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
-from deltalake import DeltaTable
 
 from itemsage_model import train as training
 from itemsage_model.batch import FEATURE_CELLS, unpack_items
 from itemsage_model.checkpoint import load_model
 from itemsage_model.scorer import Scorer
 from schemas.columns import TableError
-from schemas.records import read_record
+from schemas.records import data_files, read_record
 from schemas.settings import Settings
+
+# The first test pays for the whole pipeline, the rerun for a second one.
+pytestmark = pytest.mark.timeout(1200)
 
 TASKS = [
     {"query_kind": "search", "engagement": "inquiry", "share": 3.0},
@@ -60,7 +62,7 @@ def run_jobs(spark: Any, settings: Settings, names: tuple[str, ...]) -> None:
 
 def rows_of(settings: Settings, table: str) -> Any:
     uri = f"{settings.warehouse.uri}/{table}"
-    return pq.ParquetDataset(DeltaTable(uri).file_uris()).read()
+    return pq.ParquetDataset(data_files(uri)).read()
 
 
 def content_hash(settings: Settings, table: str) -> str:
@@ -141,6 +143,7 @@ def test_scoring_with_another_vocabulary_is_refused(spark: Any, portal: Settings
         score_catalog.run(spark, portal)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning", "ignore:subprocess")  # pyspark's own Popen
 def test_spark_starts_the_trainer_through_torch_distributor(spark: Any, portal: Settings):
     from jobs import train
 

@@ -222,7 +222,7 @@ def test_a_repeated_key_stops_the_job(
 
 def test_a_log_that_is_mostly_bad_stops_the_job(spark: SparkSession, shop: Shop) -> None:
     broken = [
-        event("n1", "photo", "i1", item_id=None),
+        event("n1", "photo", "i1") | {"item_id": None},
         event("n2", "photo", "i1", event_ts=datetime(2099, 1, 1, tzinfo=timezone.utc)),
     ]
     settings = shop(PLAIN + broken)

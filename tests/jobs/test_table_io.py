@@ -14,6 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from jobs import table_io
 from schemas.columns import Column, Table, TableError
+from schemas.records import data_files
 
 PRICES = Table(
     "prices",
@@ -66,7 +67,7 @@ def test_a_null_where_none_may_be_is_refused_and_the_old_rows_stay(spark: SparkS
 def test_a_row_that_fails_a_check_is_refused_and_the_old_rows_stay(spark: SparkSession, uri: str) -> None:
     checks = {"price_is_positive": "price > 0"}
     table_io.write(prices(spark, ("a", 1)), uri, PRICES, run_id="one", checks=checks)
-    with pytest.raises(TableError, match=r"table prices, column price_is_positive: expected price > 0"):
+    with pytest.raises(TableError, match=r"table prices, column price_is_positive: expected \(?price > 0"):
         table_io.write(prices(spark, ("b", -2)), uri, PRICES, run_id="two", checks=checks)
     assert rows_at(spark, uri) == [("a", 1)]
 
@@ -86,7 +87,7 @@ def test_a_changed_table_replaces_the_old_one(spark: SparkSession, uri: str) -> 
 def test_rows_per_file_is_exact(spark: SparkSession, uri: str) -> None:
     rows = prices(spark, *[(f"i{n}", n) for n in range(10)]).coalesce(1)
     table_io.write(rows, uri, PRICES, run_id="one", rows_per_file=4)
-    assert sorted(pq.ParquetFile(file).metadata.num_rows for file in DeltaTable(uri).file_uris()) == [2, 4, 4]
+    assert sorted(pq.ParquetFile(file).metadata.num_rows for file in data_files(uri)) == [2, 4, 4]
 
 
 def test_parquet_files_are_an_input_too(spark: SparkSession, tmp_path: Path) -> None:

@@ -1,0 +1,53 @@
+"""Looking up pairs of numbers by the array: what a dictionary does one at a time, at a tenth of its cost."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+
+class PairTable:
+    """A dictionary from pairs of numbers to ids, asked for whole arrays at once.
+
+    Args:
+        pairs: Pairs of numbers from 0 to 2^31 - 1.
+        ids: The id of each pair.
+        absent: What is found for every other pair.
+    """
+
+    def __init__(self, pairs: list[tuple[int, int]], ids: Ints, absent: int) -> None:
+        bits = 1 + int(2 * len(ids)).bit_length()
+        self._shift, self._mask = np.uint64(64 - bits), (1 << bits) - 1
+        self._absent = absent
+        self._keys = np.full(1 << bits, -1)
+        self._ids = np.empty(1 << bits, np.int32)
+        keys = self._joined(*np.array(pairs, np.int64).reshape(-1, 2).T)
+        place = self._home(keys)
+        while len(keys):
+            is_free = self._keys[place] == -1
+            self._keys[place[is_free]] = keys[is_free]
+            has_won = self._keys[place] == keys  # of several keys for one place, one gets it
+            self._ids[place[has_won]] = ids[has_won]
+            keys, ids, place = keys[~has_won], ids[~has_won], (place[~has_won] + 1) & self._mask
+
+    def find(self, firsts: Ints, seconds: Ints) -> Ints:
+        """Look up the id of each pair; numbers may be negative (and are then absent), but not -1."""
+        keys = self._joined(firsts, seconds)
+        found = np.full(len(keys), self._absent)
+        pending, place = np.arange(len(keys)), self._home(keys)
+        while len(pending):
+            there = self._keys[place]
+            is_hit = there == keys
+            found[pending[is_hit]] = self._ids[place[is_hit]]
+            goes_on = ~is_hit & (there != -1)
+            keys, pending, place = keys[goes_on], pending[goes_on], (place[goes_on] + 1) & self._mask
+        return found
+
+    @staticmethod
+    def _joined(firsts: Ints, seconds: Ints) -> Ints:
+        return firsts << 32 | seconds  # -1 marks a free place
+
+    def _home(self, keys: Ints) -> Ints:
+        return (keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> self._shift).astype(np.int64)
