@@ -114,7 +114,7 @@ class Trainer:
             losses, norm = self.train_step(batch)
             window.add(losses, batch.tasks)
             if self.step % self.settings.log_every == 0 or self.step == self.settings.steps:
-                report(window.report(self.step, float(self.tower.temperature()), norm))
+                report(window.report(self.step, float(self.tower.temperature().detach()), norm))
                 window = _Window(self.tasks)
             if self.step % self.settings.checkpoint_every == 0 and self.step < self.settings.steps:
                 save()
