@@ -106,22 +106,21 @@ class RowFormat:
 
 def read_files(files: TableFiles, indices: tuple[int, ...], columns: tuple[str, ...], seed: int) -> Iterator[Any]:
     """Read some files of a table through Petastorm, in an order drawn from `seed`; yields one batch a row group."""
-    with warnings.catch_warnings():
-        # Petastorm 0.13.1 calls interfaces of pyarrow that pyarrow 14 deprecates.
-        warnings.simplefilter("ignore")
-        from petastorm import make_batch_reader  # noqa: PLC0415 (takes seconds; only training needs it)
+    # Petastorm 0.13.1 calls interfaces that pyarrow 14 and setuptools deprecate. A filter and not catch_warnings: that
+    # is process-wide too, and streams that end in another order than they began would leave all warnings off.
+    for module in ("petastorm", "pyarrow", "pkg_resources"):
+        warnings.filterwarnings("ignore", category=Warning, module=module)
+    from petastorm import make_batch_reader  # noqa: PLC0415 (takes seconds; only training needs it)
 
-        reader = make_batch_reader(
-            [files.uris[i] for i in indices],
-            schema_fields=[f"^{name}$" for name in columns],
-            reader_pool_type="dummy",
-            seed=seed,
-            num_epochs=1,
-        )
+    reader = make_batch_reader(
+        [files.uris[i] for i in indices],
+        schema_fields=[f"^{name}$" for name in columns],
+        reader_pool_type="dummy",
+        seed=seed,
+        num_epochs=1,
+    )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield from reader
+        yield from reader
     finally:
         reader.stop()
         reader.join()
