@@ -10,6 +10,9 @@ from torch import Tensor
 
 from itemsage_model.recall import ScoreQueries
 
+ItemPairs = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]
+"""Key of the item that a query shows, key of the item engaged with, engagements; [pair] each."""
+
 
 def dot_product(query_vectors: npt.NDArray[np.float32], item_vectors: npt.NDArray[np.float32]) -> ScoreQueries:
     """Score = dot product.
@@ -37,7 +40,7 @@ def random(candidates: int, seed: int) -> ScoreQueries:
 def co_occurrence(
     query_items: npt.NDArray[np.int64],
     candidates: npt.NDArray[np.int64],
-    pairs: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]],
+    pairs: ItemPairs,
     popularity: npt.NDArray[np.int64],
 ) -> ScoreQueries:
     """Score = training engagements of the candidate after queries that show the same item; ties by popularity.

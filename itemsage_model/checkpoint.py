@@ -64,10 +64,10 @@ class ModelSpec:
             dict(values["embedding_spaces"]),
         )
 
-    def build(self, *, seed: int = 1, is_sparse: bool = False) -> ItemTower:
+    def build(self, *, seed: int = 1) -> ItemTower:
         """A tower of these sizes with fresh weights, the same for the same seed."""
         torch.manual_seed(seed)
-        return ItemTower(self.model, self.loss, self.vocabulary_size, is_sparse=is_sparse)
+        return ItemTower(self.model, self.loss, self.vocabulary_size)
 
 
 def model_bytes(tower: ItemTower) -> bytes:
@@ -121,7 +121,7 @@ def build_tower(weights: bytes, spec: ModelSpec) -> ItemTower:
 
 
 def save_checkpoint(
-    folder: str, step: int, tensors: dict[str, Tensor], optimizers: list[torch.optim.Optimizer], facts: dict[str, Any]
+    folder: str, step: int, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer, facts: dict[str, Any]
 ) -> None:
     """Write the state after `step` steps to `<folder>/step_<step>/`; keeps the two newest.
 
@@ -129,24 +129,18 @@ def save_checkpoint(
         folder: Folder of all checkpoints of a run.
         step: Steps taken.
         tensors: Weights and buffers by name.
-        optimizers: Their state is stored by parameter number.
+        optimizer: Its state is stored by parameter number.
         facts: Plain values to check when resuming, such as the settings.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     files = {"weights.safetensors": save_tensors(plain)}
-    scalars: dict[str, dict[str, float]] = {}
-    for number, optimizer in enumerate(optimizers):
-        state = {
-            f"{parameter}.{name}": value
-            for parameter, values in optimizer.state_dict()["state"].items()
-            for name, value in values.items()
-        }
-        # A number stays a number: as a float32 tensor it would change the bias correction after resuming.
-        scalars[str(number)] = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
-        numbers = {name: value.cpu().contiguous() for name, value in state.items() if isinstance(value, Tensor)}
-        files[f"optimizer_{number}.safetensors"] = save_tensors(numbers)
-    values = {"step": step, "facts": facts, "optimizer_scalars": scalars}
-    _save(f"{folder}/step_{step:09d}", files, "checkpoint.json", values)
+    state = {
+        f"{parameter}.{name}": value.cpu().contiguous()
+        for parameter, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+    files["optimizer.safetensors"] = save_tensors(state)
+    _save(f"{folder}/step_{step:09d}", files, "checkpoint.json", {"step": step, "facts": facts})
     for old in checkpoint_steps(folder)[:-2]:
         system, path = file_system(f"{folder}/step_{old:09d}")
         system.delete_dir(path)
@@ -161,9 +155,9 @@ def checkpoint_steps(folder: str) -> list[int]:
 
 
 def load_checkpoint(
-    folder: str, step: int, optimizers: list[torch.optim.Optimizer], facts: dict[str, Any]
+    folder: str, step: int, optimizer: torch.optim.Optimizer, facts: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """The weights of a checkpoint; the optimisers get their state back.
+    """The weights of a checkpoint; the optimiser gets its state back.
 
     Raises:
         CheckpointError: a file is damaged, or `facts` differ from those it was saved with.
@@ -175,13 +169,11 @@ def load_checkpoint(
                 f"{folder}/step_{step:09d} was made with another {key}: {values['facts'].get(key)!r}, now {value!r}. "
                 "Remove the folder to start anew, or put the settings back."
             )
-    for number, optimizer in enumerate(optimizers):
-        state: dict[int, dict[str, Any]] = {}
-        numbers = load_tensors(files[f"optimizer_{number}.safetensors"])
-        for name, value in (numbers | values["optimizer_scalars"][str(number)]).items():
-            parameter, _, key = name.partition(".")
-            state.setdefault(int(parameter), {})[key] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in load_tensors(files["optimizer.safetensors"]).items():
+        parameter, _, key = name.partition(".")
+        state.setdefault(int(parameter), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return load_tensors(files["weights.safetensors"])  # type: ignore[no-any-return]
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mmh3
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.sparse import csr_matrix
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+_DOTS_AT_ONCE = 4_096
 
 
 def hash_slots(vocabulary_size: int, rows: int, functions: int) -> Int[Tensor, "vocabulary function"]:
@@ -33,21 +39,18 @@ class HashEmbedding(nn.Module):
         rows: Rows of the shared table E.
         dim: Length of a vector.
         functions: Number of hash functions.
-        is_sparse: Whether the tables get sparse gradients (only the rows of the batch).
     """
 
     slots: Tensor
 
-    def __init__(self, vocabulary_size: int, rows: int, dim: int, functions: int, *, is_sparse: bool) -> None:
+    def __init__(self, vocabulary_size: int, rows: int, dim: int, functions: int) -> None:
         super().__init__()
-        self.functions = functions
-        # Modules, not bare parameters: DDP learns from them that a gradient is sparse.
-        self.table = nn.EmbeddingBag(rows, dim, mode="sum", include_last_offset=True, sparse=is_sparse)
-        self.importance = nn.Embedding(vocabulary_size, functions, sparse=is_sparse)
+        self.table = nn.Parameter(torch.empty(rows, dim))
+        self.importance = nn.Parameter(torch.empty(vocabulary_size, functions))
         # Derived from the sizes alone, so it is not stored with the weights.
         self.register_buffer("slots", hash_slots(vocabulary_size, rows, functions), persistent=False)
-        nn.init.xavier_normal_(self.table.weight)
-        nn.init.normal_(self.importance.weight)
+        nn.init.xavier_normal_(self.table)
+        nn.init.normal_(self.importance)
 
     def forward(
         self, token_ids: Int[Tensor, "token"], token_counts: Int[Tensor, "item text"]
@@ -63,6 +66,87 @@ class HashEmbedding(nn.Module):
         """
         offsets = torch.zeros(token_counts.numel() + 1, dtype=torch.long, device=token_ids.device)
         torch.cumsum(token_counts.flatten(), 0, out=offsets[1:])
-        weights = self.importance(token_ids)
-        bags: Tensor = self.table(self.slots[token_ids].flatten(), offsets * self.functions, weights.flatten())
+        bags: Tensor = _HashBags.apply(self.table, self.importance, self.slots, token_ids, offsets)  # type: ignore[no-untyped-call]
         return bags.view(*token_counts.shape, -1)
+
+
+class _HashBags(torch.autograd.Function):
+    """The bags, with a backward that first sums the gradient of each distinct token.
+
+    A batch repeats its tokens, so what follows runs over some ten thousand distinct tokens, not over hundreds of
+    thousands. Every sum is a bag again, over transposed lists: torch's own backward of a weighted embedding_bag, which
+    goes through all repeats twice, takes three to five times as long on CPUs (docs/lab-log.md).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, table: Tensor, importance: Tensor, slots: Tensor, token_ids: Tensor, offsets: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(table, importance, slots, token_ids, offsets)
+        weights = importance[token_ids].flatten()
+        return _sum_bags(slots[token_ids].flatten(), table, offsets * slots.shape[1], weights)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        table, importance, slots, token_ids, offsets = ctx.saved_tensors
+        distinct, place = _merged(token_ids, len(slots))
+        owners, ends = _transposed(place, offsets, len(distinct))
+        # [distinct, dim]
+        of_token = _sum_bags(owners, gradient.contiguous(), ends, None)
+        rows, weights = slots[distinct], importance[distinct]
+        of_importance = torch.zeros_like(importance)
+        of_importance[distinct] = _dots(table, rows, of_token)
+        # Row -> the (token, function) that hash to it, counted as token * functions + function.
+        by_row, row_ends = _transposed(rows.flatten(), torch.arange(rows.numel() + 1, device=rows.device), len(table))
+        of_table = _sum_bags(by_row // rows.shape[1], of_token, row_ends, weights.flatten()[by_row])
+        return of_table, of_importance, None, None, None
+
+
+def _sum_bags(
+    places: Int[Tensor, "place"],
+    vectors: Float[Tensor, "row dim"],
+    ends: Int[Tensor, "bag_ends"],
+    weights: Float[Tensor, "place"] | None,
+) -> Float[Tensor, "bag dim"]:
+    """Sum, weighted, of `vectors[places]` over the bags that `ends` (0 first) delimit."""
+    return F.embedding_bag(places, vectors, ends, mode="sum", include_last_offset=True, per_sample_weights=weights)
+
+
+def _dots(
+    table: Float[Tensor, "row dim"], rows: Int[Tensor, "distinct function"], vectors: Float[Tensor, "distinct dim"]
+) -> Float[Tensor, "distinct function"]:
+    """Dot products of `table[rows]` and `vectors`, some at a time, so that the gathered rows stay in the cache."""
+    dots = vectors.new_empty(rows.shape)
+    for first in range(0, len(rows), _DOTS_AT_ONCE):
+        some = slice(first, first + _DOTS_AT_ONCE)
+        for function in range(rows.shape[1]):
+            dots[some, function] = (table.index_select(0, rows[some, function]) * vectors[some]).sum(dim=1)
+    return dots
+
+
+def _merged(
+    token_ids: Int[Tensor, "token"], vocabulary_size: int
+) -> tuple[Int[Tensor, "distinct"], Int[Tensor, "token"]]:
+    """The distinct ids, and where among them each token is; by marking, which beats sorting here."""
+    is_there = torch.zeros(vocabulary_size, dtype=torch.bool, device=token_ids.device)
+    is_there[token_ids] = True
+    distinct = is_there.nonzero().squeeze(1)
+    place = torch.empty(vocabulary_size, dtype=torch.long, device=token_ids.device)
+    place[distinct] = torch.arange(len(distinct), device=token_ids.device)
+    return distinct, place[token_ids]
+
+
+def _transposed(
+    places: Int[Tensor, "place"], ends: Int[Tensor, "bag_ends"], rows: int
+) -> tuple[Int[Tensor, "place"], Int[Tensor, "row_ends"]]:
+    """For each row, the bags that hold it: flat, and where each row's end (0 first)."""
+    if not places.is_cuda:
+        # scipy transposes by counting, several times faster than a sort.
+        ones = np.ones(len(places), np.int8)
+        held = csr_matrix((ones, places.numpy(), ends.numpy()), shape=(len(ends) - 1, rows)).tocsc()
+        return torch.from_numpy(held.indices).long(), torch.from_numpy(held.indptr).long()
+    row_ends = torch.zeros(rows + 1, dtype=torch.long, device=places.device)
+    torch.cumsum(torch.bincount(places, minlength=rows), 0, out=row_ends[1:])
+    owners = torch.repeat_interleave(torch.arange(len(ends) - 1, device=places.device), ends.diff())
+    return owners[torch.argsort(places, stable=True)], row_ends

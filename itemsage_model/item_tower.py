@@ -25,18 +25,15 @@ class ItemTower(nn.Module):
         settings: Sizes.
         loss: Start and cap of the temperature.
         vocabulary_size: Number of token ids.
-        is_sparse: Whether the hash tables get sparse gradients.
     """
 
-    def __init__(
-        self, settings: ModelSettings, loss: LossSettings, vocabulary_size: int, *, is_sparse: bool = False
-    ) -> None:
+    def __init__(self, settings: ModelSettings, loss: LossSettings, vocabulary_size: int) -> None:
         super().__init__()
         self.settings = settings
         self.max_log_temperature = math.log(loss.max_temperature)
         if "text" in settings.sequence:
             self.hash_embedding = HashEmbedding(
-                vocabulary_size, settings.hash_rows, EMBEDDING_DIM, settings.hash_functions, is_sparse=is_sparse
+                vocabulary_size, settings.hash_rows, EMBEDDING_DIM, settings.hash_functions
             )
         self.encoder = Encoder(
             settings.sequence,

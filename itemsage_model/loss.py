@@ -43,12 +43,13 @@ class Candidates:
 
 
 def pair_losses(
-    queries: Float[Tensor, "pair dim"],
+    queries: Float[Tensor, "query dim"],
     positive: Int[Tensor, "pair"],
     in_batch: Candidates,
     negatives: Candidates | None,
     temperature: Float[Tensor, ""],
     form: Form,
+    query_of_pair: Int[Tensor, "pair"] | None = None,
 ) -> Float[Tensor, "pair"]:
     """Compute the loss of every pair.
 
@@ -85,24 +86,30 @@ def pair_losses(
         negatives: The random negatives over all ranks, or None.
         temperature: What the cosine is multiplied by; gradient flows.
         form: One of the above.
+        query_of_pair: For "full": row of `queries` and of the mask that each pair has, where pairs share a query;
+            None = a row each. Its denominator is the same for all pairs of a query, so one row a query is enough.
 
     Returns:
         Losses in nats, in the precision of `queries`, autocast or not.
 
     Raises:
-        ValueError: "full" with random negatives.
+        ValueError: "full" with random negatives, or another form with `query_of_pair`.
     """
     if form == "full" and negatives is not None:
         raise ValueError('loss.form = "full" has the catalog in its denominator and takes no random negatives')
+    if form != "full" and query_of_pair is not None:
+        raise ValueError(f"loss.form = {form!r} has a denominator for each pair and takes no query_of_pair")
     with torch.autocast(queries.device.type, enabled=False):
         scaled = queries * temperature
+        if form == "full":
+            return _full(scaled, positive, in_batch, query_of_pair)
         positive_logit = (scaled * in_batch.vectors[positive].to(scaled.dtype)).sum(dim=1)
         if form == "literal":
             return _literal(scaled, positive, positive_logit, in_batch, negatives)
         log_sums = [_log_sum(scaled, in_batch, -in_batch.log_probability, in_batch.is_masked, positive)]
         if negatives is not None:
             log_sums.append(_log_sum(scaled, negatives, -negatives.log_probability, negatives.is_masked))
-        if form in {"sum", "full"}:
+        if form == "sum":
             # -log e^s / (e^s + S) = -logsigmoid(s - log S)
             return -torch.stack([F.logsigmoid(positive_logit - log_sum) for log_sum in log_sums]).sum(dim=0)
         log_sum = torch.stack(log_sums).logsumexp(dim=0)
@@ -178,6 +185,21 @@ def first_rows(keys: Int[Tensor, "row"], wanted: Int[Tensor, "column"]) -> Int[T
     """
     ordered, order = keys.sort(stable=True)
     return order[torch.searchsorted(ordered, wanted)]
+
+
+def _full(
+    scaled: Float[Tensor, "query dim"],
+    positive: Int[Tensor, "pair"],
+    catalog: Candidates,
+    query_of_pair: Int[Tensor, "pair"] | None,
+) -> Float[Tensor, "pair"]:
+    """Equation 1: the positive is a column like any other, so one sum a query serves all of its pairs."""
+    rows = torch.arange(len(scaled), device=scaled.device) if query_of_pair is None else query_of_pair
+    positive_logit = (scaled[rows] * catalog.vectors[positive].to(scaled.dtype)).sum(dim=1)
+    log_sum = _log_sum(scaled, catalog, -catalog.log_probability, catalog.is_masked)[rows]
+    # A query may be followed by the very item it shows; only then is the positive not in the sum yet.
+    is_missing = catalog.is_masked[rows, positive]
+    return torch.where(is_missing, torch.logaddexp(log_sum, positive_logit), log_sum) - positive_logit
 
 
 def _literal(

@@ -52,15 +52,14 @@ class Objective(nn.Module):
         Returns:
             The loss of each pair, without gradient, and the scalar to differentiate (see `loss.weighted_mean`).
         """
-        form = self.settings.form
         all_vectors = distributed.gather_rows_with_gradient(vectors)
-        if form == "full":
-            positive, in_batch, negatives = batch.positive, self._catalog(all_vectors, batch), None
+        if self.settings.form == "full":
+            losses = self._full_losses(all_vectors, batch, temperature)
         else:
             all_keys = distributed.gather_rows(batch.item_keys)
             positive, in_batch = self._in_batch(all_vectors, all_keys, batch)
             negatives = self._negatives(all_vectors, all_keys, batch)
-        losses = pair_losses(batch.query_embedding, positive, in_batch, negatives, temperature, form)
+            losses = pair_losses(batch.query_embedding, positive, in_batch, negatives, temperature, self.settings.form)
         weight_sum = distributed.sum_over_ranks(batch.weights.sum())
         return losses.detach(), weighted_mean(losses, batch.weights, weight_sum, distributed.world_size())
 
@@ -73,7 +72,7 @@ class Objective(nn.Module):
         share = self.frequency.share(keys)
         literal = self.settings.form == "literal"
         log_probability = share.log() if literal else log_inclusion_probability(share, self.batch_size)
-        mask = self._query_item_mask(batch, keys)
+        mask = self._query_item_mask(batch.query_item_keys, keys)
         if self.settings.mask_same_query:
             all_queries = distributed.gather_rows(batch.query_keys)
             mask |= same_query_mask(batch.query_keys, all_queries, all_positive, len(keys))
@@ -86,14 +85,23 @@ class Objective(nn.Module):
         if not len(keys):
             return None
         log_probability = torch.full((len(keys),), math.log(self.sampled_share), device=keys.device)
-        mask = self._query_item_mask(batch, keys) | same_item_mask(batch.item_keys[batch.positive], keys)
+        mask = self._query_item_mask(batch.query_item_keys, keys) | same_item_mask(
+            batch.item_keys[batch.positive], keys
+        )
         return Candidates(all_vectors[first_rows(all_keys, keys)], log_probability, mask)
 
-    def _catalog(self, all_vectors: Tensor, batch: PairBatch) -> Candidates:
-        """Every item; a query's other positives stay in the denominator, as in any multinomial likelihood."""
-        certain = torch.zeros(len(batch.item_keys), device=all_vectors.device)
-        return Candidates(all_vectors, certain, self._query_item_mask(batch, batch.item_keys))
+    def _full_losses(self, all_vectors: Tensor, batch: PairBatch, temperature: Tensor) -> Tensor:
+        """Against every item, each query of the batch once.
 
-    def _query_item_mask(self, batch: PairBatch, keys: Int[Tensor, "column"]) -> Tensor:
-        shown = batch.query_item_keys
+        A query's other positives stay in the denominator, as in any multinomial likelihood.
+        """
+        queries, query_of_pair = torch.unique(batch.query_keys, return_inverse=True)
+        first = first_rows(batch.query_keys, queries)
+        certain = torch.zeros(len(batch.item_keys), device=all_vectors.device)
+        mask = self._query_item_mask(batch.query_item_keys[first], batch.item_keys)
+        catalog = Candidates(all_vectors, certain, mask)
+        embeddings = batch.query_embedding[first]
+        return pair_losses(embeddings, batch.positive, catalog, None, temperature, "full", query_of_pair)
+
+    def _query_item_mask(self, shown: Int[Tensor, "row"], keys: Int[Tensor, "column"]) -> Tensor:
         return same_item_mask(shown if self.settings.mask_query_item else torch.zeros_like(shown), keys)

@@ -166,7 +166,7 @@ def train(settings: Settings, device: torch.device) -> None:
     inputs = pin_inputs(settings)
     run_id = _run_id(inputs, settings)
     distributed.same_on_all_ranks("inputs and settings", run_id)
-    tower = inputs.spec.build(seed=settings.train.seed, is_sparse=settings.train.table_gradients == "sparse").to(device)
+    tower = inputs.spec.build(seed=settings.train.seed).to(device)
     trainer = Trainer(tower, make_objective(inputs, settings, device), settings.train, len(settings.tasks))
     folder = f"{settings.warehouse.uri}/checkpoints/{run_id}"
     _resume(trainer, folder)
@@ -179,7 +179,7 @@ def train(settings: Settings, device: torch.device) -> None:
 
     def save() -> None:
         if is_first:
-            save_checkpoint(folder, trainer.step, _state(trainer), trainer.optimizers, {"run_id": run_id})
+            save_checkpoint(folder, trainer.step, _state(trainer), trainer.optimizer, {"run_id": run_id})
 
     try:
         trainer.fit(batches, progress or (lambda _: None), save)
@@ -203,7 +203,7 @@ def _resume(trainer: Trainer, folder: str) -> None:
     steps = checkpoint_steps(folder)
     if not steps:
         return
-    tensors = load_checkpoint(folder, steps[-1], trainer.optimizers, {})
+    tensors = load_checkpoint(folder, steps[-1], trainer.optimizer, {})
     for prefix, module in (("tower.", trainer.tower), ("objective.", trainer.objective)):
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         module.load_state_dict(own)

@@ -14,7 +14,7 @@ from itemsage_model import distributed
 from itemsage_model.batch import PairBatch
 from itemsage_model.item_tower import ItemTower
 from itemsage_model.objective import Objective
-from itemsage_model.optim import gradient_norm, make_optimizers, scale_gradients, set_learning_rates
+from itemsage_model.optim import gradient_norm, make_optimizer, scale_gradients, set_learning_rates
 from schemas.settings import TrainSettings
 
 MOST_BAD_STEPS = 10
@@ -71,7 +71,7 @@ class _Window:
 
 
 class Trainer:
-    """A tower, its objective, its optimisers and the number of steps taken: everything a checkpoint must hold.
+    """A tower, its objective, its optimiser and the number of steps taken: everything a checkpoint must hold.
 
     Args:
         tower: The tower, on its device.
@@ -83,8 +83,7 @@ class Trainer:
     def __init__(self, tower: ItemTower, objective: Objective, settings: TrainSettings, tasks: int) -> None:
         self.tower, self.objective, self.settings, self.tasks = tower, objective, settings, tasks
         self.device = tower.log_temperature.device
-        is_sparse = settings.table_gradients == "sparse"
-        self.optimizers = make_optimizers(tower, settings, is_sparse=is_sparse)
+        self.optimizer = make_optimizer(tower, settings)
         self.step = 0
         self._bad_steps = 0
         self._model: nn.Module = DistributedDataParallel(tower) if distributed.world_size() > 1 else tower
@@ -143,11 +142,9 @@ class Trainer:
             self._bad_steps = 0
             if self.settings.clip_norm and norm > self.settings.clip_norm:
                 scale_gradients(self.tower, self.settings.clip_norm / norm)
-            set_learning_rates(self.optimizers, self.step, self.settings)
-            for optimizer in self.optimizers:
-                optimizer.step()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+            set_learning_rates(self.optimizer, self.step, self.settings)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _uses_bfloat16(self) -> bool:
         if self.settings.precision == "auto":

@@ -188,7 +188,6 @@ class TrainSettings(Section):
     table_learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     clip_norm: float = Field(default=0.0, ge=0)
-    table_gradients: Literal["dense", "sparse"] = "dense"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     shuffle_rows: int = Field(default=32_768, ge=1)
     prefetch_batches: int = Field(default=4, ge=1)

@@ -36,7 +36,7 @@ def packed_items(items: int, seed: int = 1, most_images: int = 4) -> PackedItems
 def write_pairs(uri: Path, file_rows: list[int], items: int = 20, seed: int = 1) -> np.ndarray:
     """A training table with one file per entry of `file_rows`; returns its item keys, in order of the files.
 
-    `query_key` numbers the rows from 0, so that a test can see which row is which.
+    `query_key` numbers the rows from 0, so that a test can see which row is which; it determines the embedding.
     """
     random = np.random.default_rng(seed)
     features = item_cells(np.random.default_rng(99), items)
@@ -53,7 +53,7 @@ def write_pairs(uri: Path, file_rows: list[int], items: int = 20, seed: int = 1)
                 "query_item_key": pa.array(np.zeros(rows, np.int64)),
                 "engagement_count": pa.array(np.ones(rows, np.int64)),
                 "pair_weight": pa.array(np.ones(rows, np.float32)),
-                "query_embedding": [_unit(random).tobytes() for _ in range(rows)],
+                "query_embedding": [_unit(np.random.default_rng(row + i)).tobytes() for i in range(rows)],
                 **{name: [cells[i] for i in item] for name, cells in features.items()},
             }
         )

@@ -16,7 +16,7 @@ def test_slots_are_the_documented_hashes():
 
 def test_a_text_is_the_weighted_sum_of_its_tokens_rows():
     torch.manual_seed(0)
-    layer = HashEmbedding(30, 11, 6, 2, is_sparse=False)
+    layer = HashEmbedding(30, 11, 6, 2)
     ids, counts = torch.tensor([3, 3, 29, 0, 7]), torch.tensor([[2, 0], [1, 2]])
     expected = torch.zeros(2, 2, 6)
     position = 0
@@ -24,22 +24,31 @@ def test_a_text_is_the_weighted_sum_of_its_tokens_rows():
         for text in range(2):
             for token in ids[position : position + counts[item, text]].tolist():
                 for k in range(2):
-                    expected[item, text] += (
-                        layer.importance.weight[token, k] * layer.table.weight[layer.slots[token, k]]
-                    )
+                    expected[item, text] += layer.importance[token, k] * layer.table[layer.slots[token, k]]
             position += counts[item, text]
     torch.testing.assert_close(layer(ids, counts), expected)
     assert (layer(ids, counts)[0, 1] == 0).all()
 
 
-def test_sparse_and_dense_gradients_are_equal():
-    ids, counts = torch.tensor([3, 3, 29, 0, 7]), torch.tensor([[2, 0], [1, 2]])
-    gradients = []
-    for is_sparse in (False, True):
-        torch.manual_seed(0)
-        layer = HashEmbedding(30, 11, 6, 2, is_sparse=is_sparse)
-        layer(ids, counts).square().sum().backward()
-        gradients.append([p.grad.to_dense() for p in layer.parameters()])
-        assert layer.table.weight.grad.is_sparse == is_sparse
-    for dense, sparse in zip(*gradients, strict=True):
-        torch.testing.assert_close(dense, sparse)
+def test_gradients_are_those_of_the_plain_sum():
+    torch.manual_seed(0)
+    layer = HashEmbedding(30, 11, 6, 3).double()
+    ids = torch.tensor([3, 3, 29, 0, 7, 3, 29])
+    counts = torch.tensor([[2, 0], [1, 4]])
+    texts = torch.repeat_interleave(torch.arange(4), counts.flatten())
+    upstream = torch.randn(2, 2, 6, dtype=torch.float64)
+    tokens = (layer.importance[ids][:, :, None] * layer.table[layer.slots[ids]]).sum(1)
+    plain = torch.zeros(4, 6, dtype=torch.float64).index_add(0, texts, tokens).view(2, 2, 6)
+    expected = torch.autograd.grad(plain, list(layer.parameters()), upstream)
+    found = torch.autograd.grad(layer(ids, counts), list(layer.parameters()), upstream)
+    for own, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, reference, rtol=1e-12, atol=1e-12)
+
+
+def test_a_batch_without_a_token_gives_zeros_and_zero_gradients():
+    layer = HashEmbedding(30, 11, 6, 2)
+    vectors = layer(torch.empty(0, dtype=torch.long), torch.zeros(2, 3, dtype=torch.long))
+    vectors.sum().backward()
+    assert not vectors.any()
+    assert not layer.table.grad.any()
+    assert not layer.importance.grad.any()

@@ -173,6 +173,25 @@ def test_full_without_masks_is_cross_entropy_over_the_catalog() -> None:
     torch.testing.assert_close(losses, F.cross_entropy(logits, positive, reduction="none"))
 
 
+def test_full_with_each_query_once_equals_a_row_a_pair() -> None:
+    world = World()
+    positive, catalog, _ = world.candidates("full")
+    catalog = replace(catalog, is_masked=same_item_mask(torch.tensor([1, 2, 0]), torch.arange(1, 7)))
+    rows = torch.tensor([0, 2, 2, 1, 0])  # row 0 shows item 1, which is also the item of one of its pairs
+    positive = torch.tensor([0, 3, 4, 2, 5])
+    repeated = replace(catalog, is_masked=catalog.is_masked[rows])
+    results = []
+    for queries, columns, of_pair in ((world.queries[:3], catalog, rows), (world.queries[:3][rows], repeated, None)):
+        losses = pair_losses(queries, positive, columns, None, world.temperature, "full", of_pair)
+        results.append(
+            (losses, *torch.autograd.grad((losses * torch.arange(1, 6)).sum(), world.parameters, retain_graph=True))
+        )
+    for once, each in zip(*results, strict=True):
+        torch.testing.assert_close(once, each, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="query_of_pair"):
+        pair_losses(world.queries[:3], positive, catalog, None, world.temperature, "sum", rows)
+
+
 def test_full_takes_no_random_negatives() -> None:
     world = World()
     positive, in_batch, negatives = world.candidates("sum")

@@ -101,12 +101,11 @@ def test_the_loss_curve_is_the_golden_one(tmp_path: Path, monkeypatch: pytest.Mo
     torch.testing.assert_close(torch.tensor(curve), torch.tensor(expected), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("gradients", ["sparse", "dense"])
-def test_training_lowers_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gradients: str):
+def test_training_lowers_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = make_warehouse(
         tmp_path,
         {"click": [30]},
-        train={"steps": 60, "learning_rate": 5e-3, "table_learning_rate": 5e-3, "table_gradients": gradients},
+        train={"steps": 60, "learning_rate": 5e-3, "table_learning_rate": 5e-3},
         loss={"form": "full", "frequency": "exact"},
     )
     curve = losses_of(settings, monkeypatch)
