@@ -228,11 +228,19 @@ def _fold_modality(weight: Tensor, bias: Tensor, keys: Tensor, values: Tensor) -
 
 
 def _scores(tokens: Tokens, fold: ModalityFold, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Attention scores [item, slot, head] and inverse deviation [item, slot] of the projected tokens."""
-    features = tokens.features
-    folded = features @ fold.scores
-    dim = features.shape[-1]
-    variance = (folded[..., :dim] * features).sum(-1) + folded[..., dim] + fold.variance
+    """Attention scores [item, slot, head] and inverse deviation [item, slot] of the projected tokens.
+
+    Computed for the slots that hold something, often a quarter of them; the others score -inf and weigh 0.
+    """
+    places = tokens.is_present.flatten().nonzero().squeeze(1)
+    # [present, feature]
+    features = tokens.features.flatten(0, 1).index_select(0, places)
+    dim, heads = features.shape[1], len(fold.score_bias)
+    gram, linear, raw_scores = torch.split(features @ fold.scores, [dim, 1, heads], dim=1)
+    variance = (gram * features).sum(1, keepdim=True) + linear + fold.variance
     inverse_deviation = torch.rsqrt(variance.clamp_min(0) + epsilon)
-    scores = (folded[..., dim + 1 :] + fold.score_bias) * inverse_deviation[..., None]
-    return scores.masked_fill(~tokens.is_present[..., None], -math.inf), inverse_deviation
+    scores = (raw_scores + fold.score_bias) * inverse_deviation
+    shape = tokens.is_present.shape
+    all_scores = scores.new_full((shape.numel(), heads), -math.inf).index_copy(0, places, scores)
+    all_deviations = scores.new_zeros(shape.numel(), 1).index_copy(0, places, inverse_deviation)
+    return all_scores.view(*shape, heads), all_deviations.view(shape)

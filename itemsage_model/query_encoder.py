@@ -21,7 +21,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer, TfidfVectorizer
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -142,9 +143,9 @@ def fit_lsa(texts: list[str], *, vocabulary_size: int) -> LsaEncoder:
     Raises:
         ValueError: no text holds a word.
     """
-    tokens = _frequent_tokens(texts, vocabulary_size)
-    vectorizer = _tfidf(tokens)
-    weights = vectorizer.fit_transform(texts)
+    tokens, counts = _frequent_tokens(texts, vocabulary_size)
+    transformer = TfidfTransformer(sublinear_tf=True)
+    weights = transformer.fit_transform(counts)
     rank = min(EMBEDDING_DIM, *weights.shape)
     # One thread: the order of a threaded sum, and with it the last bits, may change from run to run.
     with threadpool_limits(limits=1):
@@ -154,7 +155,7 @@ def fit_lsa(texts: list[str], *, vocabulary_size: int) -> LsaEncoder:
     real = singular_values > 1e-5 * singular_values[0]
     components[:, : real.sum()] = directions[real].T
     explained = float(np.sum(singular_values.astype(np.float64) ** 2) / weights.power(2).sum(dtype=np.float64))
-    return LsaEncoder(tokens, vectorizer.idf_.astype(np.float32), components, min(explained, 1.0))
+    return LsaEncoder(tokens, transformer.idf_.astype(np.float32), components, min(explained, 1.0))
 
 
 def fit_sentence_encoder(folder: str, texts: list[str]) -> SentenceEncoder:
@@ -267,16 +268,18 @@ def _tfidf(tokens: tuple[str, ...]) -> TfidfVectorizer:
     return TfidfVectorizer(analyzer=_tokens, vocabulary=tokens, sublinear_tf=True, dtype=np.float32)
 
 
-def _frequent_tokens(texts: list[str], size: int) -> tuple[str, ...]:
+def _frequent_tokens(texts: list[str], size: int) -> tuple[tuple[str, ...], csr_matrix]:
+    """The most frequent tokens, and how often each text has each of them [text, token]."""
+    counter = CountVectorizer(analyzer=_tokens, dtype=np.float32)
     try:
-        counter = CountVectorizer(analyzer=_tokens).fit(texts)
+        counts = counter.fit_transform(texts)
     except ValueError as error:  # scikit-learn's word for "empty vocabulary"
         raise ValueError("no text holds a word") from error
     names = counter.get_feature_names_out()
-    counts = np.asarray(counter.transform(texts).sum(axis=0)).ravel()
+    totals = np.asarray(counts.sum(axis=0)).ravel()
     # The names are sorted, so a stable sort breaks ties by token.
-    kept = np.sort(np.argsort(-counts, kind="stable")[:size])
-    return tuple(str(name) for name in names[kept])
+    kept = np.sort(np.argsort(-totals, kind="stable")[:size])
+    return tuple(str(name) for name in names[kept]), counts[:, kept]
 
 
 def _unit(vectors: Vectors) -> Vectors:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from itemsage_model import vectors
 from itemsage_model.batch import FEATURE_CELLS, PackedItems, to_item_batch, unpack_items
 from itemsage_model.checkpoint import ModelSpec, build_tower
 from schemas.tables import EMBEDDING_DIM, ITEM_FEATURES
@@ -33,10 +34,10 @@ class Scorer:
     def score(self, items: PackedItems) -> npt.NDArray[np.float32]:
         """Embeddings [item, dim] of packed items, unit length."""
         with torch.inference_mode():
-            vectors: npt.NDArray[np.float32] = self.tower(
+            embeddings: npt.NDArray[np.float32] = self.tower(
                 to_item_batch(items, self.spec.model.max_images), self.fold
             ).numpy()
-        return vectors
+        return embeddings
 
     def score_batch(self, batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
         """Embeddings [row, dim] of the rows of an item_features batch.
@@ -57,12 +58,6 @@ def load_once(weights: bytes, spec: ModelSpec) -> Scorer:
         _LOADED.clear()
         _LOADED[identity] = Scorer(weights, spec)
     return _LOADED[identity]
-
-
-def vector_column(vectors: npt.NDArray[np.float32]) -> pa.ListArray:
-    """A [row, dim] matrix as an Arrow list<float> column."""
-    offsets = np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(vectors.ravel()))
 
 
 def sum_of_images(items: PackedItems) -> npt.NDArray[np.float32]:
@@ -86,6 +81,6 @@ def batch_function(
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             columns = [batch.column(name) for name in kept]
-            yield pa.RecordBatch.from_arrays([*columns, vector_column(score(batch))], [*kept, "embedding"])
+            yield pa.RecordBatch.from_arrays([*columns, vectors.to_column(score(batch))], [*kept, "embedding"])
 
     return run

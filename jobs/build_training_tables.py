@@ -12,6 +12,8 @@ Safe to rerun because the rows follow from the inputs and the settings alone, an
 
 from __future__ import annotations
 
+from functools import partial
+
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -128,26 +130,27 @@ def _write_tasks(run: Run, pairs: DataFrame, packed_queries: DataFrame, features
     _require_pairs(figures, settings)
     run.write(build_item_counts(kept), ITEM_COUNTS)
     hot = hot_keys(kept, _KEYS, row_count=sum(counts["training_pairs"] for counts in figures.values()))
-    for entry in settings.tasks:
-        task, counts = entry.task, figures[entry.task.name]
-        is_task = F.col("task") == task.name
-        rows_per_file = even_file_rows(counts["training_pairs"], cut.rows_per_file)
+
+    def write_training(task: Task) -> None:
+        pair_count = figures[task.name]["training_pairs"]
+        rows_per_file = even_file_rows(pair_count, cut.rows_per_file)
+        of_task = kept.where(F.col("task") == task.name)
         rows = build_training(
-            kept.where(is_task),
-            packed_queries,
-            features,
-            pair_count=counts["training_pairs"],
-            rows_per_file=rows_per_file,
-            hot=hot,
+            of_task, packed_queries, features, pair_count=pair_count, rows_per_file=rows_per_file, hot=hot
         )
         written = run.write(rows, training_pairs(task), rows_per_file=rows_per_file, checks=_TRAINING_CHECKS)
-        _require_equal(written.table, "pairs", counts["training_pairs"], written.rows)
+        _require_equal(written.table, "pairs", pair_count, written.rows)
+
+    def write_held_out(task: Task) -> None:
+        pair_count = figures[task.name]["held_out_pairs"]
+        of_task = pairs.where((F.col("window") == HELD_OUT) & (F.col("task") == task.name))
         # One narrow file per million pairs, not one per partition of the cache.
-        held_out = pairs.where((F.col("window") == HELD_OUT) & is_task).coalesce(
-            1 + counts["held_out_pairs"] // _HELD_OUT_ROWS_PER_FILE
-        )
-        written = run.write(held_out, held_out_pairs(task), checks=_PAIR_CHECKS)
-        _require_equal(written.table, "pairs", counts["held_out_pairs"], written.rows)
+        rows = of_task.coalesce(1 + pair_count // _HELD_OUT_ROWS_PER_FILE)
+        written = run.write(rows, held_out_pairs(task), checks=_PAIR_CHECKS)
+        _require_equal(written.table, "pairs", pair_count, written.rows)
+
+    tasks = [entry.task for entry in settings.tasks]
+    run.write_all([partial(write, task) for write in (write_training, write_held_out) for task in tasks])
 
 
 def _figures(pairs: DataFrame, kept: DataFrame, tasks: list[Task]) -> dict[str, dict[str, int]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ from itemsage_model.batch import FEATURE_CELLS, unpack_items
 from itemsage_model.checkpoint import load_model, model_bytes
 from itemsage_model.query_encoder import TextEncoder
 from itemsage_model.scorer import batch_function, load_once, sum_of_images
+from itemsage_model.vectors import to_matrix
 from jobs import table_io
 from jobs.run import Run
 from schemas.columns import Table
@@ -108,7 +108,7 @@ def collect_candidates(run: Run, task_pairs: list[TaskPairs], encoder: TextEncod
     keys = table["item_key"].to_numpy()
     ids = chosen.select("item_id")
     features = run.read(ITEM_FEATURES).join(ids, on="item_id", how="left_semi")
-    vectors = {"itemsage": _matrix(table["embedding"])} | _feature_vectors(features, keys, run.settings)
+    vectors = {"itemsage": to_matrix(table["embedding"])} | _feature_vectors(features, keys, run.settings)
     if encoder is not None:
         vectors["frozen_query"] = _title_vectors(
             run.read(ITEMS).join(ids, on="item_id", how="left_semi"), keys, encoder
@@ -201,14 +201,7 @@ def _engagements(run: Run, keys: Keys) -> Keys:
 
 
 def _aligned(column: pa.ChunkedArray, rows: Keys, row_count: int) -> Vectors:
-    matrix = _matrix(column)
+    matrix = to_matrix(column)
     result = np.zeros((row_count, matrix.shape[1]), np.float32)
     result[rows] = matrix
     return result
-
-
-def _matrix(column: Any) -> Vectors:
-    """A list<float> column of equal lengths as a matrix."""
-    flat = column.combine_chunks().flatten().to_numpy().astype(np.float32)
-    matrix: Vectors = flat.reshape(len(column), -1) if len(column) else flat.reshape(0, EMBEDDING_DIM)
-    return matrix

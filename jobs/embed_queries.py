@@ -11,7 +11,7 @@ on the texts alone, and each table is replaced in one commit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
+from itemsage_model import vectors
 from itemsage_model.query_encoder import TextEncoder, encoder_uri, fit_encoder, from_bytes, save, to_bytes
 from jobs import command_line
 from jobs.run import Run
@@ -118,7 +119,8 @@ def build(verdicts: DataFrame, encoder: TextEncoder | None, group_count: int) ->
     """
     usable = accepted(verdicts)
     own = usable.where(F.col("query_embedding").isNotNull())
-    embedded = own.select(*QUERY_EMBEDDINGS.column_names).withColumn("query_embedding", _unit_length("query_embedding"))
+    columns = own.select(*QUERY_EMBEDDINGS.column_names)
+    embedded = columns.mapInArrow(_to_unit_length, columns.schema)
     if encoder is not None:
         group = F.pmod(F.xxhash64("text"), F.lit(group_count)).alias("group")
         groups = usable.where(F.col("query_embedding").isNull()).groupBy(group)
@@ -174,11 +176,9 @@ def _encode_group(spark: SparkSession, encoder: TextEncoder) -> Callable[[pa.Tab
     def encode(queries: pa.Table) -> pa.Table:
         texts = queries["text"].to_pylist()
         distinct = sorted(set(texts))
-        vectors = from_bytes(*stored.value).encode(distinct)
+        encoded = from_bytes(*stored.value).encode(distinct)
         row_of = {text: row for row, text in enumerate(distinct)}
-        numbers = vectors[[row_of[text] for text in texts]].ravel()
-        offsets = np.arange(len(texts) + 1, dtype=np.int32) * EMBEDDING_DIM
-        embeddings = pa.ListArray.from_arrays(pa.array(offsets), pa.array(numbers))
+        embeddings = vectors.to_column(encoded[[row_of[text] for text in texts]])
         return queries.select(["query_id", "query_kind", "query_item_id"]).add_column(2, "query_embedding", embeddings)
 
     return encode
@@ -188,9 +188,13 @@ def _is_blank(column: str) -> Column:
     return F.col(column).isNull() | ~F.col(column).rlike(r"\S")
 
 
-def _unit_length(column: str) -> Column:
-    squares = F.aggregate(column, F.lit(0.0), lambda total, x: total + x.cast("double") * x.cast("double"))
-    return F.transform(column, lambda x: (x / F.sqrt(squares)).cast("float"))
+def _to_unit_length(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        numbers = vectors.to_matrix(batch.column("query_embedding")).astype(np.float64)
+        unit = (numbers / np.linalg.norm(numbers, axis=1, keepdims=True)).astype(np.float32)
+        place = batch.schema.get_field_index("query_embedding")
+        columns = [*batch.columns[:place], vectors.to_column(unit), *batch.columns[place + 1 :]]
+        yield pa.RecordBatch.from_arrays(columns, batch.schema.names)
 
 
 def main() -> None:

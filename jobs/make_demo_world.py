@@ -14,6 +14,8 @@ are repeated deliveries, and 1% are late, in the future, or name an unknown item
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -79,8 +81,8 @@ def build(settings: Settings) -> dict[Table, pa.Table]:
 def run(spark: SparkSession, settings: Settings) -> None:
     """Write the world."""
     with Run(spark, settings, STAGE) as run_:
-        for table, rows in build(settings).items():
-            run_.write(spark.createDataFrame(rows), table)
+        world = build(settings)
+        run_.write_all([partial(run_.write, spark.createDataFrame(rows), table) for table, rows in world.items()])
 
 
 def _lists(matrix: NDArray[np.float32]) -> pa.ListArray:

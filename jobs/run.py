@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -18,6 +20,8 @@ from jobs import table_io
 from schemas.columns import Table, TableError
 from schemas.records import write_record
 from schemas.settings import Settings
+
+_WRITES_AT_ONCE = 4
 
 
 class Run:
@@ -81,6 +85,16 @@ class Run:
         print(f"  wrote {table.name}: {written.rows:,} rows, version {written.version}", flush=True)
         return written
 
+    def write_all(self, writes: list[Callable[[], object]]) -> None:
+        """Run writes of independent tables side by side: most of a small one is waiting for its commit.
+
+        The first error is raised when all of them have ended.
+        """
+        with ThreadPoolExecutor(_WRITES_AT_ONCE) as threads:
+            done = [threads.submit(write) for write in writes]
+        for future in done:
+            future.result()
+
     def write_rejected(self, df: DataFrame, table: Table) -> int:
         """Write a rejected_* table and count its rows by reason; returns their number."""
         written = self.write(df, table)
@@ -96,7 +110,8 @@ class Run:
             "run_id": self.run_id,
             "seconds": round(time.monotonic() - self._started, 2),
             "inputs": self.inputs,
-            "outputs": self.outputs,
+            # By name: writes may end in any order.
+            "outputs": sorted(self.outputs, key=lambda output: str(output["table"])),
             "rejected": dict(sorted(self.rejected.items())),
             "figures": self.figures,
             "settings": self.settings.model_dump(mode="json"),
