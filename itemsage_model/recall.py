@@ -12,7 +12,8 @@ from torch import Tensor
 ScoreQueries = Callable[[Int[Tensor, "query"]], Float[Tensor, "query candidate"]]
 """Scores of all candidates for some queries, given as positions in the evaluation's list of queries."""
 
-_BLOCK_NUMBERS = 1 << 25
+_BLOCK_NUMBERS = 1 << 22
+"""Scores held at once: few enough to stay in the cache between the passes over them."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ def hits(held_out: HeldOut, score: ScoreQueries, k: int) -> Bool[Tensor, "pair"]
     queries = torch.unique(held_out.query)
     ends = torch.searchsorted(held_out.query[order], queries, right=True)
     starts = torch.searchsorted(held_out.query[order], queries)
-    block = max(1, _BLOCK_NUMBERS // len(held_out.distractors))
+    block = max(16, _BLOCK_NUMBERS // len(held_out.distractors))
     for first in range(0, len(queries), block):
         some = queries[first : first + block]
-        scores = score(some).float().nan_to_num(nan=-torch.inf)
+        scores = score(some).float().nan_to_num_(nan=-torch.inf)
         rows = order[starts[first] : ends[min(first + block, len(queries)) - 1]]
         place = torch.searchsorted(some, held_out.query[rows])
         result[rows] = _hits_of_block(held_out, scores, some, rows, place, k)
@@ -72,10 +73,10 @@ def weighted_mean(values: Bool[Tensor, "pair"], weights: Float[Tensor, "pair"]) 
 def _hits_of_block(
     held_out: HeldOut, scores: Tensor, some: Tensor, rows: Tensor, place: Tensor, k: int
 ) -> Bool[Tensor, "pair"]:
-    """The same for the pairs `rows`, whose queries `some` have the given scores [query, candidate]."""
+    """The same for the pairs `rows`, whose queries `some` have the given scores [query, candidate], overwritten."""
     positive = held_out.positive[rows]
     own_score = scores[place, positive]
-    competing = scores.masked_fill(~held_out.distractors, -torch.inf)
+    competing = scores if held_out.distractors.all() else scores.masked_fill_(~held_out.distractors, -torch.inf)
     shown = held_out.query_item[some]
     has_item = torch.nonzero(shown >= 0).squeeze(1)
     competing[has_item, shown[has_item]] = -torch.inf

@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs import command_line
-from jobs.run import Run
+from jobs.run import Run, side_by_side
 from jobs.transforms.engagements import BAD_REASONS, HELD_OUT, TRAINING, checked_engagements
 from jobs.transforms.hot_keys import hot_keys
 from jobs.transforms.quarantine import accepted, rejected
@@ -150,7 +150,7 @@ def _write_tasks(run: Run, pairs: DataFrame, packed_queries: DataFrame, features
         _require_equal(written.table, "pairs", pair_count, written.rows)
 
     tasks = [entry.task for entry in settings.tasks]
-    run.write_all([partial(write, task) for write in (write_training, write_held_out) for task in tasks])
+    side_by_side([partial(write, task) for write in (write_training, write_held_out) for task in tasks])
 
 
 def _figures(pairs: DataFrame, kept: DataFrame, tasks: list[Task]) -> dict[str, dict[str, int]]:

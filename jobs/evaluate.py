@@ -11,7 +11,7 @@ Safe to rerun: one Delta commit replaces the table; pairs and distractors are ch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from itemsage_model.query_encoder import TextEncoder, encoder_uri, load_if_saved
 from itemsage_model.recall import HeldOut, ScoreQueries, hits, weighted_mean
 from jobs import command_line
 from jobs.candidates import Candidates, TaskPairs, by_query, collect_candidates, collect_pairs, read_if_there
-from jobs.run import Run
+from jobs.run import Run, side_by_side
 from schemas.settings import Settings
 from schemas.spark import struct_type
 from schemas.tables import EVALUATION, QUERIES, QUERY_EMBEDDINGS, TRUE_QUERY_VECTORS, training_pairs
@@ -82,7 +82,7 @@ def measure(pairs: TaskPairs, candidates: Candidates, systems: dict[str, ScoreQu
 def run(spark: SparkSession, settings: Settings) -> None:
     """Evaluate every task that has held-out pairs."""
     with Run(spark, settings, STAGE) as run:
-        task_pairs = [collect_pairs(run, entry.task) for entry in settings.tasks]
+        task_pairs = side_by_side([partial(collect_pairs, run, entry.task) for entry in settings.tasks])
         task_pairs = [pairs for pairs in task_pairs if len(pairs.query)]
         encoder = load_if_saved(encoder_uri(settings.warehouse.uri))
         candidates = collect_candidates(run, task_pairs, encoder)
@@ -93,16 +93,19 @@ def run(spark: SparkSession, settings: Settings) -> None:
             engagements=_collect_engagements(run),
             encoder=encoder,
         )
-        rows: list[Figure] = []
-        for pairs in task_pairs:
-            rows += measure(pairs, candidates, _systems(spark, pairs, candidates, queries), settings.evaluate.k)
+
+        def measure_task(pairs: TaskPairs) -> list[Figure]:
+            return measure(pairs, candidates, _systems(spark, pairs, candidates, queries), settings.evaluate.k)
+
+        measured = side_by_side([partial(measure_task, pairs) for pairs in task_pairs])
+        rows = [figure for figures in measured for figure in figures]
         run.figures["distractors"] = int(candidates.is_distractor.sum())
         run.write(spark.createDataFrame(rows, struct_type(EVALUATION)), EVALUATION)
 
 
 def _collect_engagements(run: Run) -> baselines.ItemPairs:
     """(query item, item, engagements) summed over the training tables of all tasks."""
-    parts = [run.read(training_pairs(entry.task)) for entry in run.settings.tasks]
+    parts = side_by_side([partial(run.read, training_pairs(entry.task)) for entry in run.settings.tasks])
     columns = [part.select("query_item_key", "item_key", "engagement_count") for part in parts]
     pairs = reduce(DataFrame.unionByName, columns).where("query_item_key != 0")
     table = pairs.groupBy("query_item_key", "item_key").agg(F.sum("engagement_count").alias("total")).toArrow()

@@ -25,7 +25,7 @@ from jobs import command_line
 from jobs.demo_engagements import engagement_taste, make_log
 from jobs.demo_shop import Items, Shop, generator, make_images, make_shop
 from jobs.demo_words import item_texts
-from jobs.run import Run
+from jobs.run import Run, side_by_side
 from schemas.columns import Table
 from schemas.settings import Settings
 from schemas.tables import (
@@ -82,7 +82,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
     """Write the world."""
     with Run(spark, settings, STAGE) as run_:
         world = build(settings)
-        run_.write_all([partial(run_.write, spark.createDataFrame(rows), table) for table, rows in world.items()])
+        side_by_side([partial(run_.write, spark.createDataFrame(rows), table) for table, rows in world.items()])
 
 
 def _lists(matrix: NDArray[np.float32]) -> pa.ListArray:

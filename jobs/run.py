@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -21,7 +21,9 @@ from schemas.columns import Table, TableError
 from schemas.records import write_record
 from schemas.settings import Settings
 
-_WRITES_AT_ONCE = 4
+_AT_ONCE = 4
+
+Result = TypeVar("Result")
 
 
 class Run:
@@ -51,7 +53,7 @@ class Run:
     @property
     def run_id(self) -> str:
         """Hash of stage, settings and input versions: equal for a rerun of the same work."""
-        text = json.dumps([self.stage, self.settings.model_dump(mode="json"), self.inputs], sort_keys=True)
+        text = json.dumps([self.stage, self.settings.model_dump(mode="json"), _by_table(self.inputs)], sort_keys=True)
         return f"{self.stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def read(self, table: Table, *, may_be_empty: bool = False) -> DataFrame:
@@ -85,16 +87,6 @@ class Run:
         print(f"  wrote {table.name}: {written.rows:,} rows, version {written.version}", flush=True)
         return written
 
-    def write_all(self, writes: list[Callable[[], object]]) -> None:
-        """Run writes of independent tables side by side: most of a small one is waiting for its commit.
-
-        The first error is raised when all of them have ended.
-        """
-        with ThreadPoolExecutor(_WRITES_AT_ONCE) as threads:
-            done = [threads.submit(write) for write in writes]
-        for future in done:
-            future.result()
-
     def write_rejected(self, df: DataFrame, table: Table) -> int:
         """Write a rejected_* table and count its rows by reason; returns their number."""
         written = self.write(df, table)
@@ -109,11 +101,26 @@ class Run:
             "stage": self.stage,
             "run_id": self.run_id,
             "seconds": round(time.monotonic() - self._started, 2),
-            "inputs": self.inputs,
-            # By name: writes may end in any order.
-            "outputs": sorted(self.outputs, key=lambda output: str(output["table"])),
+            "inputs": _by_table(self.inputs),
+            "outputs": _by_table(self.outputs),
             "rejected": dict(sorted(self.rejected.items())),
             "figures": self.figures,
             "settings": self.settings.model_dump(mode="json"),
         }
         write_record(self.settings.warehouse.uri, self.stage, record)
+
+
+def side_by_side(calls: list[Callable[[], Result]]) -> list[Result]:
+    """Read or write independent tables at once: most of a small one is waiting for its plan and its commit.
+
+    Returns:
+        The results, in order. The first error is raised when all calls have ended.
+    """
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        futures = [threads.submit(call) for call in calls]
+    return [future.result() for future in futures]
+
+
+def _by_table(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In a fixed order: tables are read and written side by side."""
+    return sorted(entries, key=lambda entry: str(entry["table"]))
