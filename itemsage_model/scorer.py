@@ -24,10 +24,11 @@ class Scorer:
     Args:
         weights: The weights as safetensors.
         spec: What they are.
+        rows_at_once: Items encoded together; what few need stays in a core's cache.
     """
 
-    def __init__(self, weights: bytes, spec: ModelSpec) -> None:
-        self.spec = spec
+    def __init__(self, weights: bytes, spec: ModelSpec, rows_at_once: int = 256) -> None:
+        self.spec, self.rows_at_once = spec, rows_at_once
         self.tower = build_tower(weights, spec)
         self.fold = self.tower.encoder.fold() if spec.model.layers == 1 else None
 
@@ -40,23 +41,28 @@ class Scorer:
         return embeddings
 
     def score_batch(self, batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
-        """Embeddings [row, dim] of the rows of an item_features batch.
+        """Embeddings [row, dim] of the rows of an item_features batch, `rows_at_once` at a time.
 
         Raises:
             TableError: a feature cell is not what the model was trained on.
         """
-        cells = {name: batch.column(name).to_pylist() for name in FEATURE_CELLS}
         text_count = len(self.spec.features.text_features)
-        return self.score(unpack_items(ITEM_FEATURES.name, cells, text_count, self.spec.vocabulary_size))
+        embeddings = np.empty((len(batch), EMBEDDING_DIM), np.float32)
+        for first in range(0, len(batch), self.rows_at_once):
+            rows = batch.slice(first, self.rows_at_once)
+            cells = {name: rows.column(name).to_pylist() for name in FEATURE_CELLS}
+            items = unpack_items(ITEM_FEATURES.name, cells, text_count, self.spec.vocabulary_size)
+            embeddings[first : first + len(rows)] = self.score(items)
+        return embeddings
 
 
-def load_once(weights: bytes, spec: ModelSpec) -> Scorer:
+def load_once(weights: bytes, spec: ModelSpec, rows_at_once: int = 256) -> Scorer:
     """The scorer of these weights, built once per process; one thread, as a Spark task slot is one core."""
     identity = hashlib.sha256(weights).hexdigest()
     if identity not in _LOADED:
         torch.set_num_threads(1)
         _LOADED.clear()
-        _LOADED[identity] = Scorer(weights, spec)
+        _LOADED[identity] = Scorer(weights, spec, rows_at_once)
     return _LOADED[identity]
 
 

@@ -29,13 +29,14 @@ MAX_BROADCAST_BYTES = 1 << 30
 KEPT = ("item_id", "features_hash")
 
 
-def build(item_features: DataFrame, weights: bytes, spec: ModelSpec) -> DataFrame:
+def build(item_features: DataFrame, weights: bytes, spec: ModelSpec, rows_at_once: int) -> DataFrame:
     """Add each item's embedding; the model travels as safetensors bytes and is built once per Python worker.
 
     Args:
         item_features: One row an item, unique by item_id.
         weights: The model's weights as safetensors.
         spec: What they are.
+        rows_at_once: Items that a worker encodes together.
 
     Returns:
         item_id, features_hash, embedding.
@@ -43,7 +44,7 @@ def build(item_features: DataFrame, weights: bytes, spec: ModelSpec) -> DataFram
     broadcast = item_features.sparkSession.sparkContext.broadcast(weights)
 
     def score_partition(batches):  # type: ignore[no-untyped-def]
-        scorer = load_once(broadcast.value, spec)
+        scorer = load_once(broadcast.value, spec, rows_at_once)
         yield from batch_function(scorer.score_batch, KEPT)(batches)
 
     schema = T.StructType(
@@ -70,7 +71,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
             )
         features = run_.read(ITEM_FEATURES)
         _refuse_other_vocabulary(settings, trained)
-        scored = build(features, weights, spec)
+        scored = build(features, weights, spec, settings.score.rows_per_batch)
         published = scored.withColumns(
             {"model_id": F.lit(facts["model_id"]), "scored_ts": F.lit(settings.dates.end).cast("timestamp")}
         )

@@ -208,7 +208,7 @@ class TrainSettings(Section):
 class ScoreSettings(Section):
     """How the catalog is scored."""
 
-    rows_per_batch: int = Field(default=1_024, ge=1)
+    rows_per_batch: int = Field(default=256, ge=1)
 
 
 class EvaluateSettings(Section):
