@@ -9,8 +9,10 @@ Shape words used throughout the model:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,19 +50,34 @@ class PackedItems:
 
     def take(self, rows: npt.NDArray[np.int64]) -> PackedItems:
         """The items at `rows`, in that order; rows may repeat."""
-        tokens = _ragged_positions(self.text_token_counts.sum(axis=1, dtype=np.int64), rows)
-        images = _ragged_positions(self.image_counts, rows)
-        return PackedItems(
-            self.text_token_ids[tokens],
-            self.text_token_counts[rows],
-            self.image_embeddings[images],
-            self.image_counts[rows],
-        )
+        return PackedItems.gather([self], rows)
 
     @staticmethod
-    def concatenate(parts: Sequence[PackedItems]) -> PackedItems:
-        """All items of all parts, in order."""
-        return PackedItems(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(PackedItems)))
+    def gather(parts: Sequence[PackedItems], rows: npt.NDArray[np.int64]) -> PackedItems:
+        """The items at `rows` of the parts laid end to end, in that order, copied once; rows may repeat."""
+        counts = gather_rows([part.text_token_counts for part in parts], rows)
+        image_counts = gather_rows([part.image_counts for part in parts], rows)
+        token_counts = counts.sum(axis=1, dtype=np.int64)
+        tokens = np.empty(token_counts.sum(), np.int32)
+        images = np.empty((image_counts.sum(), EMBEDDING_DIM), np.float16)
+        to_tokens, to_images = np.cumsum(token_counts) - token_counts, np.cumsum(image_counts) - image_counts
+        for part, (places, own) in zip(parts, _by_part([len(part) for part in parts], rows), strict=True):
+            taken = token_counts[places]
+            tokens[_runs(to_tokens[places], taken)] = part.text_token_ids[_runs(part._token_starts[own], taken)]
+            taken = image_counts[places]
+            images[_runs(to_images[places], taken)] = part.image_embeddings[_runs(part._image_starts[own], taken)]
+        return PackedItems(tokens, counts, images, image_counts)
+
+    @cached_property
+    def _token_starts(self) -> npt.NDArray[np.int64]:
+        counts = self.text_token_counts.sum(axis=1, dtype=np.int64)
+        starts: npt.NDArray[np.int64] = np.cumsum(counts) - counts
+        return starts
+
+    @cached_property
+    def _image_starts(self) -> npt.NDArray[np.int64]:
+        starts: npt.NDArray[np.int64] = np.cumsum(self.image_counts) - self.image_counts
+        return starts
 
 
 @dataclass(frozen=True)
@@ -143,7 +160,7 @@ def unpack_items(table: str, cells: dict[str, Cells], text_count: int, vocabular
     if (image_bytes % (2 * EMBEDDING_DIM)).any():
         raise _misshapen(table, "image_embeddings", f"a multiple of {2 * EMBEDDING_DIM} bytes a row", "another size")
     images = np.frombuffer(joined["image_embeddings"], dtype="<f2").reshape(-1, EMBEDDING_DIM)
-    if not np.isfinite(images).all():
+    if not all_finite(images):
         raise _misshapen(table, "image_embeddings", "finite numbers", "NaN or infinity")
     return PackedItems(ids, counts, images, image_bytes // (2 * EMBEDDING_DIM))
 
@@ -171,15 +188,41 @@ def to_item_batch(packed: PackedItems, image_slots: int) -> ItemBatch:
     )
 
 
-def _ragged_positions(counts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Positions, in the flat list, of the elements of the given rows."""
-    starts = np.cumsum(counts) - counts
-    taken = counts[rows]
-    ends = np.cumsum(taken)
+def gather_rows(parts: Sequence[npt.NDArray[Any]], rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """The given rows of arrays laid end to end, without laying them so."""
+    if len(parts) == 1:
+        return parts[0][rows]
+    gathered = np.empty((len(rows), *parts[0].shape[1:]), parts[0].dtype)
+    for part, (places, own) in zip(parts, _by_part([len(part) for part in parts], rows), strict=True):
+        gathered[places] = part[own]
+    return gathered
+
+
+def _by_part(
+    lengths: list[int], rows: npt.NDArray[np.int64]
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """For each part: which of `rows` lie in it, and at which of its own rows."""
+    start = 0
+    for length in lengths:
+        places = np.flatnonzero((rows >= start) & (rows < start + length))
+        yield places, rows[places] - start
+        start += length
+
+
+def _runs(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """start, start + 1, ... for each start, as many as its length, end to end."""
+    ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
-    # one run per row: start of the row in the flat list, plus 0, 1, 2, ...
-    positions: npt.NDArray[np.int64] = np.repeat(starts[rows] - (ends - taken), taken) + np.arange(total)
+    positions: npt.NDArray[np.int64] = np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
     return positions
+
+
+def all_finite(halves: npt.NDArray[np.float16]) -> bool:
+    """Whether no float16 is NaN or infinite: its five exponent bits are then not all ones.
+
+    numpy tests float16 by converting one number at a time, ten times slower.
+    """
+    return not ((halves.view(np.uint16) & 0x7C00) == 0x7C00).any()
 
 
 def _join(table: str, column: str, cells: dict[str, Cells]) -> bytes:

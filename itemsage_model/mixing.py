@@ -77,7 +77,7 @@ def assemble(
     keys = item_key if negatives is None else np.concatenate([item_key, negatives.item_key])
     distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     parts = [block.items for block in blocks] + ([negatives.items] if negatives is not None else [])
-    packed = _take_from([part for part in parts if part is not None], first)
+    packed = PackedItems.gather([part for part in parts if part is not None], first)
     return _pair_batch(
         blocks,
         to_item_batch(packed, image_slots),
@@ -107,15 +107,6 @@ def _pair_batch(
         weights=torch.from_numpy(np.concatenate([block.pair_weight for block in blocks])),
         tasks=task_of_pair,
     )
-
-
-def _take_from(parts: list[PackedItems], rows: npt.NDArray[np.int64]) -> PackedItems:
-    """Rows of the concatenation of `parts`, in the order of `rows`, without concatenating the parts."""
-    ends = np.cumsum([len(part) for part in parts])
-    owner = np.searchsorted(ends, rows, side="right")
-    taken = [part.take(rows[owner == i] - (ends[i] - len(part))) for i, part in enumerate(parts)]
-    order = np.concatenate([np.flatnonzero(owner == i) for i in range(len(parts))])
-    return PackedItems.concatenate(taken).take(np.argsort(order, kind="stable"))
 
 
 @dataclass(frozen=True)

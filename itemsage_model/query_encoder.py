@@ -304,8 +304,8 @@ def _load_sentence_transformer(folder: str) -> Any:
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415  (an optional extra, seconds to import)
     except ImportError as error:
         raise SettingsError(
-            "query_encoder.kind = 'sentence_transformers' needs an extra: run `make sentence-transformers` (or pip install "
-            "-r requirements-sentence-transformers.txt), or set query_encoder.kind = 'lsa'"
+            "query_encoder.kind = 'sentence_transformers' needs an extra: run `make sentence-transformers` (pip "
+            "install -r requirements-sentence-transformers.txt), or set query_encoder.kind = 'lsa'"
         ) from error
     if not Path(folder).is_dir():
         raise SettingsError(f"query_encoder.folder = {folder!r} is no folder: name a local sentence-transformers model")

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from deltalake import DeltaTable
 
-from itemsage_model.batch import FEATURE_CELLS, PackedItems, unpack_items
+from itemsage_model.batch import FEATURE_CELLS, PackedItems, all_finite, gather_rows, unpack_items
 from itemsage_model.epochs import epoch_seed, share_of_epoch
 from schemas.columns import TableError
 from schemas.tables import EMBEDDING_DIM
@@ -167,16 +167,16 @@ class RowStream:
             epoch += 1
         pending: list[Any] = []
         while True:
-            for block in self._epoch(epoch):
+            for blocks, order in self._epoch(epoch):
                 # A resumed epoch is dealt with in the same order, and its first rows are passed over.
-                start = min(skip_rows, len(block))
+                start = min(skip_rows, len(order))
                 skip_rows -= start
-                while start < len(block):
+                while start < len(order):
                     missing = size - sum(len(part) for part in pending)
-                    pending.append(_take(block, np.arange(start, min(start + missing, len(block)))))
+                    pending.append(_gather(blocks, order[start : start + missing]))
                     start += len(pending[-1])
                     if sum(len(part) for part in pending) == size:
-                        yield _concatenate(pending)
+                        yield pending[0] if len(pending) == 1 else _gather(pending, np.arange(size))
                         pending = []
             epoch += 1
 
@@ -193,8 +193,8 @@ class RowStream:
             )
         return share
 
-    def _epoch(self, epoch: int) -> Iterator[Any]:
-        """The rank's rows of one epoch, in shuffled pools; fails unless every row came exactly once."""
+    def _epoch(self, epoch: int) -> Iterator[tuple[list[Any], npt.NDArray[np.int64]]]:
+        """The rank's rows of one epoch, in pools with a random order each; fails unless every row came exactly once."""
         share, seed = self._share(epoch), epoch_seed(self.seed, self.stream, epoch)
         random = np.random.default_rng((seed, self.rank))
         pool: list[Any] = []
@@ -202,11 +202,11 @@ class RowStream:
         for raw in read_files(self.files, share.files, self._columns(), seed):
             block = self._unpack(raw)
             if share.stride > 1:
-                block = _take(block, np.arange(share.offset, len(block), share.stride))
+                block = _gather([block], np.arange(share.offset, len(block), share.stride))
             rows += len(block)
             pool.append(block)
             if sum(len(part) for part in pool) >= self.pool_rows:
-                yield _shuffled(pool, random)
+                yield pool, _random_order(pool, random)
                 pool = []
         if rows != share.rows:
             raise _unreadable(
@@ -217,7 +217,7 @@ class RowStream:
                 "Files changed or were lost while training read them; keep the version and restart.",
             )
         if pool:
-            yield _shuffled(pool, random)
+            yield pool, _random_order(pool, random)
 
     def _columns(self) -> tuple[str, ...]:
         return (*PAIR_COLUMNS, *FEATURE_CELLS) if self.row_format.with_items else PAIR_COLUMNS
@@ -254,37 +254,27 @@ class CatalogStream(RowStream):
         parts = [
             self._unpack(raw) for raw in read_files(self.files, tuple(range(len(self.files.uris))), self._columns(), 1)
         ]
-        catalog: CatalogItems = _concatenate(parts)
-        if len(catalog) != self.files.row_count:
-            raise _unreadable(self.files.table, "", f"{self.files.row_count} rows", f"{len(catalog)}", "Read it again.")
-        return _take(catalog, np.argsort(catalog.item_key, kind="stable"))  # type: ignore[no-any-return]
+        keys = np.concatenate([part.item_key for part in parts])
+        if len(keys) != self.files.row_count:
+            raise _unreadable(self.files.table, "", f"{self.files.row_count} rows", f"{len(keys)}", "Read it again.")
+        catalog: CatalogItems = _gather(parts, np.argsort(keys, kind="stable"))
+        return catalog
 
 
-def _take(block: Any, rows: npt.NDArray[np.int64]) -> Any:
-    """The given rows of Pairs or CatalogItems."""
-    values = [getattr(block, f.name) for f in fields(block)]
-    return type(block)(*(v.take(rows) if isinstance(v, PackedItems) else v if v is None else v[rows] for v in values))
+def _gather(blocks: list[Any], rows: npt.NDArray[np.int64]) -> Any:
+    """The given rows of Pairs or CatalogItems laid end to end."""
+    columns = ([getattr(block, f.name) for block in blocks] for f in fields(blocks[0]))
+    gathered: list[Any] = []
+    for parts in columns:
+        if isinstance(parts[0], PackedItems):
+            gathered.append(PackedItems.gather(parts, rows))
+        else:
+            gathered.append(None if parts[0] is None else gather_rows(parts, rows))
+    return type(blocks[0])(*gathered)
 
 
-def _concatenate(blocks: list[Any]) -> Any:
-    if len(blocks) == 1:
-        return blocks[0]
-    columns = zip(*([getattr(block, f.name) for f in fields(block)] for block in blocks), strict=True)
-    return type(blocks[0])(
-        *(
-            PackedItems.concatenate(values)
-            if isinstance(values[0], PackedItems)
-            else None
-            if values[0] is None
-            else np.concatenate(values)
-            for values in columns
-        )
-    )
-
-
-def _shuffled(pool: list[Any], random: np.random.Generator) -> Any:
-    block = _concatenate(pool)
-    return _take(block, random.permutation(len(block)))
+def _random_order(blocks: list[Any], random: np.random.Generator) -> npt.NDArray[np.int64]:
+    return random.permutation(sum(len(block) for block in blocks))
 
 
 def _checked(table: str, raw: Any, column: str, dtype: Any) -> Any:
@@ -303,7 +293,7 @@ def _checked(table: str, raw: Any, column: str, dtype: Any) -> Any:
 
 def _query_vectors(table: str, cells: Any) -> npt.NDArray[np.float16]:
     vectors = np.frombuffer(b"".join(cells), dtype="<f2")
-    if len(vectors) != len(cells) * EMBEDDING_DIM or not np.isfinite(vectors).all():
+    if len(vectors) != len(cells) * EMBEDDING_DIM or not all_finite(vectors):
         raise TableError(
             table,
             "query_embedding",

@@ -7,15 +7,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itemsage_model import reader
+from itemsage_model.batch import PackedItems, all_finite
 from itemsage_model.epochs import epoch_seed, pairs_per_task, share_of_epoch
 from itemsage_model.mixing import CatalogBatches, MixedBatches, Prefetched
 from itemsage_model.reader import CatalogStream, RowFormat, RowStream, pin_files
 from schemas.columns import TableError
-from tests.itemsage_model.factories import TEXTS, VOCABULARY, write_catalog, write_pairs
+from tests.itemsage_model.factories import TEXTS, VOCABULARY, packed_items, write_catalog, write_pairs
 
 FORMAT = RowFormat(TEXTS, VOCABULARY)
 
@@ -60,6 +61,36 @@ def test_equal_shares_give_equal_counts():
     assert pairs_per_task(8, [1.0] * 4) == [2, 2, 2, 2]
 
 
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_gathering_from_parts_is_picking_items_one_by_one(sizes, seed):
+    parts = [packed_items(size, seed=seed + number) for number, size in enumerate(sizes)]
+    whole = [(part, row) for part in parts for row in range(len(part))]
+    rows = np.random.default_rng(seed).integers(0, len(whole), 7 if whole else 0)
+    gathered = PackedItems.gather(parts, rows)
+    for place, row in enumerate(rows):
+        part, own = whole[row]
+        expected, found = part.take(np.array([own])), gathered.take(np.array([place]))
+        tokens, images = part.text_token_counts.sum(1), part.image_counts
+        first_token, first_image = tokens[:own].sum(), images[:own].sum()
+        np.testing.assert_array_equal(
+            found.text_token_ids, part.text_token_ids[first_token : first_token + tokens[own]]
+        )
+        np.testing.assert_array_equal(
+            found.image_embeddings, part.image_embeddings[first_image : first_image + images[own]]
+        )
+        np.testing.assert_array_equal(found.text_token_counts, expected.text_token_counts)
+    assert len(gathered) == len(rows)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_number_that_is_not_finite_is_seen(value):
+    halves = np.array([[0.0, -0.0, 65504.0, -65504.0, 6e-8, 1.0]], np.float16)
+    assert all_finite(halves)
+    halves[0, 4] = value
+    assert not all_finite(halves)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 5])
 def test_every_row_of_every_epoch_is_read_once_over_all_ranks(tmp_path: Path, ranks: int):
     write_pairs(tmp_path / "t", [7, 3, 12])
@@ -68,8 +99,8 @@ def test_every_row_of_every_epoch_is_read_once_over_all_ranks(tmp_path: Path, ra
         rows = [
             key
             for rank in range(ranks)
-            for block in stream(files, rank=rank, ranks=ranks)._epoch(epoch)
-            for key in block.query_key
+            for blocks, order in stream(files, rank=rank, ranks=ranks)._epoch(epoch)
+            for key in np.concatenate([block.query_key for block in blocks])[order]
         ]
         assert sorted(rows) == list(range(22))
 
