@@ -1,0 +1,177 @@
+"""The GPU paragraph: a training step in bfloat16 at 8,192 pairs + 8,192 negatives, and scoring, folded and plain.
+
+The paper's sizes; batches lie on the device, so that the device's own limits are what is met. Printed with each rate is
+the limit that binds: the step's arithmetic (matrix products, as torch's counter counts them) over what a large bfloat16
+product reaches here, or its least traffic over what a large copy reaches here, whichever takes longer; and that time as
+a share of the time taken. Traffic is counted from the batch: the items' images read in forward and backward; for every
+token and hash function one row of the table read forward and one gradient row backward; for every weight the gradient
+and both of Adam's moments read and, but for the gradient, written. Scoring: images and rows once. Bars: none.
+
+Without a GPU nothing is run, and the rows say so; --small then tries the code on the CPU.
+
+    python -m benchmarks.gpu_training [--rounds N] [--small]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.contest import CannotRun, Contender, Outcome, Row, Turn, compete, judge, repeat
+from benchmarks.encoder import cast
+from benchmarks.plain_encoder import plain_tower
+from benchmarks.report import Options, main, print_outcome
+from benchmarks.synthetic import Catalog
+from itemsage_model.batch import ItemBatch, PairBatch
+from itemsage_model.config import paper
+from itemsage_model.frequency import CountMinSketch
+from itemsage_model.item_tower import ItemTower
+from itemsage_model.mixing import assemble
+from itemsage_model.objective import Objective
+from itemsage_model.reader import CatalogItems, Pairs
+from itemsage_model.trainer import Trainer
+from schemas.settings import LossSettings, TrainSettings
+from schemas.tables import EMBEDDING_DIM
+
+FOLDED, PLAIN = "folded", "nn.TransformerEncoderLayer"
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """Time both, on the GPU where there is one."""
+    works = {"training step, pairs/s": training_turn, "scoring, items/s": scoring_turn}
+    if not torch.cuda.is_available() and not options.small:
+        for name in works:
+            yield Row("gpu", f"{name}, bfloat16", PLAIN, None, None, None, "", None, "no GPU that CUDA finds here")
+        return
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pairs = options.choose(8192, 8)
+    limits = measure_limits(device)
+    print(f"{device}: large product {limits[0] / 1e12:.1f} TFLOP/s in bfloat16, large copy {limits[1] / 1e9:.0f} GB/s")
+    for name, enter in works.items():
+        contenders = [Contender(kind, enter, (kind, device, pairs)) for kind in (FOLDED, PLAIN)]
+        outcome = compete(contenders, options.rounds or 6)
+        print_outcome(f"{name}, {pairs} + {pairs}, bfloat16, {device}", "units", outcome)
+        print_limits(outcome, limits)
+        if len(outcome.performances) == 2:
+            yield judge("gpu", f"{name}, bfloat16", PLAIN, outcome.ratios(FOLDED, PLAIN))
+        for kind, reason in outcome.absent.items():
+            yield Row("gpu", f"{name}, bfloat16", kind, None, None, None, "", None, reason)
+
+
+def training_turn(kind: str, device: str, pairs: int) -> Turn:
+    """Whole steps of the project's trainer: encode, count, loss, backward, update."""
+    tower, batch = make_tower(kind, device), make_batch(pairs).to(torch.device(device))
+    loss = LossSettings()
+    objective = Objective(loss, CountMinSketch(loss.sketch_depth, loss.sketch_width), pairs, 0.1).to(device)
+    settings = TrainSettings(batch_size=pairs, negative_count=pairs, precision="bfloat16", warmup_steps=0)
+    trainer = Trainer(tower, objective, settings, 1)
+    traffic = 2 * _image_bytes(batch.items) + 2 * _row_bytes(batch.items, tower)
+    traffic += 7 * sum(parameter.numel() * parameter.element_size() for parameter in tower.parameters())
+    return _turn(lambda: trainer.train_step(batch), pairs, traffic, device)
+
+
+def scoring_turn(kind: str, device: str, pairs: int) -> Turn:
+    """Vectors of a batch's items with frozen weights."""
+    tower = make_tower(kind, device).eval().requires_grad_(False)
+    fold = cast(tower.encoder.fold(), torch.bfloat16) if kind == FOLDED else None
+    tower, items = tower.to(torch.bfloat16), cast(make_batch(pairs).items.to(torch.device(device)), torch.bfloat16)
+
+    def score() -> None:
+        with torch.inference_mode():
+            tower(items, fold)
+
+    return _turn(score, len(items.image_counts), _image_bytes(items) + _row_bytes(items, tower), device)
+
+
+def make_tower(kind: str, device: str) -> ItemTower:
+    """The paper's tower, ours or plain."""
+    sizes, features = paper()
+    torch.manual_seed(0)
+    tower = ItemTower(sizes, LossSettings(), Catalog(1, features).vocabulary_size)
+    return (plain_tower(tower) if kind == PLAIN else tower).to(device)
+
+
+def make_batch(pairs: int) -> PairBatch:
+    """Pairs and negatives, all of different items."""
+    items = Catalog(2 * pairs, paper()[1]).first_items(2 * pairs)
+    keys, random = np.arange(1, 2 * pairs + 1), np.random.default_rng(1)
+    queries = random.standard_normal((pairs, EMBEDDING_DIM)).astype("<f2")
+    zeros, ones = np.zeros(pairs, np.int64), np.ones(pairs, np.float32)
+    first, second = np.arange(pairs), np.arange(pairs, 2 * pairs)
+    block = Pairs(keys[first], keys[first], zeros, ones, queries, items.take(first))
+    negatives = CatalogItems(keys[second], items.take(second))
+    batch = assemble([block], negatives, torch.zeros(pairs, dtype=torch.long), int(items.image_counts.max()))
+    length = batch.query_embedding.norm(dim=1, keepdim=True)
+    return replace(batch, query_embedding=batch.query_embedding / length)
+
+
+def measure_limits(device: str) -> tuple[float, float]:
+    """Operations a second of a large bfloat16 product, and bytes a second of a large copy."""
+    size, numbers = (8192, 1 << 28) if device == "cuda" else (512, 1 << 22)
+    matrix = torch.randn(size, size, device=device).to(torch.bfloat16)
+    source = torch.zeros(numbers, device=device)
+    target = torch.empty_like(source)
+    rates = []
+    for step, work in ((lambda: matrix @ matrix, 2.0 * size**3), (lambda: target.copy_(source), 8.0 * numbers)):
+        run = _synchronised(step, device)
+        run()
+        figures = repeat(run, 1)
+        rates.append(work * figures["units"] / figures["seconds"])
+    return rates[0], rates[1]
+
+
+def print_limits(outcome: Outcome, limits: tuple[float, float]) -> None:
+    """Which limit binds each contender, and how near it came."""
+    for name, performance in outcome.performances.items():
+        last = performance.figures[-1]
+        times = {"arithmetic": last["flops"] / limits[0], "traffic": last["bytes"] / limits[1]}
+        binding = max(times, key=lambda limit: times[limit])
+        taken = last["seconds"] / last["steps"]
+        work = f"{last['flops'] / 1e12:.2f} TFLOP and {last['bytes'] / 1e9:.2f} GB a step of {taken * 1e3:.1f} ms"
+        print(f"  {name}: {work}; {binding} binds, {times[binding] / taken:.0%} of that limit reached")
+
+
+def _turn(step: Callable[[], object], units: int, traffic: int, device: str) -> Turn:
+    """A turn of at least a second of steps, whose operations are counted in a first one."""
+    run = _synchronised(step, device)
+    # The library's fused inference layer is one operation, of which the counter knows nothing.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            run()
+    except torch.OutOfMemoryError as error:
+        raise CannotRun(f"out of memory: {str(error)[:120]}") from error
+    torch.backends.mha.set_fastpath_enabled(True)
+    counted = {"flops": counter.get_total_flops(), "bytes": traffic}
+
+    def turn() -> dict[str, float]:
+        figures = repeat(run, units, 1.0)
+        return {**figures, **counted, "steps": figures["units"] // units}
+
+    return turn
+
+
+def _synchronised(step: Callable[[], object], device: str) -> Callable[[], None]:
+    def run() -> None:
+        step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def _image_bytes(items: ItemBatch) -> int:
+    return items.image_embeddings.numel() * items.image_embeddings.element_size()
+
+
+def _row_bytes(items: ItemBatch, tower: ItemTower) -> int:
+    embedding = tower.hash_embedding
+    return items.text_token_ids.numel() * embedding.slots.shape[1] * EMBEDDING_DIM * embedding.table.element_size()
+
+
+if __name__ == "__main__":
+    main("benchmarks.gpu_training")

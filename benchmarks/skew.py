@@ -1,0 +1,133 @@
+"""Row 7: build_training_tables with 60 % of the events on one item, against as many events spread evenly.
+
+Two tasks; in both logs nearly every event is a (query, item) pair of its own, so that both make as many training rows.
+Times are of the whole job, from the opened session. Tasks are those of all its stages, from Spark's event log; a
+straggler is the largest task over the median of its stage, in the worst stage of more than two tasks; a task that takes
+less than a fiftieth of the job's time holds nobody up. So that there are tasks to compare, the shuffles have 16
+partitions that are not merged.
+
+    python -m benchmarks.skew [--rounds N] [--small]
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.contest import Contender, Figures, Row, Turn, compete, judge, require
+from benchmarks.report import Options, main, print_outcome
+from benchmarks.spark_tables import event_log_settings, session, task_seconds, worst_straggler
+from benchmarks.synthetic import Catalog, item_ids, list_cells, write_item_features
+from itemsage_model.config import demo
+from jobs import build_training_tables
+from schemas.records import read_record
+from schemas.settings import Settings
+from schemas.tables import EMBEDDING_DIM, QUERY_EMBEDDINGS
+
+SKEWED, EVEN = "60 % of the events on one item", "spread evenly"
+HOT_SHARE = 0.6
+ENGAGEMENTS = ("click", "save")
+LEAST_SHARE = 0.02
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """Write both shops' tables, then build from both."""
+    events = options.choose(240_000, 8000)
+    for name, share in ((SKEWED, HOT_SHARE), (EVEN, 0.0)):
+        write_shop(options.scratch / name, events, share)
+    contenders = [Contender(name, job_turn, (options.scratch, name)) for name in (SKEWED, EVEN)]
+    outcome = compete(contenders, options.rounds or 5)
+    print_outcome(f"training tables of {events} events, 16 shuffle partitions", "events", outcome)
+    for name, performance in outcome.performances.items():
+        last = performance.figures[-1]
+        print(f"  {name}: {last['pairs']} training pairs; largest task over the median {last['straggler']:.2f}")
+        print(f"    {last['stage']}")
+    yield judge("7", "build_training_tables, time", EVEN, outcome.ratios(EVEN, SKEWED), at_most=1.3)
+    figures = outcome.performances[SKEWED].figures
+    stragglers = [turn["straggler"] for turn in figures[1:] or figures]
+    yield judge("7", "largest task over the median of its stage", "the median task", stragglers, at_most=3)
+
+
+def make_settings(warehouse: Path) -> Settings:
+    """Two tasks on a warehouse."""
+    tasks = [{"query_kind": "search", "engagement": engagement} for engagement in ENGAGEMENTS]
+    return Settings.model_validate(
+        {
+            "warehouse": {"uri": str(warehouse)},
+            "dates": {"as_of": "2026-03-01", "train_days": 50, "test_days": 8},
+            "tasks": tasks,
+        }
+    )
+
+
+def write_shop(warehouse: Path, events: int, hot_share: float) -> None:
+    """Items with an image and some thirty tokens each; as many queries as half the events; the log."""
+    catalog = Catalog(max(events // 20, 100), demo()[1], images=1, tokens=30)
+    write_item_features(warehouse / "item_features", catalog)
+    queries, random = max(events // 2, 50), np.random.default_rng(5)
+    query_ids = pa.array([f"query-{row:09}" for row in range(queries)])
+    vectors = random.standard_normal((1024, EMBEDDING_DIM), dtype=np.float32)
+    columns = {
+        "query_id": query_ids,
+        "query_kind": pa.array(["search"] * queries),
+        "query_embedding": list_cells(vectors[np.arange(queries) % len(vectors)]),
+        "embedding_space": pa.array(["synthetic"] * queries),
+        "query_item_id": pa.nulls(queries, pa.string()),
+    }
+    _write(warehouse / QUERY_EMBEDDINGS.name, pa.table(columns))
+    # Every query once a task, so that no pair of a hot item repeats.
+    query, task = np.arange(events) % queries, np.arange(events) // queries % len(ENGAGEMENTS)
+    item = random.integers(1, catalog.items, events)
+    item[random.random(events) < hot_share] = 0
+    dates = make_settings(warehouse).dates
+    start, end = (int(when.timestamp() * 1e6) for when in (dates.train_start, dates.end))
+    order = random.permutation(events)
+    log = {
+        "event_id": pa.array([f"event-{row:09}" for row in range(events)]),
+        "event_ts": pa.array(random.integers(start, end, events), pa.timestamp("us", tz="UTC")),
+        "query_id": query_ids.take(pa.array(query[order])),
+        "item_id": item_ids(item[order]),
+        "engagement": pa.array(np.array(ENGAGEMENTS)[task[order]]),
+    }
+    _write(warehouse / "engagement_logs", pa.table(log))
+
+
+def job_turn(scratch: Path, name: str) -> Turn:
+    """The job, in a session that logs its events."""
+    warehouse = scratch / name
+    events = pq.read_metadata(next((warehouse / "engagement_logs").glob("*.parquet"))).num_rows
+    settings = make_settings(warehouse)
+
+    def turn() -> Figures:
+        log = scratch / f"{name} events"
+        shutil.rmtree(log, ignore_errors=True)
+        partitions = {
+            "spark__sql__shuffle__partitions": "16",
+            "spark__sql__adaptive__coalescePartitions__enabled": "false",
+        }
+        with session("build_training_tables", scratch, **event_log_settings(log), **partitions) as spark:
+            started = time.perf_counter()
+            build_training_tables.run(spark, settings)
+            seconds = time.perf_counter() - started
+        figures = read_record(str(warehouse), "build_training_tables")["figures"]
+        require(figures["events"]["read_events"] == events, "events are missing")
+        pairs = sum(task["training_pairs"] for task in figures["tasks"].values())
+        straggler, stage = worst_straggler(task_seconds(log), LEAST_SHARE * seconds)
+        return {"units": events, "seconds": seconds, "pairs": pairs, "straggler": straggler, "stage": stage}
+
+    return turn
+
+
+def _write(folder: Path, table: pa.Table) -> None:
+    folder.mkdir(parents=True)
+    pq.write_table(table, folder / "part-0.parquet")
+
+
+if __name__ == "__main__":
+    main("benchmarks.skew")

@@ -1,0 +1,119 @@
+"""Row 4: training rows from disk to tensors, shuffled, in numbers a second (image, query and token numbers).
+
+Ours: the project's stream of packed cells through Petastorm, to the batch that the model takes. The first other: the
+same rows as plain `array<float>` columns (token ids padded to one length) through Petastorm's own BatchedDataLoader,
+with its default thread pool. The ceiling: pyarrow reading the files of ours into memory, and nothing else. A turn is
+one epoch. Ours must bring every row exactly once in every one; of the loader it is printed how many rows it brought.
+
+    python -m benchmarks.training_input [--rounds N] [--small]
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+
+from benchmarks.contest import Contender, Figures, Row, Turn, compete, judge, require
+from benchmarks.report import Options, main, print_outcome
+from benchmarks.synthetic import Catalog, write_plain, write_training_table
+from itemsage_model.batch import FEATURE_CELLS
+from itemsage_model.config import paper
+from itemsage_model.mixing import MixedBatches
+from itemsage_model.reader import PAIR_COLUMNS, RowFormat, RowStream, pin_files
+from schemas.records import data_files
+from schemas.tables import EMBEDDING_DIM
+
+OURS, LOADER, CEILING = "the project's stream", "petastorm BatchedDataLoader", "pyarrow, reading only"
+BATCH, POOL_ROWS = 512, 4096
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """Write the same rows in both layouts, then read them."""
+    count = options.choose(16_384, 4096)
+    catalog = Catalog(count, paper()[1])
+    packed, plain = options.scratch / "packed", options.scratch / "plain"
+    write_training_table(packed, catalog, count)
+    write_plain(plain, catalog, count, with_pairs=True)
+    contenders = [
+        Contender(OURS, stream_turn, (packed, catalog)),
+        Contender(LOADER, loader_turn, (plain, catalog)),
+        Contender(CEILING, pyarrow_turn, (packed, catalog)),
+    ]
+    outcome = compete(contenders, options.rounds or 7)
+    print_outcome(f"training input, {count} rows an epoch", "M numbers", outcome)
+    brought = [figures["rows"] for figures in outcome.performances[LOADER].figures]
+    print(f"  rows an epoch: ours {count} in every one; {LOADER} {min(brought)} to {max(brought)}")
+    yield judge("4", "training input, numbers/s", LOADER, outcome.ratios(OURS, LOADER), at_least=3)
+    yield judge("4", "training input, numbers/s", CEILING, outcome.ratios(OURS, CEILING), at_least=0.6)
+
+
+def stream_turn(table: Path, catalog: Catalog) -> Turn:
+    """Batches for the model, from an endless stream."""
+    files = pin_files("training_search_click", str(table), 0)
+    row_format = RowFormat(len(catalog.features.text_features), catalog.vocabulary_size)
+    stream = RowStream(files, row_format, POOL_ROWS, seed=1, stream=1, rank=0, ranks=1)
+    batches = iter(MixedBatches([stream], [BATCH], None, 0, None, catalog.images))
+
+    def turn() -> Figures:
+        started, keys, tokens = time.perf_counter(), [], 0
+        for _ in range(files.row_count // BATCH):
+            batch = next(batches)
+            keys.append(batch.query_keys)
+            tokens += len(batch.items.text_token_ids)
+        seconds = time.perf_counter() - started
+        order = torch.cat(keys)
+        require(bool((order.sort().values == torch.arange(len(order))).all()), "a row is missing or comes twice")
+        require(bool((order[:BATCH].diff() != 1).any()), "the rows are not shuffled")
+        return _figures(len(order), tokens, catalog, seconds)
+
+    return turn
+
+
+def loader_turn(folder: Path, catalog: Catalog) -> Turn:
+    """What Petastorm's documentation shows for a Parquet store."""
+    warnings.simplefilter("ignore")
+    from petastorm import make_batch_reader  # noqa: PLC0415 (takes seconds; only this contender needs it)
+    from petastorm.pytorch import BatchedDataLoader  # noqa: PLC0415
+
+    urls = [f"file://{file}" for file in sorted(folder.glob("*.parquet"))]
+
+    def turn() -> Figures:
+        started, count, tokens = time.perf_counter(), 0, 0
+        reader = make_batch_reader(urls, num_epochs=1)
+        with BatchedDataLoader(reader, batch_size=BATCH, shuffling_queue_capacity=POOL_ROWS) as loader:
+            for batch in loader:
+                count += len(batch["query_key"])
+                tokens += int(batch["text_token_counts"].sum())
+        return _figures(count, tokens, catalog, time.perf_counter() - started)
+
+    return turn
+
+
+def pyarrow_turn(table: Path, catalog: Catalog) -> Turn:
+    """The same columns of the same files, read and left as they are."""
+    files = data_files(str(table))
+    columns = [*PAIR_COLUMNS, *FEATURE_CELLS]
+
+    def turn() -> Figures:
+        started, count, tokens = time.perf_counter(), 0, 0
+        for file in files:
+            rows = pq.read_table(file, columns=columns)
+            count += len(rows)
+            tokens += sum(chunk.buffers()[2].size for chunk in rows["text_token_ids"].chunks) // 4
+        return _figures(count, tokens, catalog, time.perf_counter() - started)
+
+    return turn
+
+
+def _figures(rows: int, tokens: int, catalog: Catalog, seconds: float) -> Figures:
+    numbers = rows * (catalog.images + 1) * EMBEDDING_DIM + tokens
+    return {"units": numbers / 1e6, "seconds": seconds, "rows": rows}
+
+
+if __name__ == "__main__":
+    main("benchmarks.training_input")
