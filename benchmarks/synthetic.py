@@ -72,7 +72,7 @@ class Catalog:
             parts.append(items)
             if rows[-1] + 1 >= count:
                 break
-        return PackedItems.concatenate(parts).take(np.arange(count))
+        return PackedItems.gather(parts, np.arange(count))
 
     @property
     def _kinds(self) -> tuple[int, int, int]:
