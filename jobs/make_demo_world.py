@@ -82,7 +82,11 @@ def run(spark: SparkSession, settings: Settings) -> None:
     """Write the world."""
     with Run(spark, settings, STAGE) as run_:
         world = build(settings)
-        side_by_side([partial(run_.write, spark.createDataFrame(rows), table) for table, rows in world.items()])
+        # Spark cuts an Arrow table into a partition, and so a file, per 2,048 rows; one per core is enough.
+        parts = spark.sparkContext.defaultParallelism
+        side_by_side(
+            [partial(run_.write, spark.createDataFrame(rows).coalesce(parts), table) for table, rows in world.items()]
+        )
 
 
 def _lists(matrix: NDArray[np.float32]) -> pa.ListArray:
