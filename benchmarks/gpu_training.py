@@ -26,7 +26,7 @@ from benchmarks.encoder import cast
 from benchmarks.plain_encoder import plain_tower
 from benchmarks.report import Options, main, print_outcome
 from benchmarks.synthetic import Catalog
-from itemsage_model.batch import ItemBatch, PairBatch
+from itemsage_model.batch import ItemBatch, ItemRows, PairBatch
 from itemsage_model.config import paper
 from itemsage_model.frequency import CountMinSketch
 from itemsage_model.item_tower import ItemTower
@@ -102,8 +102,8 @@ def make_batch(pairs: int) -> PairBatch:
     queries = random.standard_normal((pairs, EMBEDDING_DIM)).astype("<f2")
     zeros, ones = np.zeros(pairs, np.int64), np.ones(pairs, np.float32)
     first, second = np.arange(pairs), np.arange(pairs, 2 * pairs)
-    block = Pairs(keys[first], keys[first], zeros, ones, queries, items.take(first))
-    negatives = CatalogItems(keys[second], items.take(second))
+    block = Pairs(keys[first], keys[first], zeros, ones, queries, ItemRows([items], first))
+    negatives = CatalogItems(keys[second], ItemRows([items], second))
     batch = assemble([block], negatives, torch.zeros(pairs, dtype=torch.long), int(items.image_counts.max()))
     length = batch.query_embedding.norm(dim=1, keepdim=True)
     return replace(batch, query_embedding=batch.query_embedding / length)

@@ -62,6 +62,8 @@ class PackedItems:
         images = np.empty((image_counts.sum(), EMBEDDING_DIM), np.float16)
         to_tokens, to_images = np.cumsum(token_counts) - token_counts, np.cumsum(image_counts) - image_counts
         for part, (places, own) in zip(parts, _by_part([len(part) for part in parts], rows), strict=True):
+            if not len(places):
+                continue
             taken = token_counts[places]
             tokens[_runs(to_tokens[places], taken)] = part.text_token_ids[_runs(part._token_starts[own], taken)]
             taken = image_counts[places]
@@ -78,6 +80,37 @@ class PackedItems:
     def _image_starts(self) -> npt.NDArray[np.int64]:
         starts: npt.NDArray[np.int64] = np.cumsum(self.image_counts) - self.image_counts
         return starts
+
+
+@dataclass(frozen=True)
+class ItemRows:
+    """Rows of packed items, chosen but not yet copied: a batch is gathered once, from the row groups as they were read.
+
+    Attributes:
+        parts: Packed items.
+        rows: int64 [item], rows of the parts laid end to end; may repeat.
+    """
+
+    parts: Sequence[PackedItems]
+    rows: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> ItemRows:
+        """Some of the rows, in the order given."""
+        return ItemRows(self.parts, self.rows[rows])
+
+    def gather(self) -> PackedItems:
+        """The rows, copied together."""
+        return PackedItems.gather(self.parts, self.rows)
+
+    @staticmethod
+    def concatenate(several: Sequence[ItemRows]) -> ItemRows:
+        """All rows, in order."""
+        starts = np.cumsum([0, *(sum(len(part) for part in rows.parts) for rows in several)])
+        shifted = [rows.rows + start for rows, start in zip(several, starts, strict=False)]
+        return ItemRows([part for rows in several for part in rows.parts], np.concatenate(shifted))
 
 
 @dataclass(frozen=True)

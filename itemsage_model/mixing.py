@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from itemsage_model.batch import ItemBatch, PackedItems, PairBatch, to_item_batch
+from itemsage_model.batch import ItemBatch, ItemRows, PairBatch, to_item_batch
 from itemsage_model.reader import CatalogItems, CatalogStream, Pairs, RowStream
 
 
@@ -77,7 +77,7 @@ def assemble(
     keys = item_key if negatives is None else np.concatenate([item_key, negatives.item_key])
     distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     parts = [block.items for block in blocks] + ([negatives.items] if negatives is not None else [])
-    packed = PackedItems.gather([part for part in parts if part is not None], first)
+    packed = ItemRows.concatenate([part for part in parts if part is not None]).take(first).gather()
     return _pair_batch(
         blocks,
         to_item_batch(packed, image_slots),
@@ -136,7 +136,7 @@ class CatalogBatches:
     def __iter__(self) -> Iterator[PairBatch]:
         bounds = np.linspace(0, len(self.catalog), self.ranks + 1).astype(np.int64)
         own = np.arange(bounds[self.rank], bounds[self.rank + 1])
-        items = to_item_batch(self.catalog.items.take(own), self.image_slots)
+        items = to_item_batch(self.catalog.items.take(own).gather(), self.image_slots)
         keys = torch.from_numpy(self.catalog.item_key)
         task_of_pair = torch.from_numpy(np.repeat(np.arange(len(self.pairs)), self.pairs))
         streams = [

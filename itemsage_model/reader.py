@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from deltalake import DeltaTable
 
-from itemsage_model.batch import FEATURE_CELLS, PackedItems, all_finite, gather_rows, unpack_items
+from itemsage_model.batch import FEATURE_CELLS, ItemRows, all_finite, gather_rows, unpack_items
 from itemsage_model.epochs import epoch_seed, share_of_epoch
 from schemas.columns import TableError
 from schemas.tables import EMBEDDING_DIM
@@ -70,7 +70,7 @@ class Pairs:
         query_key, item_key, query_item_key: int64 [pair].
         pair_weight: float32 [pair].
         query_embedding: float16 [pair, dim].
-        items: The features of each row's item; None where the columns were not read.
+        items: The features of each row's item, not yet copied; None where the columns were not read.
     """
 
     query_key: npt.NDArray[np.int64]
@@ -78,7 +78,7 @@ class Pairs:
     query_item_key: npt.NDArray[np.int64]
     pair_weight: npt.NDArray[np.float32]
     query_embedding: npt.NDArray[np.float16]
-    items: PackedItems | None
+    items: ItemRows | None
 
     def __len__(self) -> int:
         return len(self.item_key)
@@ -86,10 +86,10 @@ class Pairs:
 
 @dataclass(frozen=True)
 class CatalogItems:
-    """Rows of item_features as arrays: int64 keys [item] and features."""
+    """Rows of item_features as arrays: int64 keys [item] and features, not yet copied."""
 
     item_key: npt.NDArray[np.int64]
-    items: PackedItems
+    items: ItemRows
 
     def __len__(self) -> int:
         return len(self.item_key)
@@ -226,7 +226,7 @@ class RowStream:
         items = None
         if self.row_format.with_items:
             cells = {name: getattr(raw, name) for name in FEATURE_CELLS}
-            items = unpack_items(self.files.table, cells, self.row_format.text_count, self.row_format.vocabulary_size)
+            items = _item_rows(self.files.table, cells, self.row_format)
         queries = _query_vectors(self.files.table, raw.query_embedding)
         return Pairs(
             _checked(self.files.table, raw, "query_key", np.int64),
@@ -246,7 +246,7 @@ class CatalogStream(RowStream):
 
     def _unpack(self, raw: Any) -> CatalogItems:
         cells = {name: getattr(raw, name) for name in FEATURE_CELLS}
-        items = unpack_items(self.files.table, cells, self.row_format.text_count, self.row_format.vocabulary_size)
+        items = _item_rows(self.files.table, cells, self.row_format)
         return CatalogItems(_checked(self.files.table, raw, "item_key", np.int64), items)
 
     def whole_table(self) -> CatalogItems:
@@ -261,13 +261,18 @@ class CatalogStream(RowStream):
         return catalog
 
 
+def _item_rows(table: str, cells: dict[str, Any], row_format: RowFormat) -> ItemRows:
+    items = unpack_items(table, cells, row_format.text_count, row_format.vocabulary_size)
+    return ItemRows([items], np.arange(len(items)))
+
+
 def _gather(blocks: list[Any], rows: npt.NDArray[np.int64]) -> Any:
     """The given rows of Pairs or CatalogItems laid end to end."""
     columns = ([getattr(block, f.name) for block in blocks] for f in fields(blocks[0]))
     gathered: list[Any] = []
     for parts in columns:
-        if isinstance(parts[0], PackedItems):
-            gathered.append(PackedItems.gather(parts, rows))
+        if isinstance(parts[0], ItemRows):
+            gathered.append(ItemRows.concatenate(parts).take(rows))
         else:
             gathered.append(None if parts[0] is None else gather_rows(parts, rows))
     return type(blocks[0])(*gathered)

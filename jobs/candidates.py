@@ -55,7 +55,7 @@ class TaskPairs:
     query: Keys
     item_key: Keys
     weights: npt.NDArray[np.float32]
-    query_ids: list[str]
+    query_ids: npt.NDArray[np.str_]
     query_item_key: Keys
 
 
@@ -89,7 +89,7 @@ def collect_pairs(run: Run, task: Task) -> TaskPairs:
         query.astype(np.int64),
         columns["item_key"].to_numpy(),
         columns["engagement_count"].to_numpy().astype(np.float32),
-        [str(name) for name in distinct],
+        distinct,
         columns["query_item_key"].to_numpy()[first],
     )
 
@@ -113,9 +113,8 @@ def collect_candidates(run: Run, task_pairs: list[TaskPairs], encoder: TextEncod
         vectors["frozen_query"] = _title_vectors(
             run.read(ITEMS).join(ids, on="item_id", how="left_semi"), keys, encoder
         )
-    true_vectors = read_if_there(run, TRUE_ITEM_VECTORS)
-    if true_vectors is not None:
-        true_vectors = true_vectors.join(ids, on="item_id", how="left_semi")
+    if exists(run, TRUE_ITEM_VECTORS):
+        true_vectors = run.read(TRUE_ITEM_VECTORS).join(ids, on="item_id", how="left_semi")
         vectors["oracle"] = by_item(true_vectors.select(F.xxhash64("item_id"), "true_vector"), keys)
     is_distractor = table["is_distractor"].to_numpy(zero_copy_only=False)
     candidates = Candidates(keys, is_distractor, _engagements(run, keys), vectors)
@@ -123,11 +122,9 @@ def collect_candidates(run: Run, task_pairs: list[TaskPairs], encoder: TextEncod
     return candidates
 
 
-def read_if_there(run: Run, table: Table) -> DataFrame | None:
-    """The table, or None where there is none: only the demo world knows true vectors."""
-    return (
-        run.read(table) if table_io.latest_version(run.spark, run.settings.table_uri(table.name)) is not None else None
-    )
+def exists(run: Run, table: Table) -> bool:
+    """Whether the warehouse has the table: only the demo world knows true vectors."""
+    return table_io.latest_version(run.spark, run.settings.table_uri(table.name)) is not None
 
 
 def by_item(df: DataFrame, keys: Keys) -> Vectors:
@@ -136,11 +133,11 @@ def by_item(df: DataFrame, keys: Keys) -> Vectors:
     return _aligned(table["vector"], np.searchsorted(keys, table["item_key"].to_numpy()), len(keys))
 
 
-def by_query(df: DataFrame, ids: list[str]) -> Vectors:
+def by_query(df: DataFrame, ids: npt.NDArray[np.str_]) -> Vectors:
     """Rows (query_id, vector) as a matrix in the order of the sorted `ids`; zero where there is none."""
     table = df.toDF("query_id", "vector").toArrow()
     names = np.array(table["query_id"].to_pylist(), dtype=str)
-    return _aligned(table["vector"], np.searchsorted(np.array(ids), names), len(ids))
+    return _aligned(table["vector"], np.searchsorted(ids, names), len(ids))
 
 
 def _chosen(run: Run, task_pairs: list[TaskPairs]) -> DataFrame:

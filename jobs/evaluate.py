@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import partial, reduce
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import torch
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -22,8 +24,9 @@ from itemsage_model import baselines
 from itemsage_model.query_encoder import TextEncoder, encoder_uri, load_if_saved
 from itemsage_model.recall import HeldOut, ScoreQueries, hits, weighted_mean
 from jobs import command_line
-from jobs.candidates import Candidates, TaskPairs, by_query, collect_candidates, collect_pairs, read_if_there
+from jobs.candidates import Candidates, TaskPairs, Vectors, by_query, collect_candidates, collect_pairs, exists
 from jobs.run import Run, side_by_side
+from schemas.columns import Table
 from schemas.settings import Settings
 from schemas.spark import struct_type
 from schemas.tables import EVALUATION, QUERIES, QUERY_EMBEDDINGS, TRUE_QUERY_VECTORS, training_pairs
@@ -36,22 +39,22 @@ Figure = tuple[str, str, str, str, float, int]
 
 
 @dataclass(frozen=True)
-class QueryTables:
-    """What the systems know of queries.
+class Queries:
+    """What the systems know of the held-out queries; all arrays are [query, ...].
 
     Attributes:
-        embeddings: Rows of query_embeddings.
-        texts: Rows of queries.
-        true_vectors: Rows of true_query_vectors, on the demo world.
-        engagements: Query item, item and engagement count over all training tables.
-        encoder: The frozen text encoder, where the pipeline has one.
+        ids: Sorted.
+        embeddings: From query_embeddings.
+        texts: The frozen text encoder's vectors of their texts; None where there is no encoder or no text.
+        has_text: Whether the query has a text.
+        true_vectors: Engagement -> vectors of true_query_vectors; empty but on the demo world.
     """
 
-    embeddings: DataFrame
-    texts: DataFrame
-    true_vectors: DataFrame | None
-    engagements: baselines.ItemPairs
-    encoder: TextEncoder | None
+    ids: npt.NDArray[np.str_]
+    embeddings: Vectors
+    texts: Vectors | None
+    has_text: npt.NDArray[np.bool_]
+    true_vectors: dict[str, Vectors]
 
 
 def measure(pairs: TaskPairs, candidates: Candidates, systems: dict[str, ScoreQueries], k: int) -> list[Figure]:
@@ -86,21 +89,40 @@ def run(spark: SparkSession, settings: Settings) -> None:
         task_pairs = [pairs for pairs in task_pairs if len(pairs.query)]
         encoder = load_if_saved(encoder_uri(settings.warehouse.uri))
         candidates = collect_candidates(run, task_pairs, encoder)
-        queries = QueryTables(
-            embeddings=run.read(QUERY_EMBEDDINGS),
-            texts=run.read(QUERIES),
-            true_vectors=read_if_there(run, TRUE_QUERY_VECTORS),
-            engagements=_collect_engagements(run),
-            encoder=encoder,
-        )
+        queries = _collect_queries(run, task_pairs, encoder)
+        engagements = _collect_engagements(run)
 
         def measure_task(pairs: TaskPairs) -> list[Figure]:
-            return measure(pairs, candidates, _systems(spark, pairs, candidates, queries), settings.evaluate.k)
+            return measure(pairs, candidates, _systems(pairs, candidates, queries, engagements), settings.evaluate.k)
 
         measured = side_by_side([partial(measure_task, pairs) for pairs in task_pairs])
         rows = [figure for figures in measured for figure in figures]
         run.figures["distractors"] = int(candidates.is_distractor.sum())
         run.write(spark.createDataFrame(rows, struct_type(EVALUATION)), EVALUATION)
+
+
+def _collect_queries(run: Run, task_pairs: list[TaskPairs], encoder: TextEncoder | None) -> Queries:
+    """The queries of all tasks at once: a query may stand in several."""
+    ids = np.unique(np.concatenate([pairs.query_ids for pairs in task_pairs]))
+    wanted = F.broadcast(run.spark.createDataFrame(pa.table({"query_id": ids.tolist()})))
+
+    def known(table: Table) -> DataFrame:
+        return run.read(table).join(wanted, on="query_id", how="left_semi")
+
+    embeddings = by_query(known(QUERY_EMBEDDINGS).select("query_id", "query_embedding"), ids)
+    texts, has_text = None, np.zeros(len(ids), bool)
+    if encoder is not None:
+        rows = known(QUERIES).select("query_id", "text").toArrow().to_pydict()
+        text_of = dict(zip(rows["query_id"], rows["text"], strict=True))
+        has_text = np.array([bool(text_of.get(name)) for name in ids])
+        texts = encoder.encode([text_of.get(name) or "" for name in ids])
+    true_vectors = {}
+    if exists(run, TRUE_QUERY_VECTORS):
+        rows_of = known(TRUE_QUERY_VECTORS)
+        for engagement in sorted({pairs.task.engagement for pairs in task_pairs}):
+            of_engagement = rows_of.where(F.col("engagement") == engagement).select("query_id", "true_vector")
+            true_vectors[engagement] = by_query(of_engagement, ids)
+    return Queries(ids, embeddings, texts, has_text, true_vectors)
 
 
 def _collect_engagements(run: Run) -> baselines.ItemPairs:
@@ -117,13 +139,11 @@ def _collect_engagements(run: Run) -> baselines.ItemPairs:
 
 
 def _systems(
-    spark: SparkSession, pairs: TaskPairs, candidates: Candidates, queries: QueryTables
+    pairs: TaskPairs, candidates: Candidates, queries: Queries, engagements: baselines.ItemPairs
 ) -> dict[str, ScoreQueries]:
     """Every system that applies to the task."""
-    wanted = F.broadcast(spark.createDataFrame([(name,) for name in pairs.query_ids], "query_id string"))
-    known = queries.embeddings.join(wanted, on="query_id", how="left_semi")
-    vectors = by_query(known.select("query_id", "query_embedding"), pairs.query_ids)
-    of_items = candidates.vectors
+    rows = np.searchsorted(queries.ids, pairs.query_ids)
+    vectors, of_items = queries.embeddings[rows], candidates.vectors
     systems = {
         "itemsage": baselines.dot_product(vectors, of_items["itemsage"]),
         "untrained": baselines.dot_product(vectors, of_items["untrained"]),
@@ -132,20 +152,15 @@ def _systems(
     }
     if pairs.query_item_key.any():
         systems["co_occurrence"] = baselines.co_occurrence(
-            pairs.query_item_key, candidates.item_key, queries.engagements, candidates.engagement_count
+            pairs.query_item_key, candidates.item_key, engagements, candidates.engagement_count
         )
     if "sum" in of_items and pairs.task.query_kind == "closeup":
         systems["sum"] = baselines.dot_product(vectors, of_items["sum"])
-    if queries.encoder is not None:
-        rows = queries.texts.join(wanted, on="query_id", how="left_semi").select("query_id", "text").collect()
-        text_of = {row["query_id"]: row["text"] or "" for row in rows}
-        if any(text_of.values()):
-            encoded = queries.encoder.encode([text_of.get(name, "") for name in pairs.query_ids])
-            systems["frozen_query"] = baselines.dot_product(encoded, of_items["frozen_query"])
-    if queries.true_vectors is not None:
-        of_task = queries.true_vectors.where(F.col("engagement") == pairs.task.engagement)
-        true = of_task.join(wanted, on="query_id", how="left_semi").select("query_id", "true_vector")
-        systems["oracle"] = baselines.dot_product(by_query(true, pairs.query_ids), of_items["oracle"])
+    if queries.texts is not None and queries.has_text[rows].any():
+        systems["frozen_query"] = baselines.dot_product(queries.texts[rows], of_items["frozen_query"])
+    if queries.true_vectors:
+        true_vectors = queries.true_vectors[pairs.task.engagement][rows]
+        systems["oracle"] = baselines.dot_product(true_vectors, of_items["oracle"])
     return systems
 
 
