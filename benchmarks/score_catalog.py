@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -28,11 +27,12 @@ from benchmarks.contest import Contender, Figures, Outcome, Row, Turn, compete, 
 from benchmarks.report import Options, main, print_outcome
 from benchmarks.scoring_jobs import Work, map_in_pandas_turn, predict_batch_udf_turn, ray_turn
 from benchmarks.spark_tables import session
-from benchmarks.synthetic import Catalog, item_ids, list_cells, write_item_features, write_plain
+from benchmarks.synthetic import Catalog, item_ids, write_item_features, write_plain
 from itemsage_model.batch import FEATURE_CELLS
 from itemsage_model.checkpoint import ModelSpec, load_model, save_model
 from itemsage_model.config import paper
 from itemsage_model.scorer import Scorer
+from itemsage_model.vectors import to_column, to_matrix
 from jobs import score_catalog
 from schemas.records import data_files, write_record
 from schemas.settings import LossSettings, Settings
@@ -131,7 +131,7 @@ def score_files(files: list[str], model_uri: str, target: Path) -> None:
     for file in files:
         batches = pq.ParquetFile(file).iter_batches(1024, columns=["item_id", *FEATURE_CELLS], use_threads=False)
         for batch in batches:
-            columns = [batch.column("item_id"), list_cells(scorer.score_batch(batch))]
+            columns = [batch.column("item_id"), to_column(scorer.score_batch(batch))]
             table = pa.Table.from_arrays(columns, ["item_id", "embedding"])
             writer = writer or pq.ParquetWriter(target, table.schema)
             writer.write_table(table)
@@ -152,15 +152,11 @@ def check_vectors(work: Work, outcome: Outcome) -> None:
         kept = table.filter(pc.is_in(table["item_id"], wanted)).sort_by("item_id")
         count = work.catalog.items if name in folders else work.few
         require(len(table) == count and len(kept) == work.few, f"{name} scored {len(table)} of {count} items")
-        vectors = _matrix(kept["embedding"])
+        vectors = to_matrix(kept["embedding"])
         ours = vectors if ours is None else ours
         difference = float(np.abs(vectors - ours).max())
         require(difference <= TOLERANCE, f"{name}: a vector differs by {difference:.1e}")
     print(f"  the vectors of {', '.join(outcome.performances)} agree within {TOLERANCE:g}")
-
-
-def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    return np.array(column.to_pylist(), np.float32)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from schemas.settings import FeatureSettings
 from schemas.tables import EMBEDDING_DIM
 
 ITEMS_PER_FILE = 2048
-NUMBERS_PER_VECTOR = EMBEDDING_DIM
 _IMAGE_POOL = 4096
 
 

@@ -46,13 +46,10 @@ class Scorer:
         Raises:
             TableError: a feature cell is not what the model was trained on.
         """
-        text_count = len(self.spec.features.text_features)
         embeddings = np.empty((len(batch), EMBEDDING_DIM), np.float32)
         for first in range(0, len(batch), self.rows_at_once):
             rows = batch.slice(first, self.rows_at_once)
-            cells = {name: rows.column(name).to_pylist() for name in FEATURE_CELLS}
-            items = unpack_items(ITEM_FEATURES.name, cells, text_count, self.spec.vocabulary_size)
-            embeddings[first : first + len(rows)] = self.score(items)
+            embeddings[first : first + len(rows)] = self.score(unpack_rows(rows, self.spec))
         return embeddings
 
 
@@ -64,6 +61,16 @@ def load_once(weights: bytes, spec: ModelSpec, rows_at_once: int = 256) -> Score
         _LOADED.clear()
         _LOADED[identity] = Scorer(weights, spec, rows_at_once)
     return _LOADED[identity]
+
+
+def unpack_rows(batch: pa.RecordBatch, spec: ModelSpec) -> PackedItems:
+    """The items of an item_features batch.
+
+    Raises:
+        TableError: a feature cell is not what the model was trained on.
+    """
+    cells = {name: batch.column(name).to_pylist() for name in FEATURE_CELLS}
+    return unpack_items(ITEM_FEATURES.name, cells, len(spec.features.text_features), spec.vocabulary_size)
 
 
 def sum_of_images(items: PackedItems) -> npt.NDArray[np.float32]:

@@ -11,10 +11,9 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from itemsage_model.batch import FEATURE_CELLS, unpack_items
 from itemsage_model.checkpoint import load_model, model_bytes
 from itemsage_model.query_encoder import TextEncoder
-from itemsage_model.scorer import batch_function, load_once, sum_of_images
+from itemsage_model.scorer import batch_function, load_once, sum_of_images, unpack_rows
 from itemsage_model.vectors import to_matrix
 from jobs import table_io
 from jobs.run import Run
@@ -157,11 +156,9 @@ def _feature_vectors(features: DataFrame, keys: Keys, settings: Settings) -> dic
     """Vectors of the untrained model and, where there are images, of their sum."""
     _, spec, _ = load_model(read_record(settings.warehouse.uri, "train")["figures"]["model_uri"])
     untrained = model_bytes(spec.build(seed=settings.train.seed))
-    text_count, vocabulary_size = len(spec.features.text_features), spec.vocabulary_size
 
     def add_images(batch: pa.RecordBatch) -> Vectors:
-        cells = {name: batch.column(name).to_pylist() for name in FEATURE_CELLS}
-        return sum_of_images(unpack_items(ITEM_FEATURES.name, cells, text_count, vocabulary_size))
+        return sum_of_images(unpack_rows(batch, spec))
 
     def score_untrained(batch: pa.RecordBatch) -> Vectors:
         return load_once(untrained, spec).score_batch(batch)
