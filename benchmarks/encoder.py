@@ -90,10 +90,11 @@ def make_encoder() -> Encoder:
 def make_sequence(items: int, share_present: float = 0.6) -> dict[str, Tokens]:
     """Random features with some slots missing."""
     torch.manual_seed(1)
-    return {
-        name: Tokens(torch.randn(items, slots, EMBEDDING_DIM), torch.rand(items, slots) < share_present)
-        for name, slots in SLOTS.items()
-    }
+    sequence = {}
+    for name, slots in SLOTS.items():
+        is_present = torch.rand(items, slots) < share_present
+        sequence[name] = Tokens(torch.randn(int(is_present.sum()), EMBEDDING_DIM), is_present)
+    return sequence
 
 
 def forward_turn(kind: str, precision: str, items: int) -> Turn:

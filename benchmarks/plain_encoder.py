@@ -117,10 +117,10 @@ class PlainHashEmbedding(nn.Module):
         self.register_buffer("slots", ours.slots, persistent=False)
 
     def forward(self, token_ids: Tensor, token_counts: Tensor) -> Tensor:
-        """Embed every text of every item, as `HashEmbedding` does."""
+        """Embed texts, as `HashEmbedding` does."""
         rows, weights = self.slots[token_ids], F.embedding(token_ids, self.importance)
-        offsets = F.pad(token_counts.flatten().cumsum(0), (1, 0)) * rows.shape[1]
-        bags = F.embedding_bag(
+        offsets = F.pad(token_counts.cumsum(0), (1, 0)) * rows.shape[1]
+        return F.embedding_bag(
             rows.flatten(),
             self.table,
             offsets,
@@ -128,7 +128,6 @@ class PlainHashEmbedding(nn.Module):
             per_sample_weights=weights.flatten(),
             include_last_offset=True,
         )
-        return bags.view(*token_counts.shape, -1)
 
 
 def plain_tower(tower: ItemTower) -> ItemTower:
@@ -140,7 +139,7 @@ def plain_tower(tower: ItemTower) -> ItemTower:
 
 def project(projections: nn.ModuleDict, cls: Tensor, sequence: dict[str, Tokens]) -> tuple[Tensor, Tensor]:
     """[CLS] and the projected tokens [item, 1 + slots, width], and which of them are there."""
-    projected = [projections[name](tokens.features) for name, tokens in sequence.items()]
+    projected = [projections[name](tokens.padded()) for name, tokens in sequence.items()]
     hidden = torch.cat([cls.to(projected[0].dtype).expand(len(projected[0]), 1, -1), *projected], dim=1)
     masks = [tokens.is_present for tokens in sequence.values()]
     return hidden, torch.cat([masks[0].new_ones(len(hidden), 1), *masks], dim=1)

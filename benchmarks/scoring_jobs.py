@@ -67,12 +67,12 @@ def make_predict(weights: bytes, spec: ModelSpec) -> Predict:
     tower = plain_tower(build_tower(weights, spec)).eval()
 
     def predict(token_ids: Any, token_counts: Any, images: Any) -> npt.NDArray[np.float32]:
-        features = torch.from_numpy(images.reshape(len(images), -1, EMBEDDING_DIM))
+        features = torch.from_numpy(images.reshape(-1, EMBEDDING_DIM))
         batch = ItemBatch(
             torch.from_numpy(token_ids[token_ids >= 0].astype(np.int64)),
             torch.from_numpy(token_counts.astype(np.int64)),
             features,
-            torch.full((len(images),), features.shape[1]),
+            torch.full((len(images),), len(features) // len(images)),
         )
         with torch.inference_mode():
             vectors: npt.NDArray[np.float32] = tower(batch).numpy()

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from deltalake import convert_to_deltalake
 
 from itemsage_model.batch import PackedItems
+from itemsage_model.packed_cells import pack
 from schemas.settings import FeatureSettings
 from schemas.tables import EMBEDDING_DIM
 
@@ -119,7 +120,7 @@ def write_training_table(uri: Path, catalog: Catalog, rows: int, seed: int = 1) 
                 break
             columns = _pair_columns(first + kept, item[kept])
             queries = _unit_vectors(random, len(kept))
-            columns["query_embedding"] = binary_cells(queries, np.full(len(kept), EMBEDDING_DIM))
+            columns["query_embedding"] = pack(queries, np.full(len(kept), EMBEDDING_DIM))
             table = pa.table({**columns, **packed_cells(items.take(kept))})
             pq.write_table(table, uri / f"part-{first:09}.parquet", use_dictionary=False)
             first += len(kept)
@@ -168,9 +169,9 @@ def packed_cells(items: PackedItems) -> dict[str, pa.Array]:
     """The three feature columns as the project packs them."""
     texts = items.text_token_counts
     return {
-        "text_token_ids": binary_cells(items.text_token_ids, texts.sum(axis=1)),
-        "text_token_counts": binary_cells(texts, np.full(len(items), texts.shape[1])),
-        "image_embeddings": binary_cells(items.image_embeddings, items.image_counts * EMBEDDING_DIM),
+        "text_token_ids": pack(items.text_token_ids, texts.sum(axis=1)),
+        "text_token_counts": pack(texts, np.full(len(items), texts.shape[1])),
+        "image_embeddings": pack(items.image_embeddings, items.image_counts * EMBEDDING_DIM),
     }
 
 
@@ -185,14 +186,6 @@ def plain_columns(items: PackedItems, catalog: Catalog) -> dict[str, pa.Array]:
         "text_token_counts": list_cells(items.text_token_counts),
         "image_embeddings": list_cells(images),
     }
-
-
-def binary_cells(numbers: npt.NDArray[np.generic], counts: npt.NDArray[np.int64]) -> pa.Array:
-    """A flat array cut into one binary cell per entry of `counts`."""
-    offsets = np.concatenate([[0], np.cumsum(counts * numbers.itemsize)]).astype(np.int32)
-    return pa.Array.from_buffers(
-        pa.binary(), len(counts), [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(numbers))]
-    )
 
 
 def list_cells(matrix: npt.NDArray[np.generic]) -> pa.Array:

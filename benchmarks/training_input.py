@@ -34,7 +34,7 @@ BATCH, POOL_ROWS = 512, 4096
 
 def rows(options: Options) -> Iterator[Row]:
     """Write the same rows in both layouts, then read them."""
-    count = options.choose(16_384, 4096)
+    count = options.choose(49_152, 4096)
     catalog = Catalog(count, paper()[1])
     packed, plain = options.scratch / "packed", options.scratch / "plain"
     write_training_table(packed, catalog, count)

@@ -24,10 +24,10 @@ from benchmarks.encoder import has_bfloat16_unit
 from benchmarks.plain_encoder import plain_tower
 from benchmarks.report import Options, main, print_outcome
 from benchmarks.synthetic import Catalog, item_keys, write_item_features, write_training_table
+from itemsage_model.ahead import Ahead
 from itemsage_model.batch import PairBatch
 from itemsage_model.checkpoint import ModelSpec
 from itemsage_model.config import paper
-from itemsage_model.mixing import Prefetched
 from itemsage_model.reader import pin_files
 from itemsage_model.train import Inputs, make_batches, make_objective
 from itemsage_model.trainer import Trainer
@@ -85,7 +85,7 @@ def training_turn(kind: str, warehouse: Path, pairs: int, steps: int) -> Turn:
     inputs = make_inputs(settings, make_catalog(pairs))
     trainer = make_trainer(kind, inputs, settings)
     gate = _Gate(make_batches(inputs, settings, 0))
-    batches = iter(Prefetched(gate, settings.train.prefetch_batches))
+    batches = iter(Ahead(gate, settings.train.prefetch_batches))
     first_loss: list[float] = []
 
     def turn() -> Figures:

@@ -94,8 +94,13 @@ def max_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
-    sum_over_ranks(torch.zeros(1, device=_device())).item()
+    """Wait until every rank is here; a process may end after it.
+
+    Not a sum of ours: gloo's thread frees the tensors of a collective after it has returned, and where the interpreter
+    is ending by then, the process aborts.
+    """
+    if world_size() > 1:
+        dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
 
 
 def same_on_all_ranks(what: str, text: str) -> None:

@@ -13,17 +13,29 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One modality's part of the sequence: raw features, and which slots hold one."""
+    """One modality's part of the sequence: which slots hold a feature, and those features, slot after slot."""
 
-    features: Float[Tensor, "item slot feature"]
+    features: Float[Tensor, "present feature"]
     is_present: Bool[Tensor, "item slot"]
+
+    def padded(self) -> Float[Tensor, "item slot feature"]:
+        """The features at their slots, zero where there is none."""
+        shape = (*self.is_present.shape, self.features.shape[1])
+        if len(self.features) == self.is_present.numel():
+            return self.features.view(shape)
+        slots = self.features.new_zeros(self.is_present.numel(), shape[2])
+        return slots.index_copy(0, self.places(), self.features).view(shape)
+
+    def places(self) -> Int[Tensor, "present"]:
+        """The position of each feature among the slots of all items."""
+        return self.is_present.flatten().nonzero().squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -191,17 +203,17 @@ class Encoder(nn.Module):
         value = attention[:, 0, :, None] * fold.cls_value
         start = 1
         for (tokens, part), (_, inverse_deviation) in zip(present, scored, strict=True):
-            stop = start + tokens.features.shape[1]
+            stop = start + tokens.is_present.shape[1]
             weights = attention[:, start:stop] * inverse_deviation[..., None]
             start = stop
             # pool the raw features per head, then project: [item, head, feature] -> [item, head, head_dim]
-            pooled = weights.transpose(1, 2) @ tokens.features
+            pooled = weights.transpose(1, 2) @ tokens.padded()
             value = value + (pooled.transpose(0, 1) @ part.values).transpose(0, 1)
             value = value + weights.sum(1)[..., None] * part.value_bias
         return block.after_attention(self.cls, value.flatten(1) + fold.value_shift)  # type: ignore[no-any-return]
 
     def _unfolded(self, sequence: dict[str, Tokens]) -> Float[Tensor, "item width"]:
-        projected = [self.projections[name](tokens.features) for name, tokens in sequence.items()]
+        projected = [self.projections[name](tokens.padded()) for name, tokens in sequence.items()]
         items = projected[0].shape[0]
         hidden = torch.cat([self.cls.expand(items, 1, -1), *projected], dim=1)
         masks = [tokens.is_present for tokens in sequence.values()]
@@ -232,9 +244,7 @@ def _scores(tokens: Tokens, fold: ModalityFold, epsilon: float) -> tuple[Tensor,
 
     Computed for the slots that hold something, often a quarter of them; the others score -inf and weigh 0.
     """
-    places = tokens.is_present.flatten().nonzero().squeeze(1)
-    # [present, feature]
-    features = tokens.features.flatten(0, 1).index_select(0, places)
+    features, places = tokens.features, tokens.places()
     dim, heads = features.shape[1], len(fold.score_bias)
     gram, linear, raw_scores = torch.split(features @ fold.scores, [dim, 1, heads], dim=1)
     variance = (gram * features).sum(1, keepdim=True) + linear + fold.variance

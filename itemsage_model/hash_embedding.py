@@ -52,22 +52,20 @@ class HashEmbedding(nn.Module):
         nn.init.xavier_normal_(self.table)
         nn.init.normal_(self.importance)
 
-    def forward(
-        self, token_ids: Int[Tensor, "token"], token_counts: Int[Tensor, "item text"]
-    ) -> Float[Tensor, "item text dim"]:
-        """Embed every text of every item.
+    def forward(self, token_ids: Int[Tensor, "token"], token_counts: Int[Tensor, "text"]) -> Float[Tensor, "text dim"]:
+        """Embed texts.
 
         Args:
-            token_ids: Token ids, flat, in item and text order.
+            token_ids: Token ids, text after text.
             token_counts: Number of tokens of each text.
 
         Returns:
             One vector a text; zero where it has no token.
         """
-        offsets = torch.zeros(token_counts.numel() + 1, dtype=torch.long, device=token_ids.device)
-        torch.cumsum(token_counts.flatten(), 0, out=offsets[1:])
-        bags: Tensor = _HashBags.apply(self.table, self.importance, self.slots, token_ids, offsets)  # type: ignore[no-untyped-call]
-        return bags.view(*token_counts.shape, -1)
+        offsets = torch.zeros(len(token_counts) + 1, dtype=torch.long, device=token_ids.device)
+        torch.cumsum(token_counts, 0, out=offsets[1:])
+        bags: Tensor = _HashBags.apply(self.table, self.importance, self.slots, token_ids.long(), offsets)  # type: ignore[no-untyped-call]
+        return bags
 
 
 class _HashBags(torch.autograd.Function):

@@ -57,19 +57,17 @@ class ItemTower(nn.Module):
         return self.log_temperature.clamp(max=self.max_log_temperature).exp()
 
     def _text(self, items: ItemBatch) -> Tokens:
-        features = self.hash_embedding(items.text_token_ids, items.text_token_counts)
-        return self._tokens(features, items.text_token_counts > 0)
+        is_present = items.text_token_counts > 0
+        if self.settings.missing == "zeros":
+            is_present = torch.ones_like(is_present)
+        return Tokens(self.hash_embedding(items.text_token_ids, items.text_token_counts[is_present]), is_present)
 
     def _images(self, items: ItemBatch) -> Tokens:
-        images = items.image_embeddings
-        if self.settings.missing == "zeros" and images.shape[1] < self.settings.max_images:
-            padding = images.new_zeros(len(images), self.settings.max_images - images.shape[1], images.shape[2])
-            images = torch.cat([images, padding], dim=1)
-        slots = torch.arange(images.shape[1], device=images.device)
-        return self._tokens(images, slots < items.image_counts[:, None])
-
-    def _tokens(self, features: Tensor, is_present: Tensor) -> Tokens:
-        return Tokens(features, is_present if self.settings.missing == "mask" else torch.ones_like(is_present))
+        slots = torch.arange(self.settings.max_images, device=items.image_counts.device)
+        images = Tokens(items.image_embeddings.to(self.encoder.cls.dtype), slots < items.image_counts[:, None])
+        if self.settings.missing == "zeros":
+            return Tokens(images.padded().flatten(0, 1), torch.ones_like(images.is_present))
+        return images
 
 
 def parameter_counts(tower: ItemTower) -> dict[str, int]:

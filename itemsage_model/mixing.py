@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,13 +74,18 @@ def assemble(
     keys = item_key if negatives is None else np.concatenate([item_key, negatives.item_key])
     distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     parts = [block.items for block in blocks] + ([negatives.items] if negatives is not None else [])
-    packed = ItemRows.concatenate([part for part in parts if part is not None]).take(first).gather()
+    items = ItemRows.concatenate([part for part in parts if part is not None]).take(first)
+    # In the order in which they lie in memory, as they are copied faster so.
+    order = np.argsort(items.rows)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    position = place[inverse]
     return _pair_batch(
         blocks,
-        to_item_batch(packed, image_slots),
-        torch.from_numpy(distinct),
-        inverse[: len(item_key)],
-        np.unique(inverse[len(item_key) :]),
+        to_item_batch(items.take(order).gather(), image_slots),
+        torch.from_numpy(distinct[order]),
+        position[: len(item_key)],
+        np.unique(position[len(item_key) :]),
         task_of_pair,
     )
 
@@ -101,7 +103,7 @@ def _pair_batch(
         item_keys=item_keys,
         positive=torch.from_numpy(positive),
         negatives=torch.from_numpy(negatives),
-        query_embedding=torch.from_numpy(np.concatenate([block.query_embedding for block in blocks])).float(),
+        query_embedding=torch.from_numpy(np.concatenate([block.query_embedding for block in blocks])),
         query_keys=torch.from_numpy(np.concatenate([block.query_key for block in blocks])),
         query_item_keys=torch.from_numpy(np.concatenate([block.query_item_key for block in blocks])),
         weights=torch.from_numpy(np.concatenate([block.pair_weight for block in blocks])),
@@ -146,43 +148,3 @@ class CatalogBatches:
             blocks: list[Pairs] = [next(stream) for stream in streams]
             positive = np.searchsorted(self.catalog.item_key, np.concatenate([block.item_key for block in blocks]))
             yield _pair_batch(blocks, items, keys, positive, np.empty(0, np.int64), task_of_pair)
-
-
-class Prefetched:
-    """Batches made ahead of use in a thread of their own; an error there is raised where the next batch is taken.
-
-    Args:
-        batches: The batches.
-        depth: How many may wait.
-    """
-
-    def __init__(self, batches: Any, depth: int) -> None:
-        self._queue: queue.Queue[Any] = queue.Queue(depth)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._fill, args=(iter(batches),), daemon=True)
-        self._thread.start()
-
-    def __iter__(self) -> Iterator[PairBatch]:
-        while True:
-            batch = self._queue.get()
-            if isinstance(batch, BaseException):
-                raise batch
-            yield batch
-
-    def close(self) -> None:
-        """Stop making batches."""
-        self._stop.set()
-        while self._thread.is_alive():
-            try:
-                self._queue.get(timeout=0.05)
-            except queue.Empty:
-                continue
-
-    def _fill(self, batches: Iterator[PairBatch]) -> None:
-        try:
-            for batch in batches:
-                self._queue.put(batch)
-                if self._stop.is_set():
-                    return
-        except BaseException as error:
-            self._queue.put(error)

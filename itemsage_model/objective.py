@@ -59,7 +59,8 @@ class Objective(nn.Module):
             all_keys = distributed.gather_rows(batch.item_keys)
             positive, in_batch = self._in_batch(all_vectors, all_keys, batch)
             negatives = self._negatives(all_vectors, all_keys, batch)
-            losses = pair_losses(batch.query_embedding, positive, in_batch, negatives, temperature, self.settings.form)
+            queries = batch.query_embedding.float()
+            losses = pair_losses(queries, positive, in_batch, negatives, temperature, self.settings.form)
         weight_sum = distributed.sum_over_ranks(batch.weights.sum())
         return losses.detach(), weighted_mean(losses, batch.weights, weight_sum, distributed.world_size())
 
@@ -100,7 +101,7 @@ class Objective(nn.Module):
         certain = torch.zeros(len(batch.item_keys), device=all_vectors.device)
         mask = self._query_item_mask(batch.query_item_keys[first], batch.item_keys)
         catalog = Candidates(all_vectors, certain, mask)
-        embeddings = batch.query_embedding[first]
+        embeddings = batch.query_embedding[first].float()
         return pair_losses(embeddings, batch.positive, catalog, None, temperature, "full", query_of_pair)
 
     def _query_item_mask(self, shown: Int[Tensor, "row"], keys: Int[Tensor, "column"]) -> Tensor:

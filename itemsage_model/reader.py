@@ -2,25 +2,31 @@
 
 A table is pinned to one Delta version and resolved to that version's files, with their row counts, before
 Petastorm sees it: Petastorm reads Parquet files and would also read removed ones. Each epoch is a reader of its own
-(Petastorm repeats the same order otherwise), with the `dummy` pool, because the thread pool of 0.13.1 ends early and
-loses rows in silence. The rows of every epoch are counted against the table all the same.
+(Petastorm repeats the same order otherwise), with our own worker and pool (row_groups.py). The rows of every epoch are
+counted against the table all the same.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from deltalake import DeltaTable
 
+from itemsage_model import packed_cells
+from itemsage_model.ahead import Ahead
 from itemsage_model.batch import FEATURE_CELLS, ItemRows, all_finite, gather_rows, unpack_items
 from itemsage_model.epochs import epoch_seed, share_of_epoch
 from schemas.columns import TableError
 from schemas.tables import EMBEDDING_DIM
+
+_BLOCKS_AHEAD = 2
+"""Row groups of a stream that are read and checked while the last ones are used."""
 
 PAIR_COLUMNS = ("query_key", "item_key", "query_item_key", "pair_weight", "query_embedding")
 
@@ -104,21 +110,15 @@ class RowFormat:
     with_items: bool = True
 
 
-def read_files(files: TableFiles, indices: tuple[int, ...], columns: tuple[str, ...], seed: int) -> Iterator[Any]:
-    """Read some files of a table through Petastorm, in an order drawn from `seed`; yields one batch a row group."""
+def read_files(files: TableFiles, indices: tuple[int, ...], columns: tuple[str, ...], seed: int) -> Iterator[pa.Table]:
+    """Read some files of a table through Petastorm, in an order drawn from `seed`; yields one table a row group."""
     # Petastorm 0.13.1 calls interfaces that pyarrow 14 and setuptools deprecate. A filter and not catch_warnings: that
     # is process-wide too, and streams that end in another order than they began would leave all warnings off.
     for module in ("petastorm", "pyarrow", "pkg_resources"):
         warnings.filterwarnings("ignore", category=Warning, module=module)
-    from petastorm import make_batch_reader  # noqa: PLC0415 (takes seconds; only training needs it)
+    from itemsage_model.row_groups import open_reader  # noqa: PLC0415 (Petastorm takes seconds; only training needs it)
 
-    reader = make_batch_reader(
-        [files.uris[i] for i in indices],
-        schema_fields=[f"^{name}$" for name in columns],
-        reader_pool_type="dummy",
-        seed=seed,
-        num_epochs=1,
-    )
+    reader = open_reader([files.uris[i] for i in indices], columns, seed)
     try:
         yield from reader
     finally:
@@ -165,20 +165,22 @@ class RowStream:
         while skip_rows >= (rows := self._share(epoch).rows):
             skip_rows -= rows
             epoch += 1
+        blocks = Ahead(self._epochs(epoch), _BLOCKS_AHEAD)
         pending: list[Any] = []
-        while True:
-            for blocks, order in self._epoch(epoch):
+        try:
+            for pool, order in self._pools(blocks, epoch):
                 # A resumed epoch is dealt with in the same order, and its first rows are passed over.
                 start = min(skip_rows, len(order))
                 skip_rows -= start
                 while start < len(order):
                     missing = size - sum(len(part) for part in pending)
-                    pending.append(_gather(blocks, order[start : start + missing]))
+                    pending.append(_gather(pool, order[start : start + missing]))
                     start += len(pending[-1])
                     if sum(len(part) for part in pending) == size:
                         yield pending[0] if len(pending) == 1 else _gather(pending, np.arange(size))
                         pending = []
-            epoch += 1
+        finally:
+            blocks.close()
 
     def _share(self, epoch: int) -> Any:
         seed = epoch_seed(self.seed, self.stream, epoch)
@@ -193,21 +195,23 @@ class RowStream:
             )
         return share
 
-    def _epoch(self, epoch: int) -> Iterator[tuple[list[Any], npt.NDArray[np.int64]]]:
-        """The rank's rows of one epoch, in pools with a random order each; fails unless every row came exactly once."""
-        share, seed = self._share(epoch), epoch_seed(self.seed, self.stream, epoch)
-        random = np.random.default_rng((seed, self.rank))
-        pool: list[Any] = []
-        rows = 0
+    def _epochs(self, epoch: int) -> Iterator[Any]:
+        """The rank's row groups of this epoch and all later ones, None after each epoch."""
+        while True:
+            yield from self._epoch(epoch)
+            yield None
+            epoch += 1
+
+    def _epoch(self, epoch: int) -> Iterator[Any]:
+        """The rank's row groups of one epoch; fails unless every row came exactly once."""
+        share, rows = self._share(epoch), 0
+        seed = epoch_seed(self.seed, self.stream, epoch)
         for raw in read_files(self.files, share.files, self._columns(), seed):
             block = self._unpack(raw)
             if share.stride > 1:
                 block = _gather([block], np.arange(share.offset, len(block), share.stride))
             rows += len(block)
-            pool.append(block)
-            if sum(len(part) for part in pool) >= self.pool_rows:
-                yield pool, _random_order(pool, random)
-                pool = []
+            yield block
         if rows != share.rows:
             raise _unreadable(
                 self.files.table,
@@ -216,18 +220,32 @@ class RowStream:
                 f"{rows} rows",
                 "Files changed or were lost while training read them; keep the version and restart.",
             )
-        if pool:
-            yield pool, _random_order(pool, random)
+
+    def _pools(self, blocks: Iterable[Any], epoch: int) -> Iterator[tuple[list[Any], npt.NDArray[np.int64]]]:
+        """Row groups of one epoch, about `pool_rows` rows together, with a random order of their rows."""
+        pool: list[Any] = []
+        random = self._random(epoch)
+        for block in blocks:
+            pool += [] if block is None else [block]
+            rows = sum(len(part) for part in pool)
+            if rows >= self.pool_rows or (rows and block is None):
+                yield pool, random.permutation(rows)
+                pool = []
+            if block is None:
+                epoch += 1
+                random = self._random(epoch)
+
+    def _random(self, epoch: int) -> np.random.Generator:
+        return np.random.default_rng((epoch_seed(self.seed, self.stream, epoch), self.rank))
 
     def _columns(self) -> tuple[str, ...]:
         return (*PAIR_COLUMNS, *FEATURE_CELLS) if self.row_format.with_items else PAIR_COLUMNS
 
-    def _unpack(self, raw: Any) -> Pairs | CatalogItems:
+    def _unpack(self, raw: pa.Table) -> Pairs | CatalogItems:
         items = None
         if self.row_format.with_items:
-            cells = {name: getattr(raw, name) for name in FEATURE_CELLS}
-            items = _item_rows(self.files.table, cells, self.row_format)
-        queries = _query_vectors(self.files.table, raw.query_embedding)
+            items = _item_rows(self.files.table, raw, self.row_format)
+        queries = _query_vectors(self.files.table, raw["query_embedding"])
         return Pairs(
             _checked(self.files.table, raw, "query_key", np.int64),
             _checked(self.files.table, raw, "item_key", np.int64),
@@ -244,9 +262,8 @@ class CatalogStream(RowStream):
     def _columns(self) -> tuple[str, ...]:
         return ("item_key", *FEATURE_CELLS)
 
-    def _unpack(self, raw: Any) -> CatalogItems:
-        cells = {name: getattr(raw, name) for name in FEATURE_CELLS}
-        items = _item_rows(self.files.table, cells, self.row_format)
+    def _unpack(self, raw: pa.Table) -> CatalogItems:
+        items = _item_rows(self.files.table, raw, self.row_format)
         return CatalogItems(_checked(self.files.table, raw, "item_key", np.int64), items)
 
     def whole_table(self) -> CatalogItems:
@@ -261,7 +278,8 @@ class CatalogStream(RowStream):
         return catalog
 
 
-def _item_rows(table: str, cells: dict[str, Any], row_format: RowFormat) -> ItemRows:
+def _item_rows(table: str, raw: pa.Table, row_format: RowFormat) -> ItemRows:
+    cells = {name: raw[name] for name in FEATURE_CELLS}
     items = unpack_items(table, cells, row_format.text_count, row_format.vocabulary_size)
     return ItemRows([items], np.arange(len(items)))
 
@@ -278,35 +296,34 @@ def _gather(blocks: list[Any], rows: npt.NDArray[np.int64]) -> Any:
     return type(blocks[0])(*gathered)
 
 
-def _random_order(blocks: list[Any], random: np.random.Generator) -> npt.NDArray[np.int64]:
-    return random.permutation(sum(len(block) for block in blocks))
-
-
-def _checked(table: str, raw: Any, column: str, dtype: Any) -> Any:
-    values = getattr(raw, column)
-    if values.dtype != dtype:
-        # A null turns Petastorm's int64 into float64 and changes ids above 2^53.
+def _checked(table: str, raw: pa.Table, column: str, dtype: Any) -> Any:
+    values = raw[column]
+    if values.null_count or values.type != pa.from_numpy_dtype(dtype):
         raise TableError(
             table,
             column,
             expected=f"{np.dtype(dtype).name} without nulls",
-            found=f"{values.dtype}",
+            found=f"{values.null_count} nulls in {values.type}",
             cure="Write the table again with build_training_tables.",
         )
-    return values
+    return values.to_numpy()
 
 
-def _query_vectors(table: str, cells: Any) -> npt.NDArray[np.float16]:
-    vectors = np.frombuffer(b"".join(cells), dtype="<f2")
-    if len(vectors) != len(cells) * EMBEDDING_DIM or not all_finite(vectors):
+def _query_vectors(table: str, cells: pa.ChunkedArray) -> npt.NDArray[np.float16]:
+    try:
+        numbers, counts = packed_cells.unpack(cells, "<f2")
+        found = "another length, or NaN or infinity"
+    except ValueError as error:
+        numbers, counts, found = np.empty(0, np.float16), np.zeros(1, np.int64), str(error)
+    if (counts != EMBEDDING_DIM).any() or not all_finite(numbers):
         raise TableError(
             table,
             "query_embedding",
             expected=f"{EMBEDDING_DIM} finite float16 numbers a row",
-            found="another length, or NaN or infinity",
+            found=found,
             cure="Write the table again with build_training_tables.",
         )
-    return vectors.reshape(-1, EMBEDDING_DIM)
+    return numbers.reshape(-1, EMBEDDING_DIM)
 
 
 def _unreadable(table: str, uri: str, expected: str, found: str, cure: str) -> TableError:

@@ -69,7 +69,7 @@ def unpack_rows(batch: pa.RecordBatch, spec: ModelSpec) -> PackedItems:
     Raises:
         TableError: a feature cell is not what the model was trained on.
     """
-    cells = {name: batch.column(name).to_pylist() for name in FEATURE_CELLS}
+    cells = {name: batch.column(name) for name in FEATURE_CELLS}
     return unpack_items(ITEM_FEATURES.name, cells, len(spec.features.text_features), spec.vocabulary_size)
 
 

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import torch
 
 from itemsage_model import distributed
+from itemsage_model.ahead import Ahead
 from itemsage_model.checkpoint import (
     CheckpointError,
     ModelSpec,
@@ -38,7 +39,7 @@ from itemsage_model.checkpoint import (
 from itemsage_model.epochs import pairs_per_task
 from itemsage_model.frequency import CountMinSketch, ExactFrequency
 from itemsage_model.item_tower import parameter_counts
-from itemsage_model.mixing import CatalogBatches, MixedBatches, Prefetched
+from itemsage_model.mixing import CatalogBatches, MixedBatches
 from itemsage_model.objective import Objective
 from itemsage_model.progress import Progress
 from itemsage_model.reader import CatalogItems, CatalogStream, RowFormat, RowStream, TableFiles, pin_files
@@ -175,7 +176,7 @@ def train(settings: Settings, device: torch.device) -> None:
     if is_first:
         print(f"  parameters: {parameter_counts(tower)['total']:,}; run {run_id}", flush=True)
     progress = Progress(settings.train.steps, names, _tensorboard(settings, run_id), trainer.step) if is_first else None
-    batches = Prefetched(make_batches(inputs, settings, trainer.step), settings.train.prefetch_batches)
+    batches = Ahead(make_batches(inputs, settings, trainer.step), settings.train.prefetch_batches)
 
     def save() -> None:
         if is_first:

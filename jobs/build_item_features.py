@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
 
+from itemsage_model import packed_cells
 from itemsage_model.tokenizer import TOKEN_KINDS, Tokenizer, load_tokenizer, pack_vocabulary
 from jobs import command_line
 from jobs.run import Run
@@ -137,8 +138,8 @@ def pack_items(batch: pa.RecordBatch, text_features: tuple[str, ...], tokenizer:
     )
     token_counts = counts.sum(axis=1)
     cells = [
-        _cells(encoded.ids.astype("<i4", copy=False), token_counts),
-        _cells(counts.astype("<i4").ravel(), np.full(len(batch), len(text_features))),
+        packed_cells.pack(encoded.ids.astype("<i4", copy=False), token_counts),
+        packed_cells.pack(counts.astype("<i4"), np.full(len(batch), len(text_features))),
         pc.binary_join(batch.column("images"), b"").fill_null(b""),
     ]
     columns = [
@@ -153,13 +154,6 @@ def pack_items(batch: pa.RecordBatch, text_features: tuple[str, ...], tokenizer:
     ]
     names = [column.split()[0] for column in _PACKED.split(", ")]
     return pa.RecordBatch.from_arrays(columns, names)
-
-
-def _cells(numbers: npt.NDArray[np.int32], counts: npt.NDArray[np.int64]) -> pa.BinaryArray:
-    """Cut a flat array into one binary cell per row of `counts` numbers, without a copy."""
-    offsets = np.concatenate([[0], np.cumsum(counts * numbers.itemsize)]).astype(np.int32)
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(numbers)]
-    return pa.Array.from_buffers(pa.binary(), len(counts), buffers)
 
 
 def _hashes(*columns: npt.NDArray[np.object_]) -> list[str]:

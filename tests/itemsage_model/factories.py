@@ -27,9 +27,14 @@ def item_cells(random: np.random.Generator, items: int, most_images: int = 4) ->
     }
 
 
+def arrow_cells(cells: dict[str, list[bytes]]) -> dict[str, pa.Array]:
+    """Cells as Arrow columns."""
+    return {name: pa.array(values, pa.binary()) for name, values in cells.items()}
+
+
 def packed_items(items: int, seed: int = 1, most_images: int = 4) -> PackedItems:
     """Random items as the reader unpacks them."""
-    cells = item_cells(np.random.default_rng(seed), items, most_images)
+    cells = arrow_cells(item_cells(np.random.default_rng(seed), items, most_images))
     return unpack_items("item_features", cells, TEXTS, VOCABULARY)
 
 

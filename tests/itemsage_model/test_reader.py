@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itemsage_model import reader
+from itemsage_model.ahead import Ahead
 from itemsage_model.batch import PackedItems, all_finite
 from itemsage_model.epochs import epoch_seed, pairs_per_task, share_of_epoch
-from itemsage_model.mixing import CatalogBatches, MixedBatches, Prefetched
+from itemsage_model.mixing import CatalogBatches, MixedBatches
 from itemsage_model.reader import CatalogStream, RowFormat, RowStream, pin_files
 from schemas.columns import TableError
 from tests.itemsage_model.factories import TEXTS, VOCABULARY, packed_items, write_catalog, write_pairs
@@ -99,8 +100,8 @@ def test_every_row_of_every_epoch_is_read_once_over_all_ranks(tmp_path: Path, ra
         rows = [
             key
             for rank in range(ranks)
-            for blocks, order in stream(files, rank=rank, ranks=ranks)._epoch(epoch)
-            for key in np.concatenate([block.query_key for block in blocks])[order]
+            for block in stream(files, rank=rank, ranks=ranks)._epoch(epoch)
+            for key in block.query_key
         ]
         assert sorted(rows) == list(range(22))
 
@@ -233,7 +234,7 @@ def test_prefetching_keeps_the_order_and_raises_where_the_batch_is_taken():
         yield from range(5)
         raise ValueError("poison")
 
-    ahead = Prefetched(batches(), 2)
+    ahead = Ahead(batches(), 2)
     seen = []
     with pytest.raises(ValueError, match="poison"):
         seen.extend(iter(ahead))
