@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,15 +28,20 @@ class Tokens:
 
     def padded(self) -> Float[Tensor, "item slot feature"]:
         """The features at their slots, zero where there is none."""
-        shape = (*self.is_present.shape, self.features.shape[1])
-        if len(self.features) == self.is_present.numel():
-            return self.features.view(shape)
-        slots = self.features.new_zeros(self.is_present.numel(), shape[2])
-        return slots.index_copy(0, self.places(), self.features).view(shape)
+        return self.at_slots(self.features, 0.0)
 
-    def places(self) -> Int[Tensor, "present"]:
-        """The position of each feature among the slots of all items."""
-        return self.is_present.flatten().nonzero().squeeze(1)
+    def at_slots(self, values: Float[Tensor, "present value"], empty: float) -> Float[Tensor, "item slot value"]:
+        """Values of the features at the slots of these, and `empty` at the others."""
+        if len(values) < self.is_present.numel():
+            # Picking rows, the last one `empty`, is half as long as writing them to their places.
+            values = torch.cat([values, values.new_full((1, values.shape[1]), empty)]).index_select(0, self._rows)
+        return values.view(*self.is_present.shape, -1)
+
+    @cached_property
+    def _rows(self) -> Int[Tensor, "item_slot"]:
+        """Which feature each slot holds; one more than there are where it holds none."""
+        is_present = self.is_present.flatten()
+        return torch.where(is_present, is_present.cumsum(0) - 1, len(self.features))
 
 
 @dataclass(frozen=True)
@@ -244,13 +250,10 @@ def _scores(tokens: Tokens, fold: ModalityFold, epsilon: float) -> tuple[Tensor,
 
     Computed for the slots that hold something, often a quarter of them; the others score -inf and weigh 0.
     """
-    features, places = tokens.features, tokens.places()
+    features = tokens.features
     dim, heads = features.shape[1], len(fold.score_bias)
     gram, linear, raw_scores = torch.split(features @ fold.scores, [dim, 1, heads], dim=1)
     variance = (gram * features).sum(1, keepdim=True) + linear + fold.variance
     inverse_deviation = torch.rsqrt(variance.clamp_min(0) + epsilon)
     scores = (raw_scores + fold.score_bias) * inverse_deviation
-    shape = tokens.is_present.shape
-    all_scores = scores.new_full((shape.numel(), heads), -math.inf).index_copy(0, places, scores)
-    all_deviations = scores.new_zeros(shape.numel(), 1).index_copy(0, places, inverse_deviation)
-    return all_scores.view(*shape, heads), all_deviations.view(shape)
+    return tokens.at_slots(scores, -math.inf), tokens.at_slots(inverse_deviation, 0.0).squeeze(-1)
