@@ -22,6 +22,7 @@ from benchmarks.plain_encoder import ClsQueryEncoder, PlainEncoder
 from benchmarks.report import Options, main, print_outcome
 from itemsage_model.config import paper
 from itemsage_model.encoder import Encoder, Tokens
+from itemsage_model.precision import bfloat16_gain
 from schemas.tables import EMBEDDING_DIM
 
 SLOTS = {"text": 12, "images": 20}
@@ -41,7 +42,7 @@ def rows(options: Options) -> Iterator[Row]:
     check_outputs()
     check_gradients()
     items = {"float32": options.choose(256, 16), "bfloat16": options.choose(256, 16)}
-    if not has_bfloat16_unit():
+    if bfloat16_gain(torch.device("cpu")) < 1:
         print("this CPU multiplies bfloat16 no faster than float32: 16 items a batch there, as it takes long")
         items["bfloat16"] = 16
     for number, work, bar in (("1", forward_turn, 15.0), ("2", training_turn, 12.0)):
@@ -54,17 +55,6 @@ def rows(options: Options) -> Iterator[Row]:
                 is_judged = precision == "float32" and kind == PLAIN
                 ratios = outcome.ratios(FOLDED, kind)
                 yield judge(number, f"{name}, {precision}", kind, ratios, at_least=bar if is_judged else None)
-
-
-def has_bfloat16_unit() -> bool:
-    """Whether matrix products in bfloat16 are faster here than in float32, by trying."""
-    torch.set_num_threads(1)
-    rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.randn(1024, 1024).to(dtype)
-        figures = repeat(lambda: matrix @ matrix, 1, 0.2)  # noqa: B023
-        rates[dtype] = figures["units"] / figures["seconds"]
-    return bool(rates[torch.bfloat16] > 1.2 * rates[torch.float32])
 
 
 def make_encoder() -> Encoder:
@@ -102,7 +92,7 @@ def forward_turn(kind: str, precision: str, items: int) -> Turn:
     torch.set_num_threads(2)
     dtype = getattr(torch, precision)
     encoder = make_encoder().eval().requires_grad_(False)
-    fold = cast(encoder.fold(), dtype) if kind == FOLDED else None
+    fold = encoder.fold().to(dtype) if kind == FOLDED else None
     model, sequence = _KINDS[kind](encoder).eval().to(dtype), cast(make_sequence(items), dtype)
 
     def score() -> None:

@@ -60,14 +60,21 @@ class ItemTower(nn.Module):
         is_present = items.text_token_counts > 0
         if self.settings.missing == "zeros":
             is_present = torch.ones_like(is_present)
-        return Tokens(self.hash_embedding(items.text_token_ids, items.text_token_counts[is_present]), is_present)
+        texts = self.hash_embedding(items.text_token_ids, items.text_token_counts[is_present])
+        return Tokens(texts.to(self._dtype()), is_present)
 
     def _images(self, items: ItemBatch) -> Tokens:
         slots = torch.arange(self.settings.max_images, device=items.image_counts.device)
-        images = Tokens(items.image_embeddings.to(self.encoder.cls.dtype), slots < items.image_counts[:, None])
+        images = Tokens(items.image_embeddings.to(self._dtype()), slots < items.image_counts[:, None])
         if self.settings.missing == "zeros":
             return Tokens(images.padded().flatten(0, 1), torch.ones_like(images.is_present))
         return images
+
+    def _dtype(self) -> torch.dtype:
+        """What the encoder computes in. Autocast would convert every feature twice, to score it and to pool it."""
+        cls = self.encoder.cls
+        is_cast = torch.is_autocast_enabled(cls.device.type)
+        return torch.get_autocast_dtype(cls.device.type) if is_cast else cls.dtype
 
 
 def parameter_counts(tower: ItemTower) -> dict[str, int]:

@@ -13,9 +13,13 @@ import torch
 from itemsage_model import vectors
 from itemsage_model.batch import FEATURE_CELLS, PackedItems, to_item_batch, unpack_items
 from itemsage_model.checkpoint import ModelSpec, build_tower
+from itemsage_model.precision import Precision
+from schemas.settings import ScoreSettings
 from schemas.tables import EMBEDDING_DIM, ITEM_FEATURES
 
-_LOADED: dict[str, Scorer] = {}
+ROWS_AT_ONCE = ScoreSettings().rows_per_batch
+
+_LOADED: dict[tuple[str, int, Precision], Scorer] = {}
 
 
 class Scorer:
@@ -25,12 +29,17 @@ class Scorer:
         weights: The weights as safetensors.
         spec: What they are.
         rows_at_once: Items encoded together; what few need stays in a core's cache.
+        precision: Of the weights, the constants (folded in float32) and the features; embeddings are float32.
     """
 
-    def __init__(self, weights: bytes, spec: ModelSpec, rows_at_once: int = 256) -> None:
+    def __init__(
+        self, weights: bytes, spec: ModelSpec, rows_at_once: int = ROWS_AT_ONCE, precision: Precision = "float32"
+    ) -> None:
         self.spec, self.rows_at_once = spec, rows_at_once
-        self.tower = build_tower(weights, spec)
-        self.fold = self.tower.encoder.fold() if spec.model.layers == 1 else None
+        dtype = getattr(torch, precision)
+        tower = build_tower(weights, spec)
+        self.fold = tower.encoder.fold().to(dtype) if spec.model.layers == 1 else None
+        self.tower = tower.to(dtype)
 
     def score(self, items: PackedItems) -> npt.NDArray[np.float32]:
         """Embeddings [item, dim] of packed items, unit length."""
@@ -53,13 +62,15 @@ class Scorer:
         return embeddings
 
 
-def load_once(weights: bytes, spec: ModelSpec, rows_at_once: int = 256) -> Scorer:
+def load_once(
+    weights: bytes, spec: ModelSpec, rows_at_once: int = ROWS_AT_ONCE, precision: Precision = "float32"
+) -> Scorer:
     """The scorer of these weights, built once per process; one thread, as a Spark task slot is one core."""
-    identity = hashlib.sha256(weights).hexdigest()
+    identity = (hashlib.sha256(weights).hexdigest(), rows_at_once, precision)
     if identity not in _LOADED:
         torch.set_num_threads(1)
         _LOADED.clear()
-        _LOADED[identity] = Scorer(weights, spec, rows_at_once)
+        _LOADED[identity] = Scorer(weights, spec, rows_at_once, precision)
     return _LOADED[identity]
 
 

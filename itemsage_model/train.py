@@ -237,6 +237,7 @@ def _finish(trainer: Trainer, inputs: Inputs, settings: Settings, progress: Prog
         "pairs_per_second": round(float(np.median(pairs))) if pairs else 0,
         "waiting_for_data": round(float(np.mean([r.waiting for r in progress.history])), 3) if pairs else 0,
         "processes": distributed.world_size(),
+        "precision": trainer.precision,
     }
     record = {
         "stage": STAGE,

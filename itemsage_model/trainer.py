@@ -15,6 +15,7 @@ from itemsage_model.batch import PairBatch
 from itemsage_model.item_tower import ItemTower
 from itemsage_model.objective import Objective
 from itemsage_model.optim import gradient_norm, make_optimizer, scale_gradients, set_learning_rates
+from itemsage_model.precision import Precision, choose
 from schemas.settings import TrainSettings
 
 MOST_BAD_STEPS = 10
@@ -85,6 +86,7 @@ class Trainer:
         self.device = tower.log_temperature.device
         self.optimizer = make_optimizer(tower, settings)
         self.step = 0
+        self.precision = self._same_precision()
         self._bad_steps = 0
         self._model: nn.Module = DistributedDataParallel(tower) if distributed.world_size() > 1 else tower
 
@@ -120,7 +122,7 @@ class Trainer:
 
     def train_step(self, batch: PairBatch) -> tuple[Tensor, float]:
         """One step on one batch; returns the loss of each pair and the norm of the gradient."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._uses_bfloat16()):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             vectors = self._model(batch.items)
         losses, objective = self.objective(vectors.float(), batch, self.tower.temperature())
         objective.backward()
@@ -146,7 +148,7 @@ class Trainer:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _uses_bfloat16(self) -> bool:
-        if self.settings.precision == "auto":
-            return self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return self.settings.precision == "bfloat16"
+    def _same_precision(self) -> Precision:
+        """What the settings mean here; float32 on all ranks if it is so on one."""
+        uses_bfloat16 = torch.tensor(choose(self.settings.precision, self.device) == "bfloat16", device=self.device)
+        return "bfloat16" if distributed.min_over_ranks(uses_bfloat16.int()) else "float32"

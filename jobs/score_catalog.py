@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from itemsage_model.checkpoint import ModelSpec, load_model
+from itemsage_model.precision import Precision, choose
 from itemsage_model.scorer import batch_function, load_once
 from jobs import command_line
 from jobs.run import Run
@@ -29,7 +31,9 @@ MAX_BROADCAST_BYTES = 1 << 30
 KEPT = ("item_id", "features_hash")
 
 
-def build(item_features: DataFrame, weights: bytes, spec: ModelSpec, rows_at_once: int) -> DataFrame:
+def build(
+    item_features: DataFrame, weights: bytes, spec: ModelSpec, rows_at_once: int, precision: Precision
+) -> DataFrame:
     """Add each item's embedding; the model travels as safetensors bytes and is built once per Python worker.
 
     Args:
@@ -37,6 +41,7 @@ def build(item_features: DataFrame, weights: bytes, spec: ModelSpec, rows_at_onc
         weights: The model's weights as safetensors.
         spec: What they are.
         rows_at_once: Items that a worker encodes together.
+        precision: What the workers compute in.
 
     Returns:
         item_id, features_hash, embedding.
@@ -44,7 +49,7 @@ def build(item_features: DataFrame, weights: bytes, spec: ModelSpec, rows_at_onc
     broadcast = item_features.sparkSession.sparkContext.broadcast(weights)
 
     def score_partition(batches):  # type: ignore[no-untyped-def]
-        scorer = load_once(broadcast.value, spec, rows_at_once)
+        scorer = load_once(broadcast.value, spec, rows_at_once, precision)
         yield from batch_function(scorer.score_batch, KEPT)(batches)
 
     schema = T.StructType(
@@ -71,7 +76,10 @@ def run(spark: SparkSession, settings: Settings) -> None:
             )
         features = run_.read(ITEM_FEATURES)
         _refuse_other_vocabulary(settings, trained)
-        scored = build(features, weights, spec, settings.score.rows_per_batch)
+        # Decided once, so that all rows of a version are computed alike.
+        precision = choose(settings.score.precision, torch.device("cpu"))
+        run_.figures["precision"] = precision
+        scored = build(features, weights, spec, settings.score.rows_per_batch, precision)
         published = scored.withColumns(
             {"model_id": F.lit(facts["model_id"]), "scored_ts": F.lit(settings.dates.end).cast("timestamp")}
         )

@@ -209,6 +209,7 @@ class ScoreSettings(Section):
     """How the catalog is scored."""
 
     rows_per_batch: int = Field(default=256, ge=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
 
 
 class EvaluateSettings(Section):

@@ -103,7 +103,10 @@ def test_sparks_scores_equal_a_direct_call(portal: Settings):
     weights, spec, facts = load_model(read_record(portal.warehouse.uri, "train")["figures"]["model_uri"])
     features = rows_of(portal, "item_features").sort_by("item_id")
     cells = {name: features[name] for name in FEATURE_CELLS}
-    direct = Scorer(weights, spec).score(unpack_items("item_features", cells, 12, spec.vocabulary_size))
+    precision = read_record(portal.warehouse.uri, "score_catalog")["figures"]["precision"]
+    direct = Scorer(weights, spec, precision=precision).score(
+        unpack_items("item_features", cells, 12, spec.vocabulary_size)
+    )
     published = rows_of(portal, "item_embeddings").sort_by("item_id")
     np.testing.assert_allclose(np.array(published["embedding"].to_pylist()), direct, atol=1e-5)
     assert published["features_hash"].to_pylist() == features["features_hash"].to_pylist()

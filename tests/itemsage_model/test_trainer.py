@@ -35,7 +35,7 @@ def make_warehouse(folder: Path, file_rows: dict[str, list[int]], **sections: An
         "loss": {"sketch_width": 4096},
         "train": {
             "batch_size": 8, "negative_count": 8, "steps": 20, "warmup_steps": 4, "log_every": 1, "shuffle_rows": 64,
-            "checkpoint_every": 1000, "threads": 1,
+            "checkpoint_every": 1000, "threads": 1, "precision": "float32",
         },
     }  # fmt: skip
     for name, keys in sections.items():
