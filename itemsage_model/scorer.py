@@ -90,21 +90,24 @@ def sum_of_images(items: PackedItems) -> npt.NDArray[np.float32]:
     Source: the baseline `Sum` of ItemSage, table 2.
     """
     sums = np.zeros((len(items), EMBEDDING_DIM), np.float32)
-    owners = np.repeat(np.arange(len(items)), items.image_counts)
-    np.add.at(sums, owners, items.image_embeddings.astype(np.float32))
+    starts = np.cumsum(items.image_counts) - items.image_counts
+    has_images = items.image_counts > 0
+    if has_images.any():
+        sums[has_images] = np.add.reduceat(items.image_embeddings.astype(np.float32), starts[has_images])
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     unit: npt.NDArray[np.float32] = (sums / np.maximum(lengths, 1e-12)).astype(np.float32)
     return unit
 
 
 def batch_function(
-    score: Callable[[pa.RecordBatch], npt.NDArray[np.float32]], kept: tuple[str, ...]
+    kept: tuple[str, ...], scores: dict[str, Callable[[pa.RecordBatch], npt.NDArray[np.float32]]]
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """A function for `mapInArrow`: keeps some columns and adds `embedding`."""
+    """A function for `mapInArrow`: keeps some columns and adds the named vectors."""
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             columns = [batch.column(name) for name in kept]
-            yield pa.RecordBatch.from_arrays([*columns, vectors.to_column(score(batch))], [*kept, "embedding"])
+            columns += [vectors.to_column(score(batch)) for score in scores.values()]
+            yield pa.RecordBatch.from_arrays(columns, [*kept, *scores])
 
     return run

@@ -50,7 +50,7 @@ def build(
 
     def score_partition(batches):  # type: ignore[no-untyped-def]
         scorer = load_once(broadcast.value, spec, rows_at_once, precision)
-        yield from batch_function(scorer.score_batch, KEPT)(batches)
+        yield from batch_function(KEPT, {"embedding": scorer.score_batch})(batches)
 
     schema = T.StructType(
         [
