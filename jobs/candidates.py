@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,6 +164,7 @@ def _feature_vectors(features: DataFrame, keys: Keys, settings: Settings) -> dic
         return load_once(untrained, spec).score_batch(batch)
 
     # Both from one pass: reading the features takes longer than adding images.
+    scores: dict[str, Callable[[pa.RecordBatch], Vectors]]
     scores = {"untrained": score_untrained} | ({"sum": add_images} if settings.inputs.has_images else {})
     schema = ", ".join(["item_key long", *(f"{name} array<float>" for name in scores)])
     table = features.mapInArrow(batch_function(("item_key",), scores), schema).toArrow()
