@@ -139,7 +139,8 @@ def ray_turn(work: Work) -> Turn:
     # Ray's socket paths must be short, so its folder is not within ours.
     sockets = tempfile.mkdtemp(prefix="ray-")
     atexit.register(shutil.rmtree, sockets, ignore_errors=True)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=sockets)
+    # Two processors more than there are, as the actors hold theirs even while the files are read, which then never begins.
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=sockets)
     atexit.register(ray.shutdown)
 
     def score(items: str) -> float:

@@ -198,17 +198,14 @@ def unpack_items(table: str, cells: dict[str, Column], text_count: int, vocabula
 
 
 def to_item_batch(packed: PackedItems, image_slots: int) -> ItemBatch:
-    """Packed items as tensors; of more than `image_slots` images an item keeps the first, else nothing is copied."""
+    """Packed items as tensors; of more than `image_slots` images an item keeps the first."""
     images, counts = packed.image_embeddings, packed.image_counts
     if counts.max(initial=0) > image_slots:
         kept = np.minimum(counts, image_slots)
         images, counts = images[_runs(packed._image_starts, kept)], kept
-    return ItemBatch(
-        torch.from_numpy(packed.text_token_ids),
-        torch.from_numpy(packed.text_token_counts),
-        torch.from_numpy(images),
-        torch.from_numpy(counts),
-    )
+    arrays = (packed.text_token_ids, packed.text_token_counts, images, counts)
+    # torch takes no array that it may not write to, such as one that lies in an Arrow buffer; that one is copied.
+    return ItemBatch(*(torch.from_numpy(np.require(array, requirements="W")) for array in arrays))
 
 
 def gather_rows(parts: Sequence[npt.NDArray[Any]], rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
