@@ -139,7 +139,7 @@ def ray_turn(work: Work) -> Turn:
     # Ray's socket paths must be short, so its folder is not within ours.
     sockets = tempfile.mkdtemp(prefix="ray-")
     atexit.register(shutil.rmtree, sockets, ignore_errors=True)
-    # Two processors more than there are, as the actors hold theirs even while the files are read, which then never begins.
+    # Two processors more than there are: the actors hold theirs while the files are read, which would then never begin.
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=sockets)
     atexit.register(ray.shutdown)
 

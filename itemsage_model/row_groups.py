@@ -13,14 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from petastorm.fs_utils import get_filesystem_and_path_or_paths
 from petastorm.reader import Reader
 from petastorm.workers_pool import EmptyResultError
 from petastorm.workers_pool.worker_base import WorkerBase
 
-_LOCAL_READ_BYTES = 1 << 20
-"""From a local disk a column is decompressed piece by piece, in the cache; from an object store in few large reads."""
+from itemsage_model.parquet_files import open_parquet
 
 _WAIT_SECONDS = 0.002
 
@@ -33,9 +31,6 @@ def open_reader(urls: list[str], columns: tuple[str, ...], seed: int) -> Reader:
         columns: Columns to read.
         seed: Decides the order of the row groups.
     """
-    # Arrow's other allocators give every row group's pages back to the system, to get them anew for the next one.
-    if "mimalloc" in pa.supported_memory_backends():
-        pa.set_memory_pool(pa.mimalloc_memory_pool())
     filesystem, paths = get_filesystem_and_path_or_paths(urls)
     return Reader(
         filesystem,
@@ -61,9 +56,6 @@ class RowGroups(WorkerBase):  # type: ignore[misc]
         super().__init__(worker_id, publish, arguments)
         self._filesystem, _, schema, _, self._pieces = arguments[:5]
         self._columns = list(schema.fields)
-        # pyarrow's old file systems and fsspec's have no class in common.
-        is_local = type(self._filesystem).__name__ == "LocalFileSystem"
-        self._how: dict[str, Any] = {"buffer_size": _LOCAL_READ_BYTES} if is_local else {"pre_buffer": True}
 
     @staticmethod
     def new_results_queue_reader() -> _Tables:
@@ -73,7 +65,7 @@ class RowGroups(WorkerBase):  # type: ignore[misc]
     def process(self, piece_index: int, **_: Any) -> None:
         """Read the row group of this number."""
         piece = self._pieces[piece_index]
-        with pq.ParquetFile(piece.path, filesystem=self._filesystem, **self._how) as file:
+        with open_parquet(piece.path, self._filesystem) as file:
             self.publish_func(file.read_row_group(piece.row_group, columns=self._columns))
 
 

@@ -14,8 +14,11 @@ from itemsage_model import vectors
 from itemsage_model.batch import FEATURE_CELLS, PackedItems, to_item_batch, unpack_items
 from itemsage_model.checkpoint import ModelSpec, build_tower
 from itemsage_model.precision import Precision
+from schemas.columns import TableError
 from schemas.settings import ScoreSettings
-from schemas.tables import EMBEDDING_DIM, ITEM_FEATURES
+from schemas.tables import EMBEDDING_DIM, ITEM_EMBEDDINGS, ITEM_FEATURES
+
+_LENGTH_TOLERANCE = 1e-3
 
 ROWS_AT_ONCE = ScoreSettings().rows_per_batch
 
@@ -53,12 +56,13 @@ class Scorer:
         """Embeddings [row, dim] of the rows of an item_features batch, `rows_at_once` at a time.
 
         Raises:
-            TableError: a feature cell is not what the model was trained on.
+            TableError: a feature cell is not what the model was trained on, or an embedding is not of unit length.
         """
         embeddings = np.empty((len(batch), EMBEDDING_DIM), np.float32)
         for first in range(0, len(batch), self.rows_at_once):
             rows = batch.slice(first, self.rows_at_once)
             embeddings[first : first + len(rows)] = self.score(unpack_rows(rows, self.spec))
+        _require_unit_length(embeddings)
         return embeddings
 
 
@@ -72,6 +76,19 @@ def load_once(
         _LOADED.clear()
         _LOADED[identity] = Scorer(weights, spec, rows_at_once, precision)
     return _LOADED[identity]
+
+
+def _require_unit_length(embeddings: npt.NDArray[np.float32]) -> None:
+    lengths = np.sqrt(np.einsum("rd,rd->r", embeddings, embeddings))
+    # A length that is not a number is not near 1 either.
+    if not (np.abs(lengths - 1) < _LENGTH_TOLERANCE).all():
+        raise TableError(
+            ITEM_EMBEDDINGS.name,
+            "embedding",
+            expected="vectors of length 1",
+            found=f"one of length {lengths[np.argmax(~(np.abs(lengths - 1) < _LENGTH_TOLERANCE))]:.4g}",
+            cure="The model's weights are not finite: train again, with a lower train.learning_rate.",
+        )
 
 
 def unpack_rows(batch: pa.RecordBatch, spec: ModelSpec) -> PackedItems:
