@@ -38,7 +38,7 @@ Peaks = dict[str, dict[str, int]]
 
 def rows(options: Options) -> Iterator[Row]:
     """Run all sizes in turn."""
-    items = options.choose(6000, 200)
+    items = options.choose(3000, 200)
     contenders = [
         Contender(f"{factor} x {items} items", pipeline_turn, (options.scratch, items, factor)) for factor in FACTORS
     ]
@@ -66,7 +66,7 @@ def pipeline_turn(scratch: Path, items: int, factor: int) -> Turn:
     """The pipeline on `factor` times so many items."""
     warehouse = scratch / f"warehouse-{factor}"
     # As many steps more as there are pairs more.
-    steps = max(1, items * factor // 600)
+    steps = max(1, items * factor // 100)
     changes = {
         "warehouse.uri": warehouse,
         "demo_world.items": items * factor,

@@ -72,7 +72,7 @@ def prepare(options: Options) -> Work:
     """A warehouse as the stages before would leave it, and the first items as plain columns."""
     sizes, features = paper()
     catalog = Catalog(options.choose(98_304, 4096), features)
-    few = options.choose(2048, 512)
+    few = options.choose(1024, 512)
     warehouse = options.scratch / "warehouse"
     write_item_features(warehouse / "item_features", catalog)
     write_plain(options.scratch / "plain", catalog, few, rows_per_file=few // 2)

@@ -38,7 +38,7 @@ LEAST_SHARE = 0.02
 
 def rows(options: Options) -> Iterator[Row]:
     """Write both shops' tables, then build from both."""
-    events = options.choose(240_000, 8000)
+    events = options.choose(120_000, 8000)
     for name, share in ((SKEWED, HOT_SHARE), (EVEN, 0.0)):
         write_shop(options.scratch / name, events, share)
     contenders = [Contender(name, job_turn, (options.scratch, name)) for name in (SKEWED, EVEN)]
