@@ -183,8 +183,7 @@ class RowStream:
             blocks.close()
 
     def _share(self, epoch: int) -> Any:
-        seed = epoch_seed(self.seed, self.stream, epoch)
-        share = share_of_epoch(list(self.files.rows), self.rank, self.ranks, seed)
+        share = share_of_epoch(list(self.files.rows), self.rank, self.ranks, self._epoch_seed(epoch))
         if not share.rows:
             raise _unreadable(
                 self.files.table,
@@ -205,8 +204,7 @@ class RowStream:
     def _epoch(self, epoch: int) -> Iterator[Any]:
         """The rank's row groups of one epoch; fails unless every row came exactly once."""
         share, rows = self._share(epoch), 0
-        seed = epoch_seed(self.seed, self.stream, epoch)
-        for raw in read_files(self.files, share.files, self._columns(), seed):
+        for raw in read_files(self.files, share.files, self._columns(), self._epoch_seed(epoch)):
             block = self._unpack(raw)
             if share.stride > 1:
                 block = _gather([block], np.arange(share.offset, len(block), share.stride))
@@ -236,7 +234,10 @@ class RowStream:
                 random = self._random(epoch)
 
     def _random(self, epoch: int) -> np.random.Generator:
-        return np.random.default_rng((epoch_seed(self.seed, self.stream, epoch), self.rank))
+        return np.random.default_rng((self._epoch_seed(epoch), self.rank))
+
+    def _epoch_seed(self, epoch: int) -> int:
+        return epoch_seed(self.seed, self.stream, epoch)
 
     def _columns(self) -> tuple[str, ...]:
         return (*PAIR_COLUMNS, *FEATURE_CELLS) if self.row_format.with_items else PAIR_COLUMNS

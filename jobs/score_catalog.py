@@ -43,8 +43,8 @@ def build(
 ) -> DataFrame:
     """Each item's embedding; the model travels as safetensors bytes and is built once per Python worker.
 
-    The workers read the files of item_features themselves: a row has 12 KB, which the JVM would copy half a dozen times
-    on the way from Parquet to Python, at as much time as the model takes.
+    The workers read the files of item_features themselves, so that which items share a batch follows from the files and
+    not from the tasks. It is hardly faster than to send the rows through the JVM (docs/lab-log.md); a file is one task.
 
     Args:
         spark: The session.

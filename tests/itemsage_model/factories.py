@@ -10,10 +10,20 @@ import pyarrow.parquet as pq
 from deltalake import convert_to_deltalake
 
 from itemsage_model.batch import PackedItems, unpack_items
+from itemsage_model.checkpoint import ModelSpec
+from schemas.settings import FeatureSettings, LossSettings, ModelSettings
 from schemas.tables import EMBEDDING_DIM
 
 TEXTS = 3
 VOCABULARY = 50
+SPEC = ModelSpec(
+    ModelSettings(width=64, heads=4, feed_forward_width=64, head_width=64, hash_rows=64),
+    LossSettings(),
+    FeatureSettings(text_features=("title", "brand", "size")),
+    VOCABULARY,
+    {},
+)
+"""A small model that reads the items made here."""
 
 
 def item_cells(random: np.random.Generator, items: int, most_images: int = 4) -> dict[str, list[bytes]]:

@@ -11,18 +11,10 @@ import torch
 from itemsage_model import precision
 from itemsage_model.checkpoint import ModelSpec, model_bytes
 from itemsage_model.scorer import Scorer, load_once
-from schemas.settings import FeatureSettings, LossSettings, ModelSettings
-from tests.itemsage_model.factories import VOCABULARY, packed_items
+from tests.itemsage_model.factories import SPEC, packed_items
 from tests.itemsage_model.test_trainer import losses_of, make_warehouse
 
 CPU = torch.device("cpu")
-SPEC = ModelSpec(
-    ModelSettings(width=64, heads=4, feed_forward_width=64, head_width=64, hash_rows=64),
-    LossSettings(),
-    FeatureSettings(text_features=("title", "brand", "size")),
-    VOCABULARY,
-    {},
-)
 
 
 def test_what_is_set_is_taken_and_auto_takes_what_is_faster(monkeypatch: pytest.MonkeyPatch):

@@ -8,19 +8,10 @@ import pytest
 import torch
 
 from itemsage_model.batch import FEATURE_CELLS
-from itemsage_model.checkpoint import ModelSpec, model_bytes
+from itemsage_model.checkpoint import model_bytes
 from itemsage_model.scorer import Scorer, sum_of_images
 from schemas.columns import TableError
-from schemas.settings import FeatureSettings, LossSettings, ModelSettings
-from tests.itemsage_model.factories import VOCABULARY, arrow_cells, item_cells, packed_items
-
-SPEC = ModelSpec(
-    ModelSettings(width=16, heads=2, feed_forward_width=16, head_width=16, hash_rows=64),
-    LossSettings(),
-    FeatureSettings(text_features=("title", "brand", "size")),
-    VOCABULARY,
-    {},
-)
+from tests.itemsage_model.factories import SPEC, arrow_cells, item_cells, packed_items
 
 
 def test_embeddings_that_are_not_finite_are_refused():
