@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import mmh3
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from scipy.sparse import csr_matrix
@@ -20,12 +20,23 @@ def hash_slots(vocabulary_size: int, rows: int, functions: int) -> Int[Tensor, "
 
     Assumed: murmur3 with seeds 0, 1, ...; the paper names neither the function nor its seeds.
     """
-    ids = np.arange(vocabulary_size, dtype="<u4").tobytes()
+    # Murmur3 of all ids at once: a third of the time to load a model went into calls of mmh3, of which this is the
+    # whole of a 4-byte key (numpy's 32-bit products wrap, as C's do).
+    ids = np.arange(vocabulary_size, dtype=np.uint32)
+    block = _rotated(ids * np.uint32(0xCC9E2D51), 15) * np.uint32(0x1B873593)
     slots = np.empty((vocabulary_size, functions), np.int64)
     for function in range(functions):
-        hashes = (mmh3.hash(ids[i : i + 4], function, signed=False) for i in range(0, len(ids), 4))
-        slots[:, function] = np.fromiter(hashes, np.int64, vocabulary_size) % rows
+        mixed = _rotated(block ^ np.uint32(function), 13) * np.uint32(5) + np.uint32(0xE6546B64)
+        mixed ^= np.uint32(4)  # the length of the key
+        mixed = (mixed ^ mixed >> 16) * np.uint32(0x85EBCA6B)
+        mixed = (mixed ^ mixed >> 13) * np.uint32(0xC2B2AE35)
+        slots[:, function] = (mixed ^ mixed >> 16) % np.uint32(rows)
     return torch.from_numpy(slots)
+
+
+def _rotated(numbers: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.uint32]:
+    rotated: npt.NDArray[np.uint32] = numbers << bits | numbers >> (32 - bits)
+    return rotated
 
 
 class HashEmbedding(nn.Module):

@@ -11,7 +11,7 @@ import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from itemsage_model.pair_table import PairTable
+from itemsage_model.key_table import KeyTable
 
 TOKEN_KINDS = ("char_trigram", "word_unigram", "word_bigram")
 """The three kinds of tokens, in the order of their ids."""
@@ -29,6 +29,12 @@ MAX_CHARACTERS = 16_384
 
 _MOST_CACHED = 500_000
 """Pieces, or 32 token ids each, that a Tokenizer remembers before it starts afresh."""
+
+_BETWEEN = "\x1f"
+"""Put between pieces that are learned together: the unit separator, to Python a blank."""
+
+_IS_BLANK = np.array([chr(code).isspace() for code in range(0x3002)])
+"""Which code points are blanks; there is none beyond the ideographic space, U+3000."""
 
 # CJK ideographs, each a word of its own (as BERT's tokeniser has it, with Unicode's later extensions).
 _IDEOGRAPHS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F), (0x30000, 0x323AF))
@@ -72,6 +78,11 @@ def _separate(code: int) -> str:
     return f" {character} " if _is_within(code, _IDEOGRAPHS) else character
 
 
+def _clean(text: str) -> str:
+    folded = unicodedata.normalize("NFKC", text).translate(_FOLD)
+    return unicodedata.normalize("NFKC", folded)
+
+
 _FOLD, _SEPARATE = _Cache(_fold), _Cache(_separate)  # tables for str.translate, filled as characters occur
 
 
@@ -89,8 +100,7 @@ def token_kinds(text: str) -> tuple[list[str], list[str], list[str]]:
     Source: ItemSage section 2.2 (the three kinds); details from the released code of its successor.
     Assumed: blanks at the ends of a text are dropped; invisible characters are dropped; Unicode is Python's version.
     """
-    folded = unicodedata.normalize("NFKC", text[:MAX_CHARACTERS]).translate(_FOLD)
-    clean = unicodedata.normalize("NFKC", folded)
+    clean = _clean(text[:MAX_CHARACTERS])
     marked = f"#{'#'.join(clean.split())}#"
     words = clean.translate(_SEPARATE).split()
     trigrams = [marked[i : i + 3] for i in range(len(marked) - 2)]
@@ -146,20 +156,21 @@ class Tokenizer:
         self, trigrams: Sequence[str], unigrams: Sequence[str], bigrams: Sequence[str], *, max_tokens: int = 0
     ) -> None:
         self._max_tokens = max_tokens
-        self._trigrams = {token: token_id for token_id, token in enumerate(trigrams)}
-        self._unigrams = {token: token_id for token_id, token in enumerate(unigrams, len(trigrams))}
         self._size = len(trigrams) + len(unigrams) + len(bigrams)
-        # The tokens that may cross a space: trigrams x#y by their characters, bigrams by the numbers of their words.
-        crossing = [token for token in trigrams if token[1] == "#"]
-        self._crossing_trigrams = PairTable(
-            [(ord(token[0]), ord(token[2])) for token in crossing],
-            np.array([self._trigrams[token] for token in crossing], np.int64),
+        ids = np.arange(self._size)
+        codes = [tuple(map(ord, token)) for token in trigrams]
+        self._trigrams = KeyTable(
+            _trigram_keys(*np.array(codes, np.int64).reshape(-1, 3).T),
+            ids[: len(trigrams)],
             _UNKNOWN if trigrams else _NONE,
         )
+        self._unigrams = {token: token_id for token_id, token in enumerate(unigrams, len(trigrams))}
+        # Bigrams by the numbers of their words.
         self._words: _Cache[str, int] = _Cache(lambda _: len(self._words))
-        self._bigrams = PairTable(
-            [(self._words[first], self._words[second]) for first, second in (token.split("#") for token in bigrams)],
-            np.arange(self._size - len(bigrams), self._size),
+        pairs = [[self._words[word] for word in token.split("#")] for token in bigrams]
+        self._bigrams = KeyTable(
+            _pair_keys(*np.array(pairs, np.int64).reshape(-1, 2).T),
+            ids[self._size - len(bigrams) :],
             _UNKNOWN if bigrams else _NONE,
         )
         self._forget()
@@ -178,7 +189,9 @@ class Tokenizer:
         split = pc.split_pattern(texts, " ")
         owner = np.repeat(np.arange(len(texts)), pc.list_value_length(split).fill_null(0).to_numpy())
         pieces = split.flatten().dictionary_encode()
-        distinct = pieces.dictionary.to_numpy(zero_copy_only=False)
+        distinct = pieces.dictionary.to_pylist()
+        if unseen := [piece for piece in distinct if piece not in self._pieces]:
+            self._learn(unseen)
         rows = np.fromiter(map(self._pieces.__getitem__, distinct), np.int64, len(distinct))
         ids, counts, missing = self._compose(rows[pieces.indices.to_numpy()], owner, len(texts))
         if self._max_tokens and counts.max(initial=0) > self._max_tokens:
@@ -202,9 +215,9 @@ class Tokenizer:
         is_visible = facts[:, _FIRST_CHARACTER] >= 0  # an invisible piece leaves no trace: its spaces join
         facts, owner = facts[is_visible], owner[is_visible]
         has_word = facts[:, _FIRST_WORD] != _NONE  # bigrams reach over pieces of punctuation
-        trigram = _leads(self._crossing_trigrams, facts[:, _FIRST_CHARACTER : _LAST_CHARACTER + 1], owner)
+        trigram = _leads(self._find_crossing, facts[:, _FIRST_CHARACTER : _LAST_CHARACTER + 1], owner)
         bigram = np.full(len(facts), _NONE)
-        bigram[has_word] = _leads(self._bigrams, facts[has_word, _FIRST_WORD : _LAST_WORD + 1], owner[has_word])
+        bigram[has_word] = _leads(self._find_bigrams, facts[has_word, _FIRST_WORD : _LAST_WORD + 1], owner[has_word])
         starts = np.stack([trigram, facts[:, _START], bigram], axis=1).ravel()
         counts = np.stack([trigram >= 0, facts[:, _SIZE], bigram >= 0], axis=1).ravel()
         ids = take_runs(np.frombuffer(self._store, np.int32), starts, counts)
@@ -215,35 +228,89 @@ class Tokenizer:
 
     def _forget(self) -> None:
         """Start with empty caches; the store begins with every id at its own place, for single tokens."""
+        self._pieces: dict[str, int] = {}
         self._facts, self._store = array("q"), array("i", range(self._size))
-        self._pieces = _Cache(self._learn_piece)
 
-    def _learn_piece(self, piece: str) -> int:
-        """Write the facts of a piece; returns their row."""
-        trigrams, words, _ = token_kinds(piece)
-        numbers = np.array([self._words.get(word, _UNKNOWN) for word in words], np.int64)
-        ids = [self._trigrams.get(token, _UNKNOWN) for token in trigrams if self._trigrams]
-        ids += [self._unigrams.get(word, _UNKNOWN) for word in words if self._unigrams]
-        ids += self._bigrams.find(numbers[:-1], numbers[1:]).tolist() if len(words) > 1 else []
-        known = [number for number in ids if number >= 0]
-        characters = (ord(trigrams[0][1]), ord(trigrams[-1][1])) if trigrams else (_NONE, _NONE)
-        ends = (int(numbers[0]), int(numbers[-1])) if words else (_NONE, _NONE)
-        self._facts.extend((len(self._store), len(known), ids.count(_UNKNOWN), *characters, *ends))
-        self._store.extend(known)
-        return len(self._pieces)
+    def _learn(self, pieces: list[str]) -> None:
+        """Write the facts of pieces that were not seen before."""
+        count = len(pieces)
+        # To the definition all blanks are one, and nothing composes across this one.
+        clean = _clean(_BETWEEN.join(piece.replace(_BETWEEN, " ") for piece in pieces))
+        characters, character_owner, keys, trigram_owner = _character_trigrams(clean)
+        words = [part.split() for part in clean.translate(_SEPARATE).split(_BETWEEN)]
+        word_owner = np.repeat(np.arange(count), list(map(len, words)))
+        flat = list(chain.from_iterable(words))
+        numbers = np.array(list(map(self._words.get, flat, repeat(_UNKNOWN))), np.int64)
+        absent = _UNKNOWN if self._unigrams else _NONE
+        unigrams = np.array(list(map(self._unigrams.get, flat, repeat(absent))), np.int64)
+        bigrams = _leads(self._find_bigrams, np.stack([numbers, numbers], axis=1), word_owner)
+        ids = np.concatenate([self._trigrams.find(keys), unigrams, bigrams])
+        owner = np.concatenate([trigram_owner, word_owner, word_owner])
+        missing = np.bincount(owner[ids == _UNKNOWN], minlength=count)
+        ids, owner = ids[ids >= 0], owner[ids >= 0]
+        sizes = np.bincount(owner, minlength=count)
+        starts = len(self._store) + np.cumsum(sizes) - sizes
+        ends = [_ends(characters, character_owner, count), _ends(numbers, word_owner, count)]
+        self._facts.frombytes(np.column_stack([starts, sizes, missing, *ends]).astype(np.int64).tobytes())
+        self._store.frombytes(ids[np.argsort(owner, kind="stable")].astype(np.int32).tobytes())
+        self._pieces.update(zip(pieces, range(len(self._pieces), len(self._pieces) + count), strict=True))
+
+    def _find_crossing(self, lasts: Ints, firsts: Ints) -> Ints:
+        """The trigrams over the space between two pieces."""
+        return self._trigrams.find(_trigram_keys(lasts, np.int64(ord("#")), firsts))
+
+    def _find_bigrams(self, firsts: Ints, seconds: Ints) -> Ints:
+        return self._bigrams.find(_pair_keys(firsts, seconds))
 
 
-def _leads(table: PairTable, ends: Ints, owner: Ints) -> Ints:
+def _trigram_keys(first: Ints, second: Ints | np.int64, third: Ints) -> Ints:
+    keys: Ints = (first << 21 | second) << 21 | third  # a code point has 21 bits
+    return keys
+
+
+def _pair_keys(first: Ints, second: Ints) -> Ints:
+    return first << 32 | second
+
+
+def _character_trigrams(clean: str) -> tuple[Ints, Ints, Ints, Ints]:
+    """The trigrams of `token_kinds`, of many cleaned pieces with _BETWEEN between them.
+
+    Returns:
+        Code points of the visible characters, and the piece of each; keys of the trigrams, and the piece of each.
+    """
+    codes = np.frombuffer(f"{_BETWEEN}{clean}{_BETWEEN}".encode("utf-32-le"), np.uint32).astype(np.int64)
+    owner = np.cumsum(codes == ord(_BETWEEN)) - 1
+    is_blank = _IS_BLANK[np.minimum(codes, len(_IS_BLANK) - 1)]
+    is_kept = ~is_blank
+    is_kept[1:] |= ~is_blank[:-1]  # of a run of blanks, the first
+    is_kept[0] = True
+    codes, owner, is_blank = codes[is_kept], owner[is_kept], is_blank[is_kept]
+    marked = np.where(is_blank, ord("#"), codes)
+    # Not those in whose middle one piece ends and the next begins.
+    middle = np.flatnonzero(~is_blank[1:-1] | (owner[:-2] == owner[2:])) + 1
+    keys = _trigram_keys(marked[middle - 1], marked[middle], marked[middle + 1])
+    return codes[~is_blank], owner[~is_blank], keys, owner[middle]
+
+
+def _ends(values: Ints, owner: Ints, count: int) -> Ints:
+    """The first and the last value of each owner [owner, 2], or _NONE."""
+    ends = np.full((count, 2), _NONE)
+    ends[owner[::-1], 0] = values[::-1]  # of several values for one place, the last stays
+    ends[owner, 1] = values
+    return ends
+
+
+def _leads(find: Callable[[Ints, Ints], Ints], ends: Ints, owner: Ints) -> Ints:
     """Of each piece, the id of the token that leads to it from its predecessor in the same text, if there is one.
 
     Args:
-        table: The ids by what the two pieces show to each other.
+        find: The ids by what two pieces show to each other.
         ends: What each piece shows to its predecessor and to its successor.
         owner: Each piece's text.
     """
     leads = np.full(len(owner), _NONE)
     follows = np.flatnonzero(owner[1:] == owner[:-1]) + 1
-    leads[follows] = table.find(ends[follows - 1, 1], ends[follows, 0])
+    leads[follows] = find(ends[follows - 1, 1], ends[follows, 0])
     return leads
 
 

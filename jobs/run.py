@@ -84,7 +84,8 @@ class Run:
         uri = self.settings.table_uri(table.name)
         written = table_io.write(df, uri, table, run_id=self.run_id, rows_per_file=rows_per_file, checks=checks)
         self.outputs.append({"table": table.name, "uri": uri, "version": written.version, "rows": written.rows})
-        print(f"  wrote {table.name}: {written.rows:,} rows, version {written.version}", flush=True)
+        # With its newline in one piece: tables are written side by side.
+        print(f"  wrote {table.name}: {written.rows:,} rows, version {written.version}\n", end="", flush=True)
         return written
 
     def write_rejected(self, df: DataFrame, table: Table) -> int:

@@ -15,7 +15,7 @@ from itemsage_model import tokenizer
 from itemsage_model.tokenizer import MAX_CHARACTERS, Tokenizer, load_tokenizer, pack_vocabulary, take_runs, token_kinds
 
 # Characters that tokenisers stumble over, mixed with ordinary ones.
-AWKWARD = "aAbé#-&.' \t\n\u00a0\u3000\u200b\u200d\ufeff\u00ad\ufe0f\u0301\u00a8\ufb01İßΣς中あ한👍🏽₂\x00\x1c\u2028"
+AWKWARD = "aAbé#-&.' \t\n\u00a0\u3000\u200b\u200d\ufeff\u00ad\ufe0f\u0301\u00a8\ufb01İßΣς中あ한👍🏽₂\x00\x1c\x1f\u2028"
 TEXTS = st.one_of(st.text(st.sampled_from(AWKWARD), max_size=30), st.text(max_size=30))
 
 

@@ -1,4 +1,4 @@
-"""Looking up pairs of numbers by the array: what a dictionary does one at a time, at a tenth of its cost."""
+"""Looking up numbers by the array: what a dictionary does one at a time, at a tenth of its cost."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 
 
-class PairTable:
-    """A dictionary from pairs of numbers to ids, asked for whole arrays at once.
+class KeyTable:
+    """A dictionary from numbers to ids, asked for whole arrays at once.
 
     Args:
-        pairs: Pairs of numbers from 0 to 2^31 - 1.
-        ids: The id of each pair.
-        absent: What is found for every other pair.
+        keys: Different numbers from 0 to 2^63 - 1.
+        ids: The id of each key.
+        absent: What is found for every other number.
     """
 
-    def __init__(self, pairs: list[tuple[int, int]], ids: Ints, absent: int) -> None:
+    def __init__(self, keys: Ints, ids: Ints, absent: int) -> None:
         bits = 1 + int(2 * len(ids)).bit_length()
         self._shift, self._mask = np.uint64(64 - bits), (1 << bits) - 1
         self._absent = absent
-        self._keys = np.full(1 << bits, -1)
+        self._keys = np.full(1 << bits, -1)  # -1 marks a free place
         self._ids = np.empty(1 << bits, np.int32)
-        keys = self._joined(*np.array(pairs, np.int64).reshape(-1, 2).T)
         place = self._home(keys)
         while len(keys):
             is_free = self._keys[place] == -1
@@ -32,9 +31,8 @@ class PairTable:
             self._ids[place[has_won]] = ids[has_won]
             keys, ids, place = keys[~has_won], ids[~has_won], (place[~has_won] + 1) & self._mask
 
-    def find(self, firsts: Ints, seconds: Ints) -> Ints:
-        """Look up the id of each pair; numbers may be negative (and are then absent), but not -1."""
-        keys = self._joined(firsts, seconds)
+    def find(self, keys: Ints) -> Ints:
+        """Look up the id of each number; a number may be negative (and is then absent), but not -1."""
         found = np.full(len(keys), self._absent)
         pending, place = np.arange(len(keys)), self._home(keys)
         while len(pending):
@@ -44,10 +42,6 @@ class PairTable:
             goes_on = ~is_hit & (there != -1)
             keys, pending, place = keys[goes_on], pending[goes_on], (place[goes_on] + 1) & self._mask
         return found
-
-    @staticmethod
-    def _joined(firsts: Ints, seconds: Ints) -> Ints:
-        return firsts << 32 | seconds  # -1 marks a free place
 
     def _home(self, keys: Ints) -> Ints:
         return (keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> self._shift).astype(np.int64)
