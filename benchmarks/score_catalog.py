@@ -38,7 +38,6 @@ from schemas.records import data_files, write_record
 from schemas.settings import LossSettings, Settings
 
 OURS, CEILING = "score_catalog", "two processes, pyarrow + scorer"
-BFLOAT16 = "score_catalog in bfloat16"
 OTHERS = {"predict_batch_udf": predict_batch_udf_turn, "mapInPandas": map_in_pandas_turn, "Ray Data": ray_turn}
 TOLERANCE = 1e-4
 
@@ -47,8 +46,6 @@ def rows(options: Options) -> Iterator[Row]:
     """Write the tables and the model, then let all of them score."""
     work = prepare(options)
     contenders = [
-        # Before ours, whose table is looked at in the end.
-        Contender(BFLOAT16, job_turn, (work, "bfloat16")),
         Contender(OURS, job_turn, (work,)),
         *(Contender(name, enter, (work,)) for name, enter in OTHERS.items()),
         Contender(CEILING, program_turn, (work,)),
@@ -65,14 +62,13 @@ def rows(options: Options) -> Iterator[Row]:
             against = f"{name}, the best of them" if name == best else name
             yield judge("5", "score_catalog, items/s", against, outcome.ratios(OURS, name), at_least=bar)
     yield judge("5", "score_catalog, items/s", CEILING, outcome.ratios(OURS, CEILING), at_least=0.5)
-    yield judge("5", "score_catalog in bfloat16, items/s", best, outcome.ratios(BFLOAT16, best))
 
 
 def prepare(options: Options) -> Work:
     """A warehouse as the stages before would leave it, and the first items as plain columns."""
     sizes, features = paper()
-    catalog = Catalog(options.choose(98_304, 4096), features)
-    few = options.choose(1024, 512)
+    catalog = Catalog(options.choose(131_072, 4096), features)
+    few = options.choose(1536, 512)
     warehouse = options.scratch / "warehouse"
     write_item_features(warehouse / "item_features", catalog)
     write_plain(options.scratch / "plain", catalog, few, rows_per_file=few // 2)
@@ -85,13 +81,12 @@ def prepare(options: Options) -> Work:
     return Work(catalog, model_uri, options.scratch, few)
 
 
-def job_turn(work: Work, precision: str = "float32") -> Turn:
-    """The job, in a session of its own; its default is float32."""
+def job_turn(work: Work) -> Turn:
+    """The job, in a session of its own."""
     settings = Settings.model_validate(
         {
             "warehouse": {"uri": str(work.scratch / "warehouse")},
             "dates": {"as_of": "2026-03-01", "train_days": 20, "test_days": 7},
-            "score": {"precision": precision},
         }
     )
 
@@ -149,8 +144,7 @@ def check_vectors(work: Work, outcome: Outcome) -> None:
     folders = {OURS: work.scratch / "warehouse" / "item_embeddings", CEILING: work.scratch / CEILING}
     wanted = item_ids(np.arange(work.few))
     ours = None
-    names = [name for name in outcome.performances if name != BFLOAT16]
-    for name in names:
+    for name in outcome.performances:
         folder = folders.get(name, work.scratch / name)
         is_delta = (folder / "_delta_log").exists()
         files = data_files(str(folder)) if is_delta else sorted(map(str, folder.glob("*.parquet")))
@@ -162,7 +156,7 @@ def check_vectors(work: Work, outcome: Outcome) -> None:
         ours = vectors if ours is None else ours
         difference = float(np.abs(vectors - ours).max())
         require(difference <= TOLERANCE, f"{name}: a vector differs by {difference:.1e}")
-    print(f"  the vectors of {', '.join(names)} agree within {TOLERANCE:g}")
+    print(f"  the vectors of {', '.join(outcome.performances)} agree within {TOLERANCE:g}")
 
 
 if __name__ == "__main__":
