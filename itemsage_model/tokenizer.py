@@ -1,8 +1,9 @@
 """The one tokeniser: text -> character trigrams, word unigrams and word bigrams -> dense token ids.
 
 `token_kinds` says what the tokens of a text are; the vocabulary is counted with it. `Tokenizer` turns columns of texts
-into ids: it asks `token_kinds` once per distinct piece between spaces and composes a text from its pieces, which is
-exact because a token that crosses a space depends only on the characters or words on both sides of it.
+into ids: it looks up the tokens of each distinct piece between spaces once, those of all new pieces of a column
+together, and composes a text from its pieces, which is exact because a token that crosses a space depends only on the
+characters or words on both sides of it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ MAX_CHARACTERS = 16_384
 
 _MOST_CACHED = 500_000
 """Pieces, or 32 token ids each, that a Tokenizer remembers before it starts afresh."""
+
+_LEARNED_AT_ONCE = 1024
+"""Pieces; bounds memory where each is a long text without spaces."""
 
 _BETWEEN = "\x1f"
 """Put between pieces that are learned together: the unit separator, to Python a blank."""
@@ -190,8 +194,9 @@ class Tokenizer:
         owner = np.repeat(np.arange(len(texts)), pc.list_value_length(split).fill_null(0).to_numpy())
         pieces = split.flatten().dictionary_encode()
         distinct = pieces.dictionary.to_pylist()
-        if unseen := [piece for piece in distinct if piece not in self._pieces]:
-            self._learn(unseen)
+        unseen = [piece for piece in distinct if piece not in self._pieces]
+        for first in range(0, len(unseen), _LEARNED_AT_ONCE):
+            self._learn(unseen[first : first + _LEARNED_AT_ONCE])
         rows = np.fromiter(map(self._pieces.__getitem__, distinct), np.int64, len(distinct))
         ids, counts, missing = self._compose(rows[pieces.indices.to_numpy()], owner, len(texts))
         if self._max_tokens and counts.max(initial=0) > self._max_tokens:

@@ -114,6 +114,10 @@ def test_a_giant_text_is_cut_and_counted() -> None:
     assert encoded.truncated.tolist() == [5]
 
 
+def test_every_blank_is_known() -> None:
+    assert {code for code in range(0x110000) if chr(code).isspace()} == set(np.flatnonzero(tokenizer._IS_BLANK))
+
+
 def test_forgetting_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["red mug", "blue mug", "red tea pot", "blue tea"]
     known = [sorted({token for text in texts for token in token_kinds(text)[kind]}) for kind in range(3)]
