@@ -54,7 +54,7 @@ _MADE = (
 
 def rows(options: Options) -> Iterator[Row]:
     """Write the items and the vocabulary, then let both tokenise."""
-    count = options.choose(120_000, 4000)
+    count = options.choose(60_000, 4000)
     write_items(options.scratch, count)
     turns = {OURS: job_turn, ROW_WISE: udf_turn, BOUND: made_up_turn}
     contenders = [Contender(name, turn, (options.scratch,)) for name, turn in turns.items()]

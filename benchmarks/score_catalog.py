@@ -67,7 +67,7 @@ def rows(options: Options) -> Iterator[Row]:
 def prepare(options: Options) -> Work:
     """A warehouse as the stages before would leave it, and the first items as plain columns."""
     sizes, features = paper()
-    catalog = Catalog(options.choose(131_072, 4096), features)
+    catalog = Catalog(options.choose(98_304, 4096), features)
     few = options.choose(1536, 512)
     warehouse = options.scratch / "warehouse"
     write_item_features(warehouse / "item_features", catalog)

@@ -39,7 +39,7 @@ OURS, PLAIN = "the project's trainer", "unfolded encoder, dense Adam"
 
 def rows(options: Options) -> Iterator[Row]:
     """Write the tables, then let both train on them."""
-    pairs = options.choose(1024, 64)
+    pairs = options.choose(512, 64)
     catalog = make_catalog(pairs)
     settings = make_settings(options.scratch, pairs)
     for number, entry in enumerate(settings.tasks, 1):
