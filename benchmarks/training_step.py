@@ -2,7 +2,7 @@
 
 Ours is the project's trainer as its settings' defaults run it. The other is the same trainer, on the same batches,
 with what re-implementations have: the unfolded float32 encoder, `embedding_bag` over every token, and dense Adam over
-the 100,000 x 256 table. Eight tasks, 1,024 pairs and 1,024 random negatives a step: the plain encoder's activations of
+the 100,000 x 256 table. Eight tasks, 512 pairs and 512 random negatives a step: the plain encoder's activations of
 a larger step do not fit beside everything else. Reading is part of the step; each one's batches are read, shuffled and
 made in a thread of its own, only while it has its turn.
 
