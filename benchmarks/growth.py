@@ -1,6 +1,6 @@
 """Row 8: the whole pipeline at N, 2N and 4N items, events and training steps, by its own command.
 
-The demo's settings, but for two of its eight tasks, as each costs every size the same. Every size runs
+The demo's settings with two of its eight tasks, as each costs every size the same. Every size runs
 `python -m pipeline` on a synthetic shop in a warehouse of its own, the making of the shop included.
 Growth is what a size takes over what N takes, divided by how many times N it is: 1 is linear, and fixed costs make it
 less; so the growth of what comes on top from 2N to 4N, over that from N to 2N, is printed beside it. Memory is the

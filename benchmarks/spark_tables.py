@@ -78,7 +78,7 @@ def task_seconds(folder: Path) -> dict[int, list[float]]:
         if event["Event"] == "SparkListenerTaskEnd":
             metrics = event.get("Task Metrics", {})
             busy = metrics.get("Executor Run Time", 0) - metrics.get("JVM GC Time", 0)
-            stages.setdefault(event["Stage ID"], []).append(busy / 1000)
+            stages.setdefault(event["Stage ID"], []).append(max(0, busy) / 1000)
     return stages
 
 

@@ -1,4 +1,4 @@
-"""Looking up numbers by the array: what a dictionary does one at a time, at a tenth of its cost."""
+"""Looking up numbers by the array: what a dictionary does one at a time."""
 
 from __future__ import annotations
 

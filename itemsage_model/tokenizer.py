@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import unicodedata
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain, pairwise, repeat
 from typing import NamedTuple, TypeVar
@@ -29,10 +29,10 @@ MAX_CHARACTERS = 16_384
 """Characters of one text that are read; bounds memory against a stray cell of 50 MB."""
 
 _MOST_CACHED = 500_000
-"""Pieces, or 32 token ids each, that a Tokenizer remembers before it starts afresh."""
+"""Pieces, or 32 characters or token ids each, that a Tokenizer remembers before it starts afresh."""
 
-_LEARNED_AT_ONCE = 1024
-"""Pieces; bounds memory where each is a long text without spaces."""
+_LEARNED_AT_ONCE = 1 << 17
+"""Characters of the new pieces that are looked up together, but for the last piece; bounds memory."""
 
 _BETWEEN = "\x1f"
 """Put between pieces that are learned together: the unit separator, to Python a blank."""
@@ -162,9 +162,8 @@ class Tokenizer:
         self._max_tokens = max_tokens
         self._size = len(trigrams) + len(unigrams) + len(bigrams)
         ids = np.arange(self._size)
-        codes = [tuple(map(ord, token)) for token in trigrams]
         self._trigrams = KeyTable(
-            _trigram_keys(*np.array(codes, np.int64).reshape(-1, 3).T),
+            _trigram_keys(*_code_points("".join(trigrams)).reshape(-1, 3).T),
             ids[: len(trigrams)],
             _UNKNOWN if trigrams else _NONE,
         )
@@ -184,7 +183,7 @@ class Tokenizer:
 
         So the cap keeps the beginning of a text, with tokens of every kind. A null is an empty text.
         """
-        if max(len(self._pieces), len(self._store) // 32) > _MOST_CACHED + self._size // 32:
+        if max(len(self._pieces), self._characters // 32, len(self._store) // 32) > _MOST_CACHED + self._size // 32:
             self._forget()
         truncated = np.zeros(len(texts), np.int64)
         if len(texts) and (pc.max(pc.binary_length(texts)).as_py() or 0) > MAX_CHARACTERS:
@@ -193,10 +192,9 @@ class Tokenizer:
         split = pc.split_pattern(texts, " ")
         owner = np.repeat(np.arange(len(texts)), pc.list_value_length(split).fill_null(0).to_numpy())
         pieces = split.flatten().dictionary_encode()
-        distinct = pieces.dictionary.to_pylist()
-        unseen = [piece for piece in distinct if piece not in self._pieces]
-        for first in range(0, len(unseen), _LEARNED_AT_ONCE):
-            self._learn(unseen[first : first + _LEARNED_AT_ONCE])
+        distinct = pieces.dictionary.to_numpy(zero_copy_only=False).tolist()
+        for unseen in _chunks(piece for piece in distinct if piece not in self._pieces):
+            self._learn(unseen)
         rows = np.fromiter(map(self._pieces.__getitem__, distinct), np.int64, len(distinct))
         ids, counts, missing = self._compose(rows[pieces.indices.to_numpy()], owner, len(texts))
         if self._max_tokens and counts.max(initial=0) > self._max_tokens:
@@ -234,12 +232,13 @@ class Tokenizer:
     def _forget(self) -> None:
         """Start with empty caches; the store begins with every id at its own place, for single tokens."""
         self._pieces: dict[str, int] = {}
+        self._characters = 0
         self._facts, self._store = array("q"), array("i", range(self._size))
 
     def _learn(self, pieces: list[str]) -> None:
         """Write the facts of pieces that were not seen before."""
         count = len(pieces)
-        # To the definition all blanks are one, and nothing composes across this one.
+        # A separator in a piece becomes a space, as all blanks are alike; nothing composes across a separator.
         clean = _clean(_BETWEEN.join(piece.replace(_BETWEEN, " ") for piece in pieces))
         characters, character_owner, keys, trigram_owner = _character_trigrams(clean)
         words = [part.split() for part in clean.translate(_SEPARATE).split(_BETWEEN)]
@@ -259,13 +258,32 @@ class Tokenizer:
         self._facts.frombytes(np.column_stack([starts, sizes, missing, *ends]).astype(np.int64).tobytes())
         self._store.frombytes(ids[np.argsort(owner, kind="stable")].astype(np.int32).tobytes())
         self._pieces.update(zip(pieces, range(len(self._pieces), len(self._pieces) + count), strict=True))
+        self._characters += sum(map(len, pieces))
 
     def _find_crossing(self, lasts: Ints, firsts: Ints) -> Ints:
-        """The trigrams over the space between two pieces."""
+        """Ids of the trigrams over the space between two pieces."""
         return self._trigrams.find(_trigram_keys(lasts, np.int64(ord("#")), firsts))
 
     def _find_bigrams(self, firsts: Ints, seconds: Ints) -> Ints:
         return self._bigrams.find(_pair_keys(firsts, seconds))
+
+
+def _chunks(pieces: Iterable[str]) -> Iterator[list[str]]:
+    """The pieces in lists of a bounded number of characters."""
+    chunk: list[str] = []
+    characters = 0
+    for piece in pieces:
+        chunk.append(piece)
+        characters += len(piece)
+        if characters >= _LEARNED_AT_ONCE:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _code_points(text: str) -> Ints:
+    return np.frombuffer(text.encode("utf-32-le"), "<u4").astype(np.int64)
 
 
 def _trigram_keys(first: Ints, second: Ints | np.int64, third: Ints) -> Ints:
@@ -283,7 +301,7 @@ def _character_trigrams(clean: str) -> tuple[Ints, Ints, Ints, Ints]:
     Returns:
         Code points of the visible characters, and the piece of each; keys of the trigrams, and the piece of each.
     """
-    codes = np.frombuffer(f"{_BETWEEN}{clean}{_BETWEEN}".encode("utf-32-le"), np.uint32).astype(np.int64)
+    codes = _code_points(f"{_BETWEEN}{clean}{_BETWEEN}")
     owner = np.cumsum(codes == ord(_BETWEEN)) - 1
     is_blank = _IS_BLANK[np.minimum(codes, len(_IS_BLANK) - 1)]
     is_kept = ~is_blank
@@ -306,12 +324,12 @@ def _ends(values: Ints, owner: Ints, count: int) -> Ints:
 
 
 def _leads(find: Callable[[Ints, Ints], Ints], ends: Ints, owner: Ints) -> Ints:
-    """Of each piece, the id of the token that leads to it from its predecessor in the same text, if there is one.
+    """Of each part, the id of the token that leads to it from its predecessor in the same whole, if there is one.
 
     Args:
-        find: The ids by what two pieces show to each other.
-        ends: What each piece shows to its predecessor and to its successor.
-        owner: Each piece's text.
+        find: The ids by what two parts show to each other.
+        ends: What each part, a piece or a word, shows to its predecessor and to its successor.
+        owner: The whole that each part belongs to, a text or a piece.
     """
     leads = np.full(len(owner), _NONE)
     follows = np.flatnonzero(owner[1:] == owner[:-1]) + 1

@@ -13,7 +13,7 @@ import pytest
 from benchmarks import __main__ as everything
 from benchmarks.contest import CannotRun, Contender, Outcome, Performance, Row, compete, judge, repeat, require
 from benchmarks.report import Options, print_rows, read_rows, write_rows
-from benchmarks.spark_tables import worst_straggler
+from benchmarks.spark_tables import task_seconds, worst_straggler
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -185,3 +185,11 @@ def test_every_script_of_the_table_exists_and_every_row_has_one():
 def test_small_sizes_are_for_trying_out(tmp_path: Path):
     assert Options(0, small=True, scratch=tmp_path).choose(100, 1) == 1
     assert Options(0, small=False, scratch=tmp_path).choose(100, 1) == 100
+
+
+def test_a_task_takes_its_run_time_less_garbage_collection(tmp_path: Path) -> None:
+    tasks = [{"Executor Run Time": 900, "JVM GC Time": 400}, {"Executor Run Time": 5, "JVM GC Time": 8}, {}]
+    events = [{"Event": "SparkListenerTaskEnd", "Stage ID": 3, "Task Metrics": metrics} for metrics in tasks]
+    lines = [json.dumps(event) for event in [{"Event": "SparkListenerLogStart"}, *events]]
+    (tmp_path / "log").write_text("\n".join(lines))
+    assert task_seconds(tmp_path) == {3: [0.5, 0.0, 0.0]}

@@ -7,10 +7,10 @@ from itemsage_model.hash_embedding import HashEmbedding, hash_slots
 
 
 def test_slots_are_the_documented_hashes():
-    slots = hash_slots(1000, 97, 2)
-    for token in (0, 1, 255, 256, 999):
-        for function in range(2):
-            expected = mmh3.hash(token.to_bytes(4, "little"), function, signed=False) % 97
+    slots = hash_slots(1 << 17, 100_000, 3)
+    for token in (0, 1, 255, 256, 65_535, 65_536, 99_999, 131_071):
+        for function in range(3):
+            expected = mmh3.hash(token.to_bytes(4, "little"), function, signed=False) % 100_000
             assert slots[token, function] == expected
 
 

@@ -15,7 +15,10 @@ from itemsage_model import tokenizer
 from itemsage_model.tokenizer import MAX_CHARACTERS, Tokenizer, load_tokenizer, pack_vocabulary, take_runs, token_kinds
 
 # Characters that tokenisers stumble over, mixed with ordinary ones.
-AWKWARD = "aAbé#-&.' \t\n\u00a0\u3000\u200b\u200d\ufeff\u00ad\ufe0f\u0301\u00a8\ufb01İßΣς中あ한👍🏽₂\x00\x1c\x1f\u2028"
+AWKWARD = (
+    "\U0010ffff\U00020000"
+    "aAbé#-&.' \t\n\u00a0\u3000\u200b\u200d\ufeff\u00ad\ufe0f\u0301\u00a8\ufb01İßΣς中あ한👍🏽₂\x00\x1c\x1f\u2028"
+)
 TEXTS = st.one_of(st.text(st.sampled_from(AWKWARD), max_size=30), st.text(max_size=30))
 
 
@@ -108,6 +111,11 @@ def test_ids_follow_the_text_and_the_cap_keeps_its_beginning() -> None:
     assert capped.truncated.tolist() == [6, 0, 0]
 
 
+def test_the_ids_of_a_piece_are_its_trigrams_words_and_bigrams() -> None:
+    vocabulary = (["#ab", "ab-", "b-c", "-c#"], ["ab", "c"], ["ab#c"])
+    assert Tokenizer(*vocabulary).encode_column(pa.array(["ab-c ab-c"])).ids.tolist() == [*range(7)] * 2
+
+
 def test_a_giant_text_is_cut_and_counted() -> None:
     encoded = Tokenizer(["aaa"], ["a"], []).encode_column(pa.array(["a" * (MAX_CHARACTERS + 5)]))
     assert encoded.counts.tolist() == [MAX_CHARACTERS - 2]
@@ -116,6 +124,15 @@ def test_a_giant_text_is_cut_and_counted() -> None:
 
 def test_every_blank_is_known() -> None:
     assert {code for code in range(0x110000) if chr(code).isspace()} == set(np.flatnonzero(tokenizer._IS_BLANK))
+
+
+def test_pieces_learned_one_by_one_are_those_learned_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = pa.array(["red mug", "blue-mug tea", "", "red tea-pot"])
+    known = [sorted({token for text in texts.to_pylist() for token in token_kinds(text)[kind]}) for kind in range(3)]
+    together = Tokenizer(*known).encode_column(texts)
+    monkeypatch.setattr(tokenizer, "_LEARNED_AT_ONCE", 1)
+    for one, other in zip(Tokenizer(*known).encode_column(texts), together, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_forgetting_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
