@@ -80,13 +80,13 @@ def load_once(
 
 def _require_unit_length(embeddings: npt.NDArray[np.float32]) -> None:
     lengths = np.sqrt(np.einsum("rd,rd->r", embeddings, embeddings))
-    # A length that is not a number is not near 1 either.
-    if not (np.abs(lengths - 1) < _LENGTH_TOLERANCE).all():
+    is_unit = np.abs(lengths - 1) < _LENGTH_TOLERANCE  # false for what is not a number
+    if not is_unit.all():
         raise TableError(
             ITEM_EMBEDDINGS.name,
             "embedding",
             expected="vectors of length 1",
-            found=f"one of length {lengths[np.argmax(~(np.abs(lengths - 1) < _LENGTH_TOLERANCE))]:.4g}",
+            found=f"one of length {lengths[np.argmin(is_unit)]:.4g}",
             cure="The model's weights are not finite: train again, with a lower train.learning_rate.",
         )
 

@@ -44,7 +44,7 @@ def build(
     """Each item's embedding; the model travels as safetensors bytes and is built once per Python worker.
 
     The workers read the files of item_features themselves, so that which items share a batch follows from the files and
-    not from the tasks. It is hardly faster than to send the rows through the JVM (docs/lab-log.md); a file is one task.
+    not from the tasks. It is hardly faster than to send the rows through the JVM (docs/lab-log.md); no file is split.
 
     Args:
         spark: The session.

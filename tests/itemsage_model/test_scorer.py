@@ -25,6 +25,16 @@ def test_embeddings_that_are_not_finite_are_refused():
         Scorer(model_bytes(tower), SPEC).score_batch(batch)
 
 
+def test_the_one_embedding_of_another_length_is_the_one_named(monkeypatch: pytest.MonkeyPatch):
+    batch = pa.RecordBatch.from_pydict(arrow_cells(item_cells(np.random.default_rng(1), 5)))
+    scorer = Scorer(model_bytes(SPEC.build(seed=1)), SPEC)
+    vectors = scorer.score_batch(batch)
+    vectors[3] *= 1.5
+    monkeypatch.setattr(scorer, "score", lambda _: vectors)
+    with pytest.raises(TableError, match=r"one of length 1\.5"):
+        scorer.score_batch(batch)
+
+
 def test_the_sum_of_images_is_that_of_each_item_alone():
     items = packed_items(12)
     sums = sum_of_images(items)
