@@ -33,14 +33,16 @@ class KeyTable:
 
     def find(self, keys: Ints) -> Ints:
         """Look up the id of each number; a number may be negative (and is then absent), but not -1."""
-        found = np.full(len(keys), self._absent)
-        pending, place = np.arange(len(keys)), self._home(keys)
+        place = self._home(keys)
+        there = self._keys[place]
+        found = np.where(there == keys, self._ids[place], self._absent).astype(np.int64)
+        pending = np.flatnonzero((there != keys) & (there != -1))
         while len(pending):
-            there = self._keys[place]
-            is_hit = there == keys
-            found[pending[is_hit]] = self._ids[place[is_hit]]
-            goes_on = ~is_hit & (there != -1)
-            keys, pending, place = keys[goes_on], pending[goes_on], (place[goes_on] + 1) & self._mask
+            place[pending] = (place[pending] + 1) & self._mask
+            there, wanted = self._keys[place[pending]], keys[pending]
+            is_hit = there == wanted
+            found[pending[is_hit]] = self._ids[place[pending[is_hit]]]
+            pending = pending[~is_hit & (there != -1)]
         return found
 
     def _home(self, keys: Ints) -> Ints:

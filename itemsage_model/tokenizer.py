@@ -193,39 +193,45 @@ class Tokenizer:
         owner = np.repeat(np.arange(len(texts)), pc.list_value_length(split).fill_null(0).to_numpy())
         pieces = split.flatten().dictionary_encode()
         distinct = pieces.dictionary.to_numpy(zero_copy_only=False).tolist()
-        for unseen in _chunks(piece for piece in distinct if piece not in self._pieces):
-            self._learn(unseen)
-        rows = np.fromiter(map(self._pieces.__getitem__, distinct), np.int64, len(distinct))
-        ids, counts, missing = self._compose(rows[pieces.indices.to_numpy()], owner, len(texts))
+        rows = np.array(list(map(self._pieces.get, distinct, repeat(_NONE))), np.int64)
+        unseen = np.flatnonzero(rows == _NONE)
+        rows[unseen] = len(self._pieces) + np.arange(len(unseen))  # the order in which they are learned
+        for chunk in _chunks(distinct[place] for place in unseen.tolist()):
+            self._learn(chunk)
+        ids, counts, missing = self._compose(rows, pieces.indices.to_numpy(), owner, len(texts))
         if self._max_tokens and counts.max(initial=0) > self._max_tokens:
             kept = np.minimum(counts, self._max_tokens)
             truncated += counts - kept
             ids, counts = take_runs(ids, np.cumsum(counts) - counts, kept), kept
         return Encoded(ids, counts, missing, truncated)
 
-    def _compose(self, rows: Ints, owner: Ints, text_count: int) -> tuple[Ids, Ints, Ints]:
+    def _compose(self, rows: Ints, pieces: Ids, owner: Ints, text_count: int) -> tuple[Ids, Ints, Ints]:
         """Put all ids together: each piece's own, between the trigram and the bigram that lead to the piece.
 
         Args:
-            rows: Each piece's row of facts.
+            rows: Each distinct piece's row of facts.
+            pieces: Each piece, as a place in `rows`.
             owner: Each piece's text.
             text_count: Number of texts.
 
         Returns:
             All ids; the number of ids, and of unknown tokens, of each text.
         """
-        facts = np.frombuffer(self._facts, np.int64).reshape(-1, 7)[rows]
-        is_visible = facts[:, _FIRST_CHARACTER] >= 0  # an invisible piece leaves no trace: its spaces join
-        facts, owner = facts[is_visible], owner[is_visible]
-        has_word = facts[:, _FIRST_WORD] != _NONE  # bigrams reach over pieces of punctuation
-        trigram = _leads(self._find_crossing, facts[:, _FIRST_CHARACTER : _LAST_CHARACTER + 1], owner)
-        bigram = np.full(len(facts), _NONE)
-        bigram[has_word] = _leads(self._find_bigrams, facts[has_word, _FIRST_WORD : _LAST_WORD + 1], owner[has_word])
-        starts = np.stack([trigram, facts[:, _START], bigram], axis=1).ravel()
-        counts = np.stack([trigram >= 0, facts[:, _SIZE], bigram >= 0], axis=1).ravel()
+        # Distinct pieces are few: their facts stay in the cache.
+        known = np.ascontiguousarray(np.frombuffer(self._facts, np.int32).reshape(-1, 7)[rows].T)
+        is_visible = known[_FIRST_CHARACTER] >= 0  # an invisible piece leaves no trace: its spaces join
+        if not is_visible.all():
+            pieces, owner = pieces[is_visible[pieces]], owner[is_visible[pieces]]
+        facts = known.take(pieces, axis=1)
+        trigram = _leads(self._find_crossing, facts[_FIRST_CHARACTER], facts[_LAST_CHARACTER], owner)
+        words = np.flatnonzero(facts[_FIRST_WORD] != _NONE)  # bigrams reach over pieces of punctuation
+        bigram = np.full(len(pieces), _NONE)
+        bigram[words] = _leads(self._find_bigrams, facts[_FIRST_WORD, words], facts[_LAST_WORD, words], owner[words])
+        starts = np.stack([trigram, facts[_START], bigram], axis=1).ravel()
+        counts = np.stack([trigram >= 0, facts[_SIZE], bigram >= 0], axis=1).ravel()
         ids = take_runs(np.frombuffer(self._store, np.int32), starts, counts)
-        sizes = facts[:, _SIZE] + (trigram >= 0) + (bigram >= 0)
-        missing = facts[:, _MISSING] + (trigram == _UNKNOWN) + (bigram == _UNKNOWN)
+        sizes = facts[_SIZE] + (trigram >= 0) + (bigram >= 0)
+        missing = facts[_MISSING] + (trigram == _UNKNOWN) + (bigram == _UNKNOWN)
         sums = [np.bincount(owner, values, text_count).astype(np.int64) for values in (sizes, missing)]
         return ids, sums[0], sums[1]
 
@@ -233,7 +239,7 @@ class Tokenizer:
         """Start with empty caches; the store begins with every id at its own place, for single tokens."""
         self._pieces: dict[str, int] = {}
         self._characters = 0
-        self._facts, self._store = array("q"), array("i", range(self._size))
+        self._facts, self._store = array("i"), array("i", range(self._size))
 
     def _learn(self, pieces: list[str]) -> None:
         """Write the facts of pieces that were not seen before."""
@@ -247,7 +253,7 @@ class Tokenizer:
         numbers = np.array(list(map(self._words.get, flat, repeat(_UNKNOWN))), np.int64)
         absent = _UNKNOWN if self._unigrams else _NONE
         unigrams = np.array(list(map(self._unigrams.get, flat, repeat(absent))), np.int64)
-        bigrams = _leads(self._find_bigrams, np.stack([numbers, numbers], axis=1), word_owner)
+        bigrams = _leads(self._find_bigrams, numbers, numbers, word_owner)
         ids = np.concatenate([self._trigrams.find(keys), unigrams, bigrams])
         owner = np.concatenate([trigram_owner, word_owner, word_owner])
         missing = np.bincount(owner[ids == _UNKNOWN], minlength=count)
@@ -255,7 +261,7 @@ class Tokenizer:
         sizes = np.bincount(owner, minlength=count)
         starts = len(self._store) + np.cumsum(sizes) - sizes
         ends = [_ends(characters, character_owner, count), _ends(numbers, word_owner, count)]
-        self._facts.frombytes(np.column_stack([starts, sizes, missing, *ends]).astype(np.int64).tobytes())
+        self._facts.frombytes(np.column_stack([starts, sizes, missing, *ends]).astype(np.int32).tobytes())
         self._store.frombytes(ids[np.argsort(owner, kind="stable")].astype(np.int32).tobytes())
         self._pieces.update(zip(pieces, range(len(self._pieces), len(self._pieces) + count), strict=True))
         self._characters += sum(map(len, pieces))
@@ -286,13 +292,13 @@ def _code_points(text: str) -> Ints:
     return np.frombuffer(text.encode("utf-32-le"), "<u4").astype(np.int64)
 
 
-def _trigram_keys(first: Ints, second: Ints | np.int64, third: Ints) -> Ints:
-    keys: Ints = (first << 21 | second) << 21 | third  # a code point has 21 bits
+def _trigram_keys(first: Ints | Ids, second: Ints | np.int64, third: Ints | Ids) -> Ints:
+    keys: Ints = (first.astype(np.int64) << 21 | second) << 21 | third  # a code point has 21 bits
     return keys
 
 
-def _pair_keys(first: Ints, second: Ints) -> Ints:
-    return first << 32 | second
+def _pair_keys(first: Ints | Ids, second: Ints | Ids) -> Ints:
+    return first.astype(np.int64) << 32 | second
 
 
 def _character_trigrams(clean: str) -> tuple[Ints, Ints, Ints, Ints]:
@@ -323,17 +329,18 @@ def _ends(values: Ints, owner: Ints, count: int) -> Ints:
     return ends
 
 
-def _leads(find: Callable[[Ints, Ints], Ints], ends: Ints, owner: Ints) -> Ints:
+def _leads(find: Callable[[Ints, Ints], Ints], firsts: Ints, lasts: Ints, owner: Ints) -> Ints:
     """Of each part, the id of the token that leads to it from its predecessor in the same whole, if there is one.
 
     Args:
         find: The ids by what two parts show to each other.
-        ends: What each part, a piece or a word, shows to its predecessor and to its successor.
+        firsts: What each part, a piece or a word, shows to its predecessor.
+        lasts: What it shows to its successor.
         owner: The whole that each part belongs to, a text or a piece.
     """
     leads = np.full(len(owner), _NONE)
-    follows = np.flatnonzero(owner[1:] == owner[:-1]) + 1
-    leads[follows] = find(ends[follows - 1, 1], ends[follows, 0])
+    follows = np.flatnonzero(owner[1:] == owner[:-1])
+    leads[follows + 1] = find(lasts[follows], firsts[follows + 1])
     return leads
 
 
