@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from schemas.columns import TableError
 from schemas.records import file_system
 
 _LOCAL_READ_BYTES = 1 << 20
@@ -31,7 +32,16 @@ def open_parquet(path: str, filesystem: Any) -> pq.ParquetFile:
 
 
 def file_batches(uri: str, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
-    """The rows of one file, at most `rows` at a time, in one thread."""
+    """The rows of one file, at most `rows` at a time, in one thread.
+
+    Raises:
+        TableError: the file lacks a column.
+    """
     filesystem, path = file_system(uri)
     with open_parquet(path, filesystem) as file:
+        present = file.schema_arrow.names
+        for name in columns:
+            if name not in present:  # pyarrow would leave it out in silence
+                cure = "Run the job that writes the table again."
+                raise TableError(uri, name, expected="this column", found=", ".join(present), cure=cure)
         yield from file.iter_batches(rows, columns=columns, use_threads=False)

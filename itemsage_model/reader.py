@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
 
 from itemsage_model import packed_cells
 from itemsage_model.ahead import Ahead
@@ -46,13 +47,16 @@ class TableFiles:
         return sum(self.rows)
 
 
-def pin_files(table: str, uri: str, version: int) -> TableFiles:
-    """Resolve one version of a Delta table to its files.
+def pin_files(table: str, uri: str, version: int | None = None) -> TableFiles:
+    """Resolve one version of a Delta table, the newest by default, to its files.
 
     Raises:
-        TableError: the table is empty, has deletion vectors, or its log names no row counts.
+        TableError: there is no such table, it is empty, has deletion vectors, or its log names no row counts.
     """
-    delta = DeltaTable(uri, version=version)
+    try:
+        delta = DeltaTable(uri, version=version)
+    except TableNotFoundError as error:
+        raise _unreadable(table, uri, "a Delta table", "none", "Run the job that writes it.") from error
     if "deletionVectors" in (delta.protocol().reader_features or []):
         raise _unreadable(table, uri, "no deletion vectors", "a table that has them", "Rewrite it without them.")
     actions = delta.get_add_actions(flatten=True)
@@ -60,12 +64,12 @@ def pin_files(table: str, uri: str, version: int) -> TableFiles:
     by_path = dict(zip(columns["path"], columns["num_records"], strict=True))
     if any(count is None for count in by_path.values()):
         raise _unreadable(table, uri, "row counts in the Delta log", "files without", "Write it with Delta statistics.")
-    uris = {name: next(u for u in delta.file_uris() if u.endswith(name)) for name in by_path}
+    uris = dict(zip(sorted(by_path), sorted(delta.file_uris()), strict=True))
     kept = sorted(name for name, count in by_path.items() if count)
     if not kept:
         raise _unreadable(table, uri, "at least one row", "an empty table", "Check [dates] and [[tasks]].")
     urls = tuple(uris[name] if "://" in uris[name] else f"file://{uris[name]}" for name in kept)
-    return TableFiles(table, version, urls, tuple(int(by_path[name]) for name in kept))
+    return TableFiles(table, delta.version(), urls, tuple(int(by_path[name]) for name in kept))
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,14 @@ commit.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import mmh3
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import Column, DataFrame, Observation, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from itemsage_model import packed_cells
@@ -30,38 +28,33 @@ from jobs import command_line
 from jobs.run import Run
 from jobs.transforms.item_images import images_by_item, packed_images, split_images
 from jobs.transforms.items import joined_texts, split_items
+from jobs.worker_rows import WorkerRows
 from schemas.columns import TableError
 from schemas.settings import Settings
-from schemas.tables import EMBEDDING_DIM, ITEM_FEATURES, ITEM_IMAGES, ITEMS, REJECTED_ITEMS, VOCABULARY
+from schemas.tables import ITEM_FEATURES, ITEM_IMAGES, ITEMS, REJECTED_ITEMS, VOCABULARY
 
 STAGE = "build_item_features"
 
-_ROWS_AT_ONCE = 512
+_ROWS_AT_ONCE = 1024
 """Items that are tokenised together; bounds the memory of a worker where texts are long."""
 
-_PACKED = (
-    "item_id string, text_token_ids binary, text_token_counts binary, image_embeddings binary, "
-    "out_of_vocabulary_count int, features_hash string, token_count long, truncated_count long, image_count long, "
-    "images_beyond_limit long"
-)
-_CHECKS = {
-    "image_embeddings_are_whole": f"octet_length(image_embeddings) % {2 * EMBEDDING_DIM} = 0",
-    "text_token_ids_are_whole": "octet_length(text_token_ids) % 4 = 0",
-}
+_FIGURES = (
+    "tokens", "out_of_vocabulary_tokens", "truncated_tokens", "images", "images_beyond_limit",
+    "items_without_text", "items_without_images",
+)  # fmt: skip
+"""Counts over all items, kept in the run record."""
 
 
 class ItemFeatures(NamedTuple):
     """What `build` makes.
 
     Attributes:
-        features: Rows of ITEM_FEATURES.
+        features: Rows of ITEM_FEATURES, with the sums of _FIGURES.
         rejected: Rows of REJECTED_ITEMS.
-        figures: Counts over the features, to be had once they are written.
     """
 
-    features: DataFrame
+    features: WorkerRows
     rejected: DataFrame
-    figures: Observation
 
 
 def build(items: DataFrame, images: DataFrame | None, vocabulary: bytes, settings: Settings) -> ItemFeatures:
@@ -85,18 +78,16 @@ def build(items: DataFrame, images: DataFrame | None, vocabulary: bytes, setting
         # Both sides are unique by item_id, so the join neither multiplies nor drops items.
         with_images = texts.join(images_by_item(usable_images, settings.model.max_images), on="item_id", how="left")
     shared = items.sparkSession.sparkContext.broadcast(vocabulary)
-    max_tokens, names = settings.features.max_tokens_per_feature, settings.features.text_features
+    max_tokens = settings.features.max_tokens_per_feature
 
     def pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         tokenizer = load_tokenizer(shared.value, max_tokens)
         for batch in batches:
             for start in range(0, len(batch), _ROWS_AT_ONCE):
-                yield pack_items(batch.slice(start, _ROWS_AT_ONCE), names, tokenizer)
+                yield pack_items(batch.slice(start, _ROWS_AT_ONCE), tokenizer)
 
-    figures = Observation(STAGE)
-    packed = with_images.mapInArrow(pack, _PACKED).observe(figures, *_figure_columns())
-    features = packed.withColumn("item_key", F.xxhash64("item_id")).select(*ITEM_FEATURES.column_names)
-    return ItemFeatures(features, rejects, figures)
+    keyed = with_images.withColumn("item_key", F.xxhash64("item_id"))
+    return ItemFeatures(WorkerRows(keyed, pack, _FIGURES), rejects)
 
 
 def packed_vocabulary(vocabulary: DataFrame) -> bytes:
@@ -121,59 +112,48 @@ def packed_vocabulary(vocabulary: DataFrame) -> bytes:
     return pack_vocabulary(*by_kind)
 
 
-def pack_items(batch: pa.RecordBatch, text_features: tuple[str, ...], tokenizer: Tokenizer) -> pa.RecordBatch:
+def pack_items(batch: pa.RecordBatch, tokenizer: Tokenizer) -> pa.RecordBatch:
     """Tokenise and pack some items.
 
     Args:
-        batch: item_id, one string column per text feature, images (lists of 512-byte cells), images_beyond_limit.
-        text_features: The text columns, in the order of the model's sequence.
+        batch: item_id, item_key, texts (as many in every row), images (lists of 512-byte cells), images_beyond_limit.
         tokenizer: Turns texts into ids.
     """
-    # Feature by feature as the columns come; then item by item.
-    texts = pa.concat_arrays([batch.column(name) for name in text_features])
-    places = np.arange(len(texts)).reshape(len(text_features), len(batch)).T
-    encoded = tokenizer.encode_column(texts.take(pa.array(places.ravel())))
+    encoded = tokenizer.encode_column(batch.column("texts").flatten())
     counts, missing, truncated = (
-        column.reshape(places.shape) for column in (encoded.counts, encoded.out_of_vocabulary, encoded.truncated)
+        column.reshape(len(batch), -1) for column in (encoded.counts, encoded.out_of_vocabulary, encoded.truncated)
     )
     token_counts = counts.sum(axis=1)
     cells = [
         packed_cells.pack(encoded.ids.astype("<i4", copy=False), token_counts),
-        packed_cells.pack(counts.astype("<i4"), np.full(len(batch), len(text_features))),
+        packed_cells.pack(counts.astype("<i4"), np.full(len(batch), counts.shape[1])),
         pc.binary_join(batch.column("images"), b"").fill_null(b""),
     ]
-    columns = [
-        batch.column("item_id"),
-        *cells,
-        pa.array(missing.sum(axis=1).astype(np.int32)),
-        pa.array(_hashes(*(column.to_numpy(zero_copy_only=False) for column in cells))),
-        pa.array(token_counts),
-        pa.array(truncated.sum(axis=1)),
-        pc.list_value_length(batch.column("images")).fill_null(0).cast(pa.int64()),
-        batch.column("images_beyond_limit").fill_null(0),
-    ]
-    names = [column.split()[0] for column in _PACKED.split(", ")]
-    return pa.RecordBatch.from_arrays(columns, names)
-
-
-def _hashes(*columns: npt.NDArray[np.object_]) -> list[str]:
-    """128-bit hash of each row's cells and their lengths: no two rows' cells run together to the same bytes."""
-    lengths = struct.Struct(f"<{len(columns)}q")
-    rows = zip(*columns, strict=True)
-    return [mmh3.mmh3_x64_128_digest(lengths.pack(*map(len, row)) + b"".join(row), 0).hex() for row in rows]
-
-
-def _figure_columns() -> list[Column]:
-    sums = {
-        "tokens": F.col("token_count"),
-        "out_of_vocabulary_tokens": F.col("out_of_vocabulary_count"),
-        "truncated_tokens": F.col("truncated_count"),
-        "images": F.col("image_count"),
-        "images_beyond_limit": F.col("images_beyond_limit"),
-        "items_without_text": (F.col("token_count") == 0).cast("int"),
-        "items_without_images": (F.col("image_count") == 0).cast("int"),
+    image_counts = pc.list_value_length(batch.column("images")).fill_null(0).to_numpy()
+    figures = {
+        "tokens": token_counts,
+        "out_of_vocabulary_tokens": missing.sum(axis=1),
+        "truncated_tokens": truncated.sum(axis=1),
+        "images": image_counts,
+        "images_beyond_limit": batch.column("images_beyond_limit").fill_null(0),
+        "items_without_text": token_counts == 0,
+        "items_without_images": image_counts == 0,
     }
-    return [F.coalesce(F.sum(column), F.lit(0)).alias(name) for name, column in sums.items()]
+    columns = {
+        "item_id": batch.column("item_id"),
+        "item_key": batch.column("item_key"),
+        **dict(zip(("text_token_ids", "text_token_counts", "image_embeddings"), cells, strict=True)),
+        "out_of_vocabulary_count": pa.array(missing.sum(axis=1), pa.int32()),
+        "features_hash": pa.array(_hashes(cells)),
+    }
+    return pa.RecordBatch.from_pydict(columns | {name: pa.array(figures[name]) for name in _FIGURES})
+
+
+def _hashes(cells: list[pa.Array]) -> list[str]:
+    """128-bit hash of each row's cells and their lengths: no two rows' cells run together to the same bytes."""
+    lengths = np.stack([pc.binary_length(column).to_numpy() for column in cells], axis=1).astype("<i8")
+    rows = pc.binary_join_element_wise(packed_cells.pack(lengths, np.full(len(lengths), len(cells))), *cells, b"")
+    return [mmh3.mmh3_x64_128_digest(row, 0).hex() for row in rows.to_numpy(zero_copy_only=False)]
 
 
 def run(spark: SparkSession, settings: Settings) -> None:
@@ -183,9 +163,8 @@ def run(spark: SparkSession, settings: Settings) -> None:
         images = packed_images(run.read(ITEM_IMAGES)).persist() if settings.inputs.has_images else None
         vocabulary = packed_vocabulary(run.read(VOCABULARY, may_be_empty=True))
         built = build(items, images, vocabulary, settings)
-        run.write(built.features, ITEM_FEATURES, checks=_CHECKS)
+        run.figures |= run.write_worker_rows(built.features, ITEM_FEATURES).sums
         run.write_rejected(built.rejected, REJECTED_ITEMS)
-        run.figures |= built.figures.get
         # What training and scoring compare: token ids mean something only with the vocabulary that made them.
         run.figures["vocabulary_size"] = run.inputs[-1]["rows"]
         run.figures["vocabulary_hash"] = mmh3.mmh3_x64_128_digest(vocabulary, 0).hex()

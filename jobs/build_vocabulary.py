@@ -70,10 +70,9 @@ def build(items: DataFrame, settings: Settings) -> DataFrame:
 def _count(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     counters: tuple[Counter[str], ...] = tuple(Counter() for _ in TOKEN_KINDS)
     for batch in batches:
-        for column in batch.columns:
-            for text in column.to_numpy(zero_copy_only=False):
-                for counter, tokens in zip(counters, token_kinds(text), strict=True):
-                    counter.update(tokens)
+        for text in batch.column("texts").flatten().to_numpy(zero_copy_only=False):
+            for counter, tokens in zip(counters, token_kinds(text), strict=True):
+                counter.update(tokens)
         if sum(map(len, counters)) > _MOST_TOKENS:
             yield from _hand_on(counters)
     yield from _hand_on(counters)

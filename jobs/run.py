@@ -17,6 +17,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs import table_io
+from jobs.worker_rows import WorkerRows
 from schemas.columns import Table, TableError
 from schemas.records import write_record
 from schemas.settings import Settings
@@ -74,18 +75,34 @@ class Run:
                 found=f"an empty table at {uri}",
                 cure="Check the job that fills it and the dates in [dates]; nothing was written.",
             )
-        self.inputs.append({"table": table.name, "uri": uri, "version": version, "rows": count})
+        self.count_input(table, version, count)
         return rows
+
+    def count_input(self, table: Table, version: int | None, rows: int) -> None:
+        """Note an input: its pinned version and its rows."""
+        uri = self.settings.table_uri(table.name)
+        self.inputs.append({"table": table.name, "uri": uri, "version": version, "rows": rows})
 
     def write(
         self, df: DataFrame, table: Table, *, rows_per_file: int = 0, checks: dict[str, str] | None = None
     ) -> table_io.Written:
         """Replace one table of the warehouse in one commit and count it."""
         uri = self.settings.table_uri(table.name)
-        written = table_io.write(df, uri, table, run_id=self.run_id, rows_per_file=rows_per_file, checks=checks)
-        self.outputs.append({"table": table.name, "uri": uri, "version": written.version, "rows": written.rows})
+        return self._count(
+            table_io.write(df, uri, table, run_id=self.run_id, rows_per_file=rows_per_file, checks=checks)
+        )
+
+    def write_worker_rows(self, rows: WorkerRows, table: Table, row_count: int | None = None) -> table_io.Written:
+        """The same for rows that Python workers make and write."""
+        uri = self.settings.table_uri(table.name)
+        return self._count(table_io.write_worker_rows(rows, uri, table, run_id=self.run_id, row_count=row_count))
+
+    def _count(self, written: table_io.Written) -> table_io.Written:
+        self.outputs.append(
+            {"table": written.table, "uri": written.uri, "version": written.version, "rows": written.rows}
+        )
         # With its newline in one piece: tables are written side by side.
-        print(f"  wrote {table.name}: {written.rows:,} rows, version {written.version}\n", end="", flush=True)
+        print(f"  wrote {written.table}: {written.rows:,} rows, version {written.version}\n", end="", flush=True)
         return written
 
     def write_rejected(self, df: DataFrame, table: Table) -> int:

@@ -9,26 +9,28 @@ Safe to rerun: one Delta commit replaces the table, and equal inputs give equal 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
 import torch
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
-from pyspark.sql import types as T
+from pyspark.sql import SparkSession
 
 from itemsage_model.batch import FEATURE_CELLS
 from itemsage_model.checkpoint import ModelSpec, load_model
 from itemsage_model.parquet_files import file_batches
 from itemsage_model.precision import Precision, choose
 from itemsage_model.reader import TableFiles, pin_files
-from itemsage_model.scorer import batch_function, load_once
+from itemsage_model.scorer import load_once
+from itemsage_model.vectors import to_column
 from jobs import command_line
 from jobs.run import Run
+from jobs.worker_rows import WorkerRows
+from schemas.arrow import arrow_schema
 from schemas.columns import TableError
 from schemas.records import read_record
 from schemas.settings import Settings
-from schemas.tables import EMBEDDING_DIM, ITEM_EMBEDDINGS, ITEM_FEATURES
+from schemas.tables import ITEM_EMBEDDINGS, ITEM_FEATURES
 
 STAGE = "score_catalog"
 MAX_BROADCAST_BYTES = 1 << 30
@@ -39,41 +41,47 @@ KEPT = ("item_id", "features_hash")
 
 
 def build(
-    spark: SparkSession, files: TableFiles, weights: bytes, spec: ModelSpec, rows_at_once: int, precision: Precision
-) -> DataFrame:
+    spark: SparkSession,
+    files: TableFiles,
+    model: tuple[bytes, ModelSpec],
+    constants: dict[str, Any],
+    rows_at_once: int,
+    precision: Precision,
+) -> WorkerRows:
     """Each item's embedding; the model travels as safetensors bytes and is built once per Python worker.
 
     The workers read the files of item_features themselves, so that which items share a batch follows from the files and
-    not from the tasks. It is hardly faster than to send the rows through the JVM (docs/lab-log.md); no file is split.
+    not from the tasks, and write those of item_embeddings. No file is split.
 
     Args:
         spark: The session.
         files: The pinned files of item_features.
-        weights: The model's weights as safetensors.
-        spec: What they are.
+        model: The model's weights as safetensors, and what they are.
+        constants: Columns that are equal in all rows.
         rows_at_once: Items that a worker encodes together.
         precision: What the workers compute in.
 
     Returns:
-        item_id, features_hash, embedding.
+        Rows of ITEM_EMBEDDINGS.
     """
+    weights, spec = model
     broadcast = spark.sparkContext.broadcast(weights)
+    scalars = {
+        name: pa.scalar(value, arrow_schema(ITEM_EMBEDDINGS).field(name).type) for name, value in constants.items()
+    }
 
-    def score_partition(batches):  # type: ignore[no-untyped-def]
+    def score_files(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         scorer = load_once(broadcast.value, spec, rows_at_once, precision)
-        score = batch_function(KEPT, {"embedding": scorer.score_batch})
         for uri in (uri for batch in batches for uri in batch.column("uri").to_pylist()):
-            yield from score(file_batches(uri, [*KEPT, *FEATURE_CELLS], _ROWS_PER_READ))
+            for items in file_batches(uri, [*KEPT, *FEATURE_CELLS], _ROWS_PER_READ):
+                columns = {name: items.column(name) for name in KEPT}
+                columns |= {name: pa.repeat(value, len(items)) for name, value in scalars.items()}
+                columns["embedding"] = to_column(scorer.score_batch(items))
+                yield pa.RecordBatch.from_pydict(columns)
 
-    schema = T.StructType(
-        [
-            *(T.StructField(name, T.StringType(), False) for name in KEPT),
-            T.StructField("embedding", T.ArrayType(T.FloatType(), False), False),
-        ]
-    )
     tasks = max(spark.sparkContext.defaultParallelism, files.row_count // _ROWS_PER_TASK)
     uris = spark.createDataFrame(pa.table({"uri": files.uris})).repartition(min(tasks, len(files.uris)))
-    return uris.mapInArrow(score_partition, schema)
+    return WorkerRows(uris, score_files)
 
 
 def run(spark: SparkSession, settings: Settings) -> None:
@@ -89,20 +97,16 @@ def run(spark: SparkSession, settings: Settings) -> None:
                 found=f"{len(weights):,} bytes",
                 cure="Lower model.hash_rows or the vocabulary sizes in [features].",
             )
-        run_.read(ITEM_FEATURES)
-        features = run_.inputs[-1]
-        files = pin_files(ITEM_FEATURES.name, features["uri"], features["version"])
+        uri = settings.table_uri(ITEM_FEATURES.name)
+        files = pin_files(ITEM_FEATURES.name, uri)
+        run_.count_input(ITEM_FEATURES, files.version, files.row_count)
         _refuse_other_vocabulary(settings, trained)
         # Decided once, so that all rows of a version are computed alike.
         precision = choose(settings.score.precision, torch.device("cpu"))
         run_.figures["precision"] = precision
-        scored = build(spark, files, weights, spec, settings.score.rows_per_batch, precision)
-        published = scored.withColumns(
-            {"model_id": F.lit(facts["model_id"]), "scored_ts": F.lit(settings.dates.end).cast("timestamp")}
-        )
-        checks = {"embedding_length": f"size(embedding) = {EMBEDDING_DIM}"}
-        written = run_.write(published, ITEM_EMBEDDINGS, checks=checks)
-        _require_whole_catalog(written.rows, features["rows"])
+        constants = {"model_id": facts["model_id"], "scored_ts": settings.dates.end}
+        scored = build(spark, files, (weights, spec), constants, settings.score.rows_per_batch, precision)
+        run_.write_worker_rows(scored, ITEM_EMBEDDINGS, row_count=files.row_count)
         run_.figures["model_id"] = facts["model_id"]
 
 
@@ -117,17 +121,6 @@ def _refuse_other_vocabulary(settings: Settings, trained: dict[str, Any]) -> Non
             expected=f"ids of the vocabulary that the model was trained with ({expected})",
             found=f"ids of another one ({found})",
             cure="Train again, or restore the vocabulary table and run build_item_features.",
-        )
-
-
-def _require_whole_catalog(written: int, expected: int) -> None:
-    if written != expected:
-        raise TableError(
-            ITEM_EMBEDDINGS.name,
-            "item_id",
-            expected=f"{expected} rows, one for each row of item_features",
-            found=f"{written}",
-            cure="Run the job again; the previous version of the table is still readable.",
         )
 
 

@@ -6,26 +6,34 @@ enforced by Delta on every declared column. Deletion vectors stay off, because P
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
 
+import deltalake
 from delta.tables import DeltaTable
-from pyspark.errors import AnalysisException
+from deltalake.transaction import AddAction, CommitProperties
+from pyspark.errors import AnalysisException, PythonException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from jobs.worker_rows import WorkerRows, write_parts
+from schemas.arrow import arrow_schema
 from schemas.columns import Table, TableError
 from schemas.spark import conform, struct_type
 
 
 @dataclass(frozen=True)
 class Written:
-    """What one write committed."""
+    """What one write committed; `sums` are those that were asked for."""
 
     table: str
     uri: str
     version: int
     rows: int
+    sums: dict[str, int] = field(default_factory=dict)
 
 
 def latest_version(spark: SparkSession, uri: str) -> int | None:
@@ -118,6 +126,70 @@ def write(
     # Delta leaves the metric out where the plan shows that there is no row.
     rows = commit["operationMetrics"].get("numOutputRows", 0)
     return Written(table.name, uri, int(commit["version"]), int(rows))
+
+
+def write_worker_rows(
+    rows: WorkerRows, uri: str, table: Table, *, run_id: str, row_count: int | None = None
+) -> Written:
+    """Replace a table's rows, in one commit, by those that Python workers make and write.
+
+    Args:
+        rows: The new rows; conformed to `table` as they are written.
+        uri: Where the table lies; made if absent. Workers and driver reach it through pyarrow.
+        table: What it means; its nullability is enforced.
+        run_id: Written into the commit's userMetadata.
+        row_count: How many rows there must be; None = any number.
+
+    Returns:
+        The committed version, its row count and the sums of `rows`.
+
+    Raises:
+        TableError: a row breaks the declaration of `table`, what makes the rows refuses an input, or their number is
+            another. Nothing was committed.
+    """
+    schema = deltalake.Schema.from_arrow(arrow_schema(table))
+    # Before any file: files in a folder without a Delta log would be a table of their own.
+    stored = deltalake.DeltaTable.create(
+        uri, schema, mode="ignore", configuration={"delta.enableDeletionVectors": "false"}
+    )
+    try:
+        parts = write_parts(rows, uri, table)
+    except PythonException as error:
+        if refusal := TableError.from_text(str(error)):
+            raise refusal from error
+        raise
+    files = parts.to_pylist()
+    written = sum(file["rows"] for file in files)
+    if row_count not in (None, written):
+        cure = "Nothing was committed. Run the job again; if that does not help, its input changed while it ran."
+        raise TableError(table.name, "(all)", expected=f"{row_count} rows", found=f"{written}", cure=cure)
+    version = _commit_files(stored, schema, files, run_id)
+    sums = {name: sum(file[name] for file in files) for name in rows.sums}
+    return Written(table.name, uri, version, written, sums)
+
+
+def _commit_files(
+    stored: deltalake.DeltaTable, schema: deltalake.Schema, files: list[dict[str, Any]], run_id: str
+) -> int:
+    """Replace all files of a table; returns the version. Fails where another run replaced them since it was opened."""
+    actions = [
+        AddAction(file["path"], file["bytes"], {}, file["modified_ms"], True, json.dumps({"numRecords": file["rows"]}))
+        for file in files
+    ]
+    totals = {
+        "numFiles": len(files),
+        "numOutputRows": sum(file["rows"] for file in files),
+        "numOutputBytes": sum(file["bytes"] for file in files),
+    }
+    own = str(uuid4())
+    properties = {
+        "userMetadata": run_id,
+        "txnId": own,
+        "operationMetrics": {name: str(total) for name, total in totals.items()},
+    }
+    stored.create_write_transaction(actions, "overwrite", schema, commit_properties=CommitProperties(properties))
+    stored.update_incremental()
+    return next(int(commit["version"]) for commit in stored.history(100) if commit.get("txnId") == own)
 
 
 def _refuse_nulls(df: DataFrame, table: Table) -> None:

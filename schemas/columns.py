@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,13 @@ class TableError(ValueError):
     def __init__(self, table: str, column: str, *, expected: str, found: str, cure: str) -> None:
         self.table, self.column = table, column
         super().__init__(f"table {table}, column {column}: expected {expected}; found {found}. {cure}")
+
+    @classmethod
+    def from_text(cls, text: str) -> TableError | None:
+        """The first error of this kind in a text, such as the traceback of another process."""
+        message = r"TableError: table (.+?), column (.+?): expected (.+?); found (.+?)\. (.+)"
+        found = re.search(message, text)
+        return cls(found[1], found[2], expected=found[3], found=found[4], cure=found[5]) if found else None
 
 
 @dataclass(frozen=True)

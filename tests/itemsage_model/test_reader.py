@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from hypothesis import given, settings
@@ -142,6 +143,16 @@ def test_only_the_pinned_version_is_read(tmp_path: Path):
     (tmp_path / "t" / "orphan.parquet").write_bytes(b"not a table")
     assert len(next(stream(pin_files("training_a", str(tmp_path / "t"), 0)).batches(5)).query_key) == 5
     assert pin_files("training_a", str(tmp_path / "t"), 1).row_count == 2
+
+
+def test_the_newest_version_is_pinned_by_default_and_a_missing_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"table item_features, .*a Delta table.*Run the job that writes it"):
+        pin_files("item_features", str(tmp_path / "items"))
+    for rows in (3, 5):
+        write_deltalake(str(tmp_path / "items"), pa.table({"a": range(rows)}), mode="append")
+    files = pin_files("item_features", str(tmp_path / "items"))
+    assert (files.version, files.row_count) == (1, 8)
+    assert [pq.read_metadata(uri.removeprefix("file://")).num_rows for uri in files.uris] == list(files.rows)
 
 
 def test_lost_rows_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

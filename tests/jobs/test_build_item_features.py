@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from itemsage_model.tokenizer import Tokenizer, pack_vocabulary, token_kinds
 from jobs import build_item_features
 from jobs.build_item_features import ItemFeatures, packed_vocabulary
 from jobs.transforms.item_images import packed_images
+from schemas.arrow import conform_batch
 from schemas.columns import TableError
 from schemas.records import read_record
 from schemas.settings import Settings
@@ -50,6 +52,24 @@ def built(
     return build_item_features.build(item_rows, packed_images(image_rows), vocabulary, settings)
 
 
+def collected(result: ItemFeatures) -> tuple[list[Row], dict[str, int]]:
+    """The rows that the workers would write, and the sums over them."""
+    make, sums = result.features.make, result.features.sums
+
+    def both(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in make(batches):
+            columns = dict(zip(ITEM_FEATURES.column_names, conform_batch(batch, ITEM_FEATURES).columns, strict=True))
+            yield pa.RecordBatch.from_pydict(columns | {name: batch.column(name).cast(pa.int64()) for name in sums})
+
+    schema = reduce(lambda known, name: known.add(name, "long"), sums, struct_type(ITEM_FEATURES))
+    rows = result.features.source.mapInArrow(both, schema).collect()
+    return rows, {name: sum(row[name] for row in rows) for name in sums}
+
+
+def feature_rows(result: ItemFeatures) -> list[Row]:
+    return collected(result)[0]
+
+
 def ids(cell: bytes) -> list[int]:
     return np.frombuffer(cell, "<i4").tolist()
 
@@ -67,7 +87,7 @@ def test_an_item_becomes_ids_counts_and_images_by_position(spark: SparkSession, 
     settings = make_settings(features=FEATURES, model={"max_images": 2})
     images = [("1", 7, vector(3)), ("1", 0, vector(1)), ("1", 2, vector(2, 0.1))]
     result = built(spark, settings, [("1", "Red mug!", ["Red", "unknown", "tea"])], images)
-    [row] = result.features.collect()
+    [row], figures = collected(result)
     assert row["item_id"] == "1"
     assert row["item_key"] == spark.range(1).select(F.xxhash64(F.lit("1"))).first()[0]  # type: ignore[index]
     assert ids(row["text_token_ids"]) == [0, 1, 2, 3, 5, 0, 1, 2, 4]
@@ -75,7 +95,7 @@ def test_an_item_becomes_ids_counts_and_images_by_position(spark: SparkSession, 
     # Title: of 8 trigrams two known. Colours: of 15 two; of 3 words two; of 2 bigrams none.
     assert row["out_of_vocabulary_count"] == 6 + 13 + 1 + 2
     np.testing.assert_array_equal(embeddings(row["image_embeddings"]), np.float16([vector(1), vector(2, 0.1)]))
-    assert result.figures.get == {
+    assert figures == {
         "tokens": 9, "out_of_vocabulary_tokens": 22, "truncated_tokens": 0, "images": 2, "images_beyond_limit": 1,
         "items_without_text": 0, "items_without_images": 0,
     }  # fmt: skip
@@ -85,21 +105,21 @@ def test_missing_texts_and_images_are_empty_never_none(spark: SparkSession, make
     settings = make_settings(features=FEATURES | {"max_tokens_per_feature": 1})
     items = [("null", None, None), ("empty", "", []), ("nulls", " ", [None]), ("text", "red", None)]
     result = built(spark, settings, items, [("text", 0, vector(1))])
-    rows = {row["item_id"]: row for row in result.features.collect()}
+    found, figures = collected(result)
+    rows = {row["item_id"]: row for row in found}
     for item in ("null", "empty", "nulls"):
         assert rows[item]["text_token_ids"] == rows[item]["image_embeddings"] == b""
         assert ids(rows[item]["text_token_counts"]) == [0, 0]
         assert rows[item]["out_of_vocabulary_count"] == 0
         assert rows[item]["features_hash"] == rows["null"]["features_hash"]
     assert ids(rows["text"]["text_token_ids"]) == [0]
-    figures = result.figures.get
     assert (figures["items_without_text"], figures["items_without_images"], figures["truncated_tokens"]) == (3, 3, 2)
 
 
 def test_the_hash_tells_features_apart_and_ignores_the_id(spark: SparkSession, make_settings: MakeSettings) -> None:
     items = [("1", "red", None), ("2", None, ["red"]), ("3", "red", None), ("4", "RED", ["?"])]
     result = built(spark, make_settings(features=FEATURES), items, [("3", 0, vector(1))])
-    hashes = {row["item_id"]: row["features_hash"] for row in result.features.collect()}
+    hashes = {row["item_id"]: row["features_hash"] for row in feature_rows(result)}
     assert len({hashes["1"], hashes["2"], hashes["3"]}) == 3
     assert hashes["4"] == hashes["1"] == "4683944263b7115c3d6c527e27bf9b81"
 
@@ -107,9 +127,9 @@ def test_the_hash_tells_features_apart_and_ignores_the_id(spark: SparkSession, m
 def test_a_shop_without_images(spark: SparkSession, make_settings: MakeSettings) -> None:
     settings = make_settings(features=FEATURES, inputs={"has_images": False}, model={"sequence": ["text"]})
     result = built(spark, settings, [("1", "red", None)])
-    [row] = result.features.collect()
+    [row], figures = collected(result)
     assert row["image_embeddings"] == b""
-    assert result.figures.get["items_without_images"] == 1
+    assert figures["items_without_images"] == 1
 
 
 def test_items_without_a_usable_id_are_rejected(spark: SparkSession, make_settings: MakeSettings) -> None:
@@ -121,7 +141,7 @@ def test_items_without_a_usable_id_are_rejected(spark: SparkSession, make_settin
         ("1", "items", "item_id", "duplicate_item"),
         (None, "items", "item_id", "null_id"),
     ]
-    [row] = result.features.collect()
+    [row] = feature_rows(result)
     assert row["text_token_ids"] == b""  # the smallest row, blue, was kept
 
 
@@ -146,13 +166,13 @@ def test_each_unusable_image_is_rejected_with_its_reason(spark: SparkSession, ma
     result = built(spark, make_settings(features=FEATURES), [("1", None, None)], images)
     expected = [(image[0], "item_images", column, reason) for image, column, reason in BAD_IMAGES]
     assert reasons(result.rejected) == sorted(expected, key=str)
-    [row] = result.features.collect()
+    [row] = feature_rows(result)
     np.testing.assert_array_equal(embeddings(row["image_embeddings"])[:, 0], [4, 6])
 
 
 def test_every_image_may_be_unusable(spark: SparkSession, make_settings: MakeSettings) -> None:
     result = built(spark, make_settings(features=FEATURES), [("1", None, None)], [("1", 0, [1.0])])
-    assert result.features.first()["image_embeddings"] == b""  # type: ignore[index]
+    assert feature_rows(result)[0]["image_embeddings"] == b""
 
 
 def test_partitions_do_not_matter(spark: SparkSession, make_settings: MakeSettings) -> None:
@@ -162,7 +182,7 @@ def test_partitions_do_not_matter(spark: SparkSession, make_settings: MakeSettin
     for partitions in (1, 3, 8):
         order = 1 if partitions == 1 else -1
         result = built(spark, make_settings(features=FEATURES), items[::order], images[::order], partitions=partitions)
-        outcomes.append([sorted(rows.collect(), key=str) for rows in (result.features, result.rejected)])
+        outcomes.append([sorted(rows, key=str) for rows in (feature_rows(result), result.rejected.collect())])
     assert outcomes[0] == outcomes[1] == outcomes[2]
 
 
@@ -176,7 +196,7 @@ def test_the_job_and_a_direct_call_give_the_same_ids(
     known = [sorted({token for text in texts for token in token_kinds(text)[kind]})[::2] for kind in range(3)]
     items = [(str(number), text, None) for number, text in enumerate(texts)]
     result = built(spark, make_settings(features=FEATURES), items, vocabulary=pack_vocabulary(*known))
-    rows = {row["item_id"]: row for row in result.features.collect()}
+    rows = {row["item_id"]: row for row in feature_rows(result)}
     for number, text in enumerate(texts):
         encoded = Tokenizer(*known).encode_column(pa.array([text]))
         assert ids(rows[str(number)]["text_token_ids"]) == encoded.ids.tolist()
