@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from pipeline.class_archive import shared_classes
 from pipeline.summary import print_summary
 from schemas.records import absolute_uri
 from schemas.settings import Settings, SettingsError, load_settings
@@ -65,14 +66,14 @@ def run_stage(title: str, command: list[str], log: Path) -> None:
     }
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    with log.open("w") as stderr:
+    with log.open("w") as stderr, shared_classes(environment) as environment:
         stage = subprocess.Popen(command, stderr=stderr, env=environment)
         # A scheduler that ends the pipeline ends the stage too; tables change by whole commits or not at all.
         signal.signal(signal.SIGTERM, lambda *_: stage.terminate())
         code = stage.wait()
-    if code:
-        print(f"  failed with exit code {code}; Spark's and Python's messages: {log}", flush=True)
-        sys.exit(code if code > 0 else 1)
+        if code:
+            print(f"  failed with exit code {code}; Spark's and Python's messages: {log}", flush=True)
+            sys.exit(code if code > 0 else 1)
     print(f"  done in {time.monotonic() - started:.0f} s", flush=True)
 
 
