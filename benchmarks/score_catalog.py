@@ -67,7 +67,7 @@ def rows(options: Options) -> Iterator[Row]:
 def prepare(options: Options) -> Work:
     """A warehouse as the stages before would leave it, and the first items as plain columns."""
     sizes, features = paper()
-    catalog = Catalog(options.choose(98_304, 4096), features)
+    catalog = Catalog(options.choose(65_536, 4096), features)
     few = options.choose(1536, 512)
     warehouse = options.scratch / "warehouse"
     write_item_features(warehouse / "item_features", catalog)
@@ -133,7 +133,7 @@ def score_files(files: list[str], model_uri: str, target: Path) -> None:
         for batch in batches:
             columns = [batch.column("item_id"), to_column(scorer.score_batch(batch))]
             table = pa.Table.from_arrays(columns, ["item_id", "embedding"])
-            writer = writer or pq.ParquetWriter(target, table.schema)
+            writer = writer or pq.ParquetWriter(target, table.schema, use_dictionary=False, write_statistics=False)
             writer.write_table(table)
     if writer:
         writer.close()
