@@ -21,8 +21,7 @@ from itemsage_model.checkpoint import ModelSpec, load_model
 from itemsage_model.parquet_files import file_batches
 from itemsage_model.precision import Precision, choose
 from itemsage_model.reader import TableFiles, pin_files
-from itemsage_model.scorer import load_once
-from itemsage_model.vectors import to_column
+from itemsage_model.scorer import batch_function, load_once
 from jobs import command_line
 from jobs.run import Run
 from jobs.worker_rows import WorkerRows
@@ -66,18 +65,16 @@ def build(
     """
     weights, spec = model
     broadcast = spark.sparkContext.broadcast(weights)
-    scalars = {
-        name: pa.scalar(value, arrow_schema(ITEM_EMBEDDINGS).field(name).type) for name, value in constants.items()
-    }
+    schema = arrow_schema(ITEM_EMBEDDINGS)
+    scalars = {name: pa.scalar(value, schema.field(name).type) for name, value in constants.items()}
 
     def score_files(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         scorer = load_once(broadcast.value, spec, rows_at_once, precision)
+        score = batch_function(KEPT, {"embedding": scorer.score_batch})
         for uri in (uri for batch in batches for uri in batch.column("uri").to_pylist()):
-            for items in file_batches(uri, [*KEPT, *FEATURE_CELLS], _ROWS_PER_READ):
-                columns = {name: items.column(name) for name in KEPT}
-                columns |= {name: pa.repeat(value, len(items)) for name, value in scalars.items()}
-                columns["embedding"] = to_column(scorer.score_batch(items))
-                yield pa.RecordBatch.from_pydict(columns)
+            for scored in score(file_batches(uri, [*KEPT, *FEATURE_CELLS], _ROWS_PER_READ)):
+                repeated = [pa.repeat(value, len(scored)) for value in scalars.values()]
+                yield pa.RecordBatch.from_arrays([*scored.columns, *repeated], [*scored.schema.names, *scalars])
 
     tasks = max(spark.sparkContext.defaultParallelism, files.row_count // _ROWS_PER_TASK)
     uris = spark.createDataFrame(pa.table({"uri": files.uris})).repartition(min(tasks, len(files.uris)))

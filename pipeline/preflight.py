@@ -35,10 +35,16 @@ def check_python():
         )
 
 
-def check_java():
-    """Java 17 or 21, from JAVA_HOME or the PATH, as Spark looks for it."""
+def find_java():
+    """The java of JAVA_HOME, else of the PATH, as Spark looks for it; None where there is none on the PATH."""
     home = os.environ.get("JAVA_HOME")
-    java = os.path.join(home, "bin", "java") if home else shutil.which("java")
+    return os.path.join(home, "bin", "java") if home else shutil.which("java")
+
+
+def check_java():
+    """Java 17 or 21."""
+    home = os.environ.get("JAVA_HOME")
+    java = find_java()
     wanted = "Install a Java 17 or 21 runtime (package openjdk-17-jre-headless, for example), or set JAVA_HOME to one."
     if not java or not os.path.exists(java):
         stop("no Java found%s. %s" % (" at JAVA_HOME=" + home if home else " on the PATH", wanted))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.class_archive import shared_classes
+from pipeline.preflight import find_java
 
 
 def java(options: str) -> tuple[str, str]:
     """Run a small Java program under such options: what it wrote to standard output and to standard error."""
-    program = shutil.which("java")
+    program = find_java()
     assert program is not None
     command = [program, *(option.strip('"') for option in options.split()), "-version"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
