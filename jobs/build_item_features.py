@@ -35,7 +35,7 @@ from schemas.tables import ITEM_FEATURES, ITEM_IMAGES, ITEMS, REJECTED_ITEMS, VO
 
 STAGE = "build_item_features"
 
-_ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 512
 """Items that are tokenised together; bounds the memory of a worker where texts are long."""
 
 _FIGURES = (
@@ -139,9 +139,11 @@ def pack_items(batch: pa.RecordBatch, tokenizer: Tokenizer) -> pa.RecordBatch:
         "items_without_text": token_counts == 0,
         "items_without_images": image_counts == 0,
     }
+    # Copied, as they would keep the whole batch, images included, until their row group is written.
+    keys = batch.select(["item_id", "item_key"]).take(pa.array(np.arange(len(batch))))
     columns = {
-        "item_id": batch.column("item_id"),
-        "item_key": batch.column("item_key"),
+        "item_id": keys.column("item_id"),
+        "item_key": keys.column("item_key"),
         **dict(zip(("text_token_ids", "text_token_counts", "image_embeddings"), cells, strict=True)),
         "out_of_vocabulary_count": pa.array(missing.sum(axis=1), pa.int32()),
         "features_hash": pa.array(_hashes(cells)),
