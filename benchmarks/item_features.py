@@ -31,7 +31,8 @@ from benchmarks.contest import Contender, Figures, Row, Turn, compete, judge, re
 from benchmarks.report import Options, main, print_outcome
 from benchmarks.spark_tables import session
 from itemsage_model.config import demo
-from itemsage_model.tokenizer import pack_vocabulary, token_kinds
+from itemsage_model.tokenizer import pack_vocabulary
+from itemsage_model.tokens import token_kinds
 from jobs import build_item_features, table_io
 from jobs.demo_shop import Codebook, generator, make_items
 from jobs.demo_words import item_texts

@@ -1,19 +1,18 @@
-"""The one tokeniser: text -> character trigrams, word unigrams and word bigrams -> dense token ids.
+"""Columns of texts -> dense token ids of one vocabulary, the tokens being those of `tokens.token_kinds`.
 
-`token_kinds` says what the tokens of a text are; the vocabulary is counted with it. `Tokenizer` turns columns of texts
-into ids: it looks up the tokens of each distinct piece between spaces once, those of all new pieces of a column
+`Tokenizer` looks up the tokens of each distinct piece between spaces once, those of all new pieces of a column
 together, and composes a text from its pieces, which is exact because a token that crosses a space depends only on the
 characters or words on both sides of it.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import chain, pairwise, repeat
-from typing import NamedTuple, TypeVar
+from itertools import chain, repeat
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from itemsage_model.key_table import KeyTable
-
-TOKEN_KINDS = ("char_trigram", "word_unigram", "word_bigram")
-"""The three kinds of tokens, in the order of their ids."""
-
-MAX_CHARACTERS = 16_384
-"""Characters of one text that are read; bounds memory against a stray cell of 50 MB."""
+from itemsage_model.tokens import MAX_CHARACTERS, clean, separate_words
 
 _MOST_CACHED = 500_000
 """Pieces, or 32 characters or token ids each, that a Tokenizer remembers before it starts afresh."""
@@ -40,75 +34,8 @@ _BETWEEN = "\x1f"
 _IS_BLANK = np.array([chr(code).isspace() for code in range(0x3002)])
 """Which code points are blanks; there is none beyond the ideographic space, U+3000."""
 
-# CJK ideographs, each a word of its own (as BERT's tokeniser has it, with Unicode's later extensions).
-_IDEOGRAPHS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F), (0x30000, 0x323AF))
-# Unicode's default-ignorable code points that are no format characters: fillers, joiners, variation selectors.
-_FILLERS = ((0x34F, 0x34F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x2065, 0x2065), (0x3164, 0x3164))
-_INVISIBLE = (*_FILLERS, (0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0xE0000, 0xE0FFF))
-
 Ints = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.int32]
-Key = TypeVar("Key")
-Value = TypeVar("Value")
-
-
-class _Cache(dict[Key, Value]):
-    """A dictionary that asks `learn` for a key it has not seen."""
-
-    def __init__(self, learn: Callable[[Key], Value]) -> None:
-        self._learn = learn
-
-    def __missing__(self, key: Key) -> Value:
-        self[key] = value = self._learn(key)
-        return value
-
-
-def _is_within(code: int, ranges: tuple[tuple[int, int], ...]) -> bool:
-    return any(first <= code <= last for first, last in ranges)
-
-
-def _fold(code: int) -> str:
-    """Casefold; drop control, format, surrogate and other invisible characters that are no blanks."""
-    character = chr(code)
-    is_invisible = unicodedata.category(character) in ("Cc", "Cf", "Cs") or _is_within(code, _INVISIBLE)
-    return "" if is_invisible and not character.isspace() else character.casefold()
-
-
-def _separate(code: int) -> str:
-    """Put a blank for punctuation (category P*), and blanks around an ideograph."""
-    character = chr(code)
-    if unicodedata.category(character).startswith("P"):
-        return " "
-    return f" {character} " if _is_within(code, _IDEOGRAPHS) else character
-
-
-def _clean(text: str) -> str:
-    folded = unicodedata.normalize("NFKC", text).translate(_FOLD)
-    return unicodedata.normalize("NFKC", folded)
-
-
-_FOLD, _SEPARATE = _Cache(_fold), _Cache(_separate)  # tables for str.translate, filled as characters occur
-
-
-def token_kinds(text: str) -> tuple[list[str], list[str], list[str]]:
-    """Split one text into its tokens of each kind, in text order, with repetitions.
-
-    Args:
-        text: Any text; its first MAX_CHARACTERS characters are read.
-
-    Returns:
-        Character trigrams: over the whole text, with one `#` for each run of blanks and at both ends, punctuation kept.
-        Word unigrams: between blanks, punctuation and ideographs; punctuation discarded, symbols and emoji kept.
-        Word bigrams: two successive words, joined by `#`. A text without visible characters has no tokens.
-
-    Source: ItemSage section 2.2 (the three kinds); details from the released code of its successor.
-    Assumed: blanks at the ends of a text are dropped; invisible characters are dropped; Unicode is Python's version.
-    """
-    clean = _clean(text[:MAX_CHARACTERS])
-    marked = f"#{'#'.join(clean.split())}#"
-    words = clean.translate(_SEPARATE).split()
-    trigrams = [marked[i : i + 3] for i in range(len(marked) - 2)]
-    return trigrams, words, [f"{first}#{second}" for first, second in pairwise(words)]
 
 
 def pack_vocabulary(trigrams: Iterable[str], unigrams: Iterable[str], bigrams: Iterable[str]) -> bytes:
@@ -169,7 +96,7 @@ class Tokenizer:
         )
         self._unigrams = {token: token_id for token_id, token in enumerate(unigrams, len(trigrams))}
         # Bigrams by the numbers of their words.
-        self._words: _Cache[str, int] = _Cache(lambda _: len(self._words))
+        self._words: defaultdict[str, int] = defaultdict(lambda: len(self._words))
         pairs = [[self._words[word] for word in token.split("#")] for token in bigrams]
         self._bigrams = KeyTable(
             _pair_keys(*np.array(pairs, np.int64).reshape(-1, 2).T),
@@ -245,9 +172,9 @@ class Tokenizer:
         """Write the facts of pieces that were not seen before."""
         count = len(pieces)
         # A separator in a piece becomes a space, as all blanks are alike; nothing composes across a separator.
-        clean = _clean(_BETWEEN.join(piece.replace(_BETWEEN, " ") for piece in pieces))
-        characters, character_owner, keys, trigram_owner = _character_trigrams(clean)
-        words = [part.split() for part in clean.translate(_SEPARATE).split(_BETWEEN)]
+        cleaned = clean(_BETWEEN.join(piece.replace(_BETWEEN, " ") for piece in pieces))
+        characters, character_owner, keys, trigram_owner = _character_trigrams(cleaned)
+        words = [part.split() for part in separate_words(cleaned).split(_BETWEEN)]
         word_owner = np.repeat(np.arange(count), list(map(len, words)))
         flat = list(chain.from_iterable(words))
         numbers = np.array(list(map(self._words.get, flat, repeat(_UNKNOWN))), np.int64)
@@ -301,13 +228,13 @@ def _pair_keys(first: Ints | Ids, second: Ints | Ids) -> Ints:
     return first.astype(np.int64) << 32 | second
 
 
-def _character_trigrams(clean: str) -> tuple[Ints, Ints, Ints, Ints]:
+def _character_trigrams(cleaned: str) -> tuple[Ints, Ints, Ints, Ints]:
     """The trigrams of `token_kinds`, of many cleaned pieces with _BETWEEN between them.
 
     Returns:
         Code points of the visible characters, and the piece of each; keys of the trigrams, and the piece of each.
     """
-    codes = _code_points(f"{_BETWEEN}{clean}{_BETWEEN}")
+    codes = _code_points(f"{_BETWEEN}{cleaned}{_BETWEEN}")
     owner = np.cumsum(codes == ord(_BETWEEN)) - 1
     is_blank = _IS_BLANK[np.minimum(codes, len(_IS_BLANK) - 1)]
     is_kept = ~is_blank

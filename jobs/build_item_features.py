@@ -23,7 +23,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from itemsage_model import packed_cells
-from itemsage_model.tokenizer import TOKEN_KINDS, Tokenizer, load_tokenizer, pack_vocabulary
+from itemsage_model.tokenizer import Tokenizer, load_tokenizer, pack_vocabulary
+from itemsage_model.tokens import TOKEN_KINDS
 from jobs import command_line
 from jobs.run import Run
 from jobs.transforms.item_images import images_by_item, packed_images, split_images

@@ -20,7 +20,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from itemsage_model.tokenizer import TOKEN_KINDS, token_kinds
+from itemsage_model.tokens import TOKEN_KINDS, token_kinds
 from jobs import command_line
 from jobs.run import Run
 from jobs.transforms.items import joined_texts, split_items

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
-from itemsage_model.tokenizer import Tokenizer, pack_vocabulary, token_kinds
+from itemsage_model.tokenizer import Tokenizer, pack_vocabulary
+from itemsage_model.tokens import token_kinds
 from jobs import build_item_features
 from jobs.build_item_features import ItemFeatures, packed_vocabulary
 from jobs.transforms.item_images import packed_images
