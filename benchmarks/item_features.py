@@ -6,7 +6,8 @@ the job's `build`. The other reads, checks and joins the items in the same way, 
 texts, asks the same definition of tokens (`token_kinds`), looks every token up in a dictionary and returns the ids as
 lists. It makes no hash and no packed cells; a UDF that packs its ids takes a third less time (docs/lab-log.md). No item
 has images: those cost both the same. Time counts from the opened session to the written rows; Python workers start and
-load the vocabulary within it.
+load the vocabulary within it. The UDF runs on few items, on the same once more and on a quarter of the catalog; what it
+would have taken for the whole is the first run, and for each further item what the third took on top of the second.
 
     python -m benchmarks.item_features [--rounds N] [--small]
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -43,6 +44,7 @@ from schemas.spark import conform
 from schemas.tables import ITEM_FEATURES, ITEMS, TEXT_FEATURES
 
 OURS, ROW_WISE = "build_item_features", "row-wise Python UDF"
+WHOLE, QUARTER, FEW = "items", "a quarter", "few items"
 _COUNTED_ITEMS = 3000
 _MOST_MADE = 60_000
 """Items whose texts are made; a larger catalog repeats them, each under a title of its own."""
@@ -57,12 +59,12 @@ def rows(options: Options) -> Iterator[Row]:
     outcome = compete(contenders, options.rounds or 5)
     print_outcome(f"features of {count} items", "items", outcome)
     tokens = check_ids(options.scratch, count)
-    print(f"  the token ids of {min(count, _MOST_MADE)} items are equal: {tokens:.0f} an item")
+    print(f"  the token ids of {min(count // 4, _MOST_MADE)} items are equal: {tokens:.0f} an item")
     yield judge("6", "build_item_features, items/s", ROW_WISE, outcome.ratios(OURS, ROW_WISE), at_least=5)
 
 
 def write_items(scratch: Path, count: int) -> None:
-    """Rows of ITEMS as Parquet, in two files, and a vocabulary counted on the first of them."""
+    """Rows of ITEMS as Parquet, whole and in part, in two files each; a vocabulary counted on the first of them."""
     attributes = make_items(Codebook(1), 1, min(count, _MOST_MADE)).attributes
     random = generator(1, "texts")
     texts = [item_texts(item, random) for item in attributes]
@@ -76,10 +78,12 @@ def write_items(scratch: Path, count: int) -> None:
     titles = pc.binary_join_element_wise(table["title"], pa.array(numbers), "")
     table = table.set_column(table.schema.get_field_index("title"), "title", titles)
     table = table.add_column(0, "item_id", [[_item_id(row) for row in rows]])
-    (scratch / "items").mkdir()
-    half = -(-count // 2)
-    for part in range(2):
-        pq.write_table(table.slice(part * half, half), scratch / "items" / f"part-{part}.parquet")
+    for name, rows_in in ((WHOLE, count), (QUARTER, count // 4), (FEW, count // 40)):
+        (scratch / name).mkdir()
+        half = -(-rows_in // 2)
+        for part in range(2):
+            rows_of_part = table.slice(part * half, min(half, rows_in - part * half))
+            pq.write_table(rows_of_part, scratch / name / f"part-{part}.parquet")
     (scratch / "vocabulary").write_bytes(pack_vocabulary(*count_vocabulary(texts[:_COUNTED_ITEMS])))
 
 
@@ -111,7 +115,11 @@ def job_turn(scratch: Path) -> Turn:
         rows = build_item_features.build(items, None, vocabulary, settings).features
         table_io.write_worker_rows(rows, str(scratch / OURS), ITEM_FEATURES, run_id=OURS)
 
-    return _turn(OURS, scratch, write)
+    def turn() -> Figures:
+        (seconds,) = _seconds(OURS, scratch, [WHOLE], write)
+        return {"units": _count(_files(scratch, OURS)), "seconds": seconds}
+
+    return turn
 
 
 def udf_turn(scratch: Path) -> Turn:
@@ -131,20 +139,26 @@ def udf_turn(scratch: Path) -> Turn:
         rows = _texts(items).select("item_id", tokenise(*TEXT_FEATURES).alias("token_ids"))
         rows.write.mode("overwrite").parquet(str(scratch / ROW_WISE))
 
-    return _turn(ROW_WISE, scratch, write)
-
-
-def _turn(name: str, scratch: Path, write: Callable[[DataFrame], None]) -> Turn:
     def turn() -> Figures:
-        for file in (scratch / "items").iterdir():
-            file.read_bytes()  # into the system's cache, whoever went before
-        with session(name, scratch) as spark:
-            started = time.perf_counter()
-            items = conform(spark.read.parquet(str(scratch / "items")), ITEMS)
-            write(items)
-            return {"units": _count(scratch, name), "seconds": time.perf_counter() - started}
+        cold, warm, longer = _seconds(ROW_WISE, scratch, [FEW, FEW, QUARTER], write)
+        whole, quarter, few = (_count(map(str, (scratch / name).iterdir())) for name in (WHOLE, QUARTER, FEW))
+        return {"units": whole, "seconds": cold + (longer - warm) / (quarter - few) * (whole - few)}
 
     return turn
+
+
+def _seconds(name: str, scratch: Path, catalogs: list[str], write: Callable[[DataFrame], None]) -> list[float]:
+    """How long one catalog after the other takes in one session."""
+    seconds = []
+    for catalog in catalogs:
+        for file in (scratch / catalog).iterdir():
+            file.read_bytes()  # into the system's cache, whoever went before
+    with session(name, scratch) as spark:
+        for catalog in catalogs:
+            started = time.perf_counter()
+            write(conform(spark.read.parquet(str(scratch / catalog)), ITEMS))
+            seconds.append(time.perf_counter() - started)
+    return seconds
 
 
 def _texts(items: DataFrame) -> DataFrame:
@@ -170,18 +184,20 @@ def token_ids(text: str, vocabulary: list[dict[str, int]]) -> list[int]:
 
 
 def check_ids(scratch: Path, count: int) -> float:
-    """Every text of the items whose texts were made has the same ids from both, apart from their order.
+    """Every text of the first items that both have has the same ids from both, apart from their order.
 
     Returns:
         Tokens an item.
     """
-    first = [("item_id", "<", _item_id(min(count, _MOST_MADE)))]
+    compared = min(count // 4, _MOST_MADE)
+    first = [("item_id", "<", _item_id(compared))]
     ours, theirs = (
         pa.concat_tables(pq.read_table(file, filters=first) for file in _files(scratch, name)).sort_by("item_id")
         for name in (OURS, ROW_WISE)
     )
-    require(ours["item_id"].equals(theirs["item_id"]) and len(ours) == min(count, _MOST_MADE), "other items")
-    require(_count(scratch, OURS) == _count(scratch, ROW_WISE) == count, f"not all {count} items are there")
+    require(ours["item_id"].equals(theirs["item_id"]) and len(ours) == compared, "other items")
+    for name, rows_in in ((OURS, count), (ROW_WISE, count // 4)):
+        require(_count(_files(scratch, name)) == rows_in, f"not all items are there from {name}")
     texts = theirs["token_ids"].combine_chunks().flatten()
     cells = {name: b"".join(ours[name].to_pylist()) for name in ("text_token_ids", "text_token_counts")}
     counts = np.frombuffer(cells["text_token_counts"], "<i4")
@@ -200,8 +216,8 @@ def _joined(text: str | list[str] | None) -> str:
     return text or "" if isinstance(text, str | None) else " ".join(text)
 
 
-def _count(scratch: Path, name: str) -> int:
-    return sum(pq.read_metadata(file).num_rows for file in _files(scratch, name))
+def _count(files: Iterable[str]) -> int:
+    return sum(pq.read_metadata(file).num_rows for file in files)
 
 
 def _files(scratch: Path, name: str) -> list[str]:
