@@ -66,18 +66,19 @@ def rows(options: Options) -> Iterator[Row]:
 
 def prepare(options: Options) -> Work:
     """A warehouse as the stages before would leave it, and the first items as plain columns."""
-    sizes, features = paper()
-    catalog = Catalog(options.choose(65_536, 4096), features)
+    sizes, feature_sizes = paper()
+    catalog = Catalog(options.choose(65_536, 4096), feature_sizes)
     few = options.choose(1536, 512)
     warehouse = options.scratch / "warehouse"
     write_item_features(warehouse / "item_features", catalog)
     write_plain(options.scratch / "plain", catalog, few, rows_per_file=few // 2)
     write_plain(options.scratch / "tiny", catalog, 64, rows_per_file=32)
-    spec = ModelSpec(sizes, LossSettings(), features, catalog.vocabulary_size, {})
+    spec = ModelSpec(sizes, LossSettings(), feature_sizes, catalog.vocabulary_size, {})
     model_uri, _ = save_model(str(warehouse / "models"), spec.build(), spec, {})
+    features = {"table": "item_features", "uri": str(warehouse / "item_features"), "version": 0}
     figures = {"model_uri": model_uri, "vocabulary_hash": "synthetic"}
     for stage in ("train", "build_item_features"):
-        write_record(str(warehouse), stage, {"stage": stage, "inputs": [], "outputs": [], "figures": figures})
+        write_record(str(warehouse), stage, {"stage": stage, "outputs": [features], "figures": figures})
     return Work(catalog, model_uri, options.scratch, few)
 
 

@@ -26,7 +26,7 @@ from benchmarks.spark_tables import event_log_settings, session, task_seconds, w
 from benchmarks.synthetic import Catalog, item_ids, list_cells, write_item_features
 from itemsage_model.config import demo
 from jobs import build_training_tables
-from schemas.records import read_record
+from schemas.records import read_record, write_record
 from schemas.settings import Settings
 from schemas.tables import EMBEDDING_DIM, QUERY_EMBEDDINGS
 
@@ -37,7 +37,7 @@ LEAST_SHARE = 0.02
 
 def rows(options: Options) -> Iterator[Row]:
     """Write both shops' tables, then build from both."""
-    events = options.choose(80_000, 8000)
+    events = options.choose(50_000, 8000)
     for name, share in ((SKEWED, HOT_SHARE), (EVEN, 0.0)):
         write_shop(options.scratch / name, events, share)
     contenders = [Contender(name, job_turn, (options.scratch, name)) for name in (SKEWED, EVEN)]
@@ -93,6 +93,12 @@ def write_shop(warehouse: Path, events: int, hot_share: float) -> None:
         "engagement": pa.array(["click"] * events),
     }
     _write(warehouse / "engagement_logs", pa.table(log))
+    for stage, table, version in (
+        ("build_item_features", "item_features", 0),
+        ("embed_queries", "query_embeddings", None),
+    ):
+        entry = {"table": table, "uri": str(warehouse / table), "version": version}
+        write_record(str(warehouse), stage, {"stage": stage, "outputs": [entry]})
 
 
 def job_turn(scratch: Path, name: str) -> Turn:

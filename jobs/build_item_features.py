@@ -164,7 +164,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
     with Run(spark, settings, STAGE) as run:
         items = run.read(ITEMS)
         images = packed_images(run.read(ITEM_IMAGES)).persist() if settings.inputs.has_images else None
-        vocabulary = packed_vocabulary(run.read(VOCABULARY, may_be_empty=True))
+        vocabulary = packed_vocabulary(run.read(VOCABULARY, made_by="build_vocabulary", may_be_empty=True))
         built = build(items, images, vocabulary, settings)
         run.figures |= run.write_worker_rows(built.features, ITEM_FEATURES).sums
         run.write_rejected(built.rejected, REJECTED_ITEMS)

@@ -103,7 +103,9 @@ def build_item_counts(pairs: DataFrame) -> DataFrame:
 def run(spark: SparkSession, settings: Settings) -> None:
     """Read the logs, queries and features; write the tables of every task, the item counts and the rejects."""
     with Run(spark, settings, STAGE) as run:
-        logs, queries, features = run.read(ENGAGEMENT_LOGS), run.read(QUERY_EMBEDDINGS), run.read(ITEM_FEATURES)
+        logs = run.read(ENGAGEMENT_LOGS)
+        queries = run.read(QUERY_EMBEDDINGS, made_by="embed_queries")
+        features = run.read(ITEM_FEATURES, made_by="build_item_features")
         event_count = run.inputs[0]["rows"]
         _require_unique(queries, QUERY_EMBEDDINGS)
         _require_unique(features, ITEM_FEATURES)

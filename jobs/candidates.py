@@ -77,7 +77,7 @@ class Candidates:
 
 def collect_pairs(run: Run, task: Task) -> TaskPairs:
     """At most `evaluate.max_pairs_per_task` held-out pairs, the first by a hash of the pair."""
-    table = run.read(held_out_pairs(task), may_be_empty=True)
+    table = run.read(held_out_pairs(task), made_by="build_training_tables", may_be_empty=True)
     by_hash = table.orderBy(F.xxhash64("query_id", "item_id"), "query_id", "item_id")
     chosen = by_hash.limit(run.settings.evaluate.max_pairs_per_task)
     columns = chosen.select("query_id", "item_key", "query_item_key", "engagement_count").toArrow()
@@ -106,7 +106,7 @@ def collect_candidates(run: Run, task_pairs: list[TaskPairs], encoder: TextEncod
     table = table.take(np.argsort(table["item_key"].to_numpy(), kind="stable"))
     keys = table["item_key"].to_numpy()
     ids = chosen.select("item_id")
-    features = run.read(ITEM_FEATURES).join(ids, on="item_id", how="left_semi")
+    features = run.read(ITEM_FEATURES, made_by="build_item_features").join(ids, on="item_id", how="left_semi")
     vectors = {"itemsage": to_matrix(table["embedding"])} | _feature_vectors(features, keys, run.settings)
     if encoder is not None:
         vectors["frozen_query"] = _title_vectors(
@@ -141,7 +141,7 @@ def by_query(df: DataFrame, ids: npt.NDArray[np.str_]) -> Vectors:
 
 def _chosen(run: Run, task_pairs: list[TaskPairs]) -> DataFrame:
     """Published embeddings of the candidates, with `item_key` and `is_distractor`."""
-    published = run.read(ITEM_EMBEDDINGS).withColumn("item_key", F.xxhash64("item_id"))
+    published = run.read(ITEM_EMBEDDINGS, made_by="score_catalog").withColumn("item_key", F.xxhash64("item_id"))
     share = min(1.0, run.settings.evaluate.max_distractors / int(run.inputs[-1]["rows"]))
     place = F.pmod(F.xxhash64(F.lit("distractors"), "item_id"), F.lit(_SHARES))
     with_share = published.withColumn("is_distractor", place < F.lit(int(share * _SHARES)))
@@ -184,13 +184,14 @@ def _title_vectors(items: DataFrame, keys: Keys, encoder: TextEncoder) -> Vector
 
 def _engagements(run: Run, keys: Keys) -> Keys:
     """Training engagements of each candidate over all tasks."""
-    totals = run.read(ITEM_COUNTS).groupBy("item_key").agg(F.sum("engagement_count").alias("total")).toArrow()
+    counts = run.read(ITEM_COUNTS, made_by="build_training_tables")
+    totals = counts.groupBy("item_key").agg(F.sum("engagement_count").alias("total")).toArrow()
     items = totals["item_key"].to_numpy()
     place = np.minimum(np.searchsorted(keys, items), len(keys) - 1)
     is_candidate = keys[place] == items
-    counts = np.zeros(len(keys), np.int64)
-    counts[place[is_candidate]] = totals["total"].to_numpy()[is_candidate]
-    return counts
+    engagements = np.zeros(len(keys), np.int64)
+    engagements[place[is_candidate]] = totals["total"].to_numpy()[is_candidate]
+    return engagements
 
 
 def _aligned(column: pa.ChunkedArray, rows: Keys, row_count: int) -> Vectors:

@@ -106,10 +106,10 @@ def _collect_queries(run: Run, task_pairs: list[TaskPairs], encoder: TextEncoder
     ids = np.unique(np.concatenate([pairs.query_ids for pairs in task_pairs]))
     wanted = F.broadcast(run.spark.createDataFrame(pa.table({"query_id": ids.tolist()})))
 
-    def known(table: Table) -> DataFrame:
-        return run.read(table).join(wanted, on="query_id", how="left_semi")
+    def known(table: Table, made_by: str | None = None) -> DataFrame:
+        return run.read(table, made_by=made_by).join(wanted, on="query_id", how="left_semi")
 
-    embeddings = by_query(known(QUERY_EMBEDDINGS).select("query_id", "query_embedding"), ids)
+    embeddings = by_query(known(QUERY_EMBEDDINGS, "embed_queries").select("query_id", "query_embedding"), ids)
     texts, has_text = None, np.zeros(len(ids), bool)
     if encoder is not None:
         rows = known(QUERIES).select("query_id", "text").toArrow().to_pydict()
@@ -127,7 +127,10 @@ def _collect_queries(run: Run, task_pairs: list[TaskPairs], encoder: TextEncoder
 
 def _collect_engagements(run: Run) -> baselines.ItemPairs:
     """(query item, item, engagements) summed over the training tables of all tasks."""
-    parts = side_by_side([partial(run.read, training_pairs(entry.task)) for entry in run.settings.tasks])
+    made_by = "build_training_tables"
+    parts = side_by_side(
+        [partial(run.read, training_pairs(entry.task), made_by=made_by) for entry in run.settings.tasks]
+    )
     columns = [part.select("query_item_key", "item_key", "engagement_count") for part in parts]
     pairs = reduce(DataFrame.unionByName, columns).where("query_item_key != 0")
     table = pairs.groupBy("query_item_key", "item_key").agg(F.sum("engagement_count").alias("total")).toArrow()

@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 from jobs import table_io
 from jobs.worker_rows import WorkerRows
 from schemas.columns import Table, TableError
-from schemas.records import write_record
+from schemas.records import read_record, recorded_output, write_record
 from schemas.settings import Settings
 
 _AT_ONCE = 4
@@ -57,14 +57,22 @@ class Run:
         text = json.dumps([self.stage, self.settings.model_dump(mode="json"), _by_table(self.inputs)], sort_keys=True)
         return f"{self.stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
-    def read(self, table: Table, *, may_be_empty: bool = False) -> DataFrame:
-        """Read the newest version of a table, pin and count it.
+    def read(self, table: Table, *, made_by: str | None = None, may_be_empty: bool = False) -> DataFrame:
+        """Read one version of a table, pin and count it.
+
+        Args:
+            table: What to read.
+            made_by: The stage whose record names the version; None = the newest, of a table that the shop supplies.
+            may_be_empty: Whether no row is an error.
 
         Raises:
-            TableError: the table is absent or misshapen, or has no row and may not be empty.
+            TableError: the stage has not completed, or the table is absent, misshapen or empty.
         """
         uri = self.settings.table_uri(table.name)
-        version = table_io.latest_version(self.spark, uri)
+        if made_by:
+            version = recorded_output(read_record(self.settings.warehouse.uri, made_by), table.name)["version"]
+        else:
+            version = table_io.latest_version(self.spark, uri)
         rows = table_io.read(self.spark, uri, table, version=version)
         count = rows.count()
         if not count and not may_be_empty:

@@ -1,6 +1,6 @@
 """Score the whole catalog with the trained model.
 
-Reads: item_features, and the model that the record of train names.
+Reads: item_features at the version that its record names, and the model that the record of train names.
 Writes: item_embeddings; one row is one product of the catalog with its published embedding.
 Safe to rerun: one Delta commit replaces the table, and equal inputs give equal rows (scored_ts is the logical date).
 
@@ -27,7 +27,7 @@ from jobs.run import Run
 from jobs.worker_rows import WorkerRows
 from schemas.arrow import arrow_schema
 from schemas.columns import TableError
-from schemas.records import read_record
+from schemas.records import read_record, recorded_output
 from schemas.settings import Settings
 from schemas.tables import ITEM_EMBEDDINGS, ITEM_FEATURES
 
@@ -94,10 +94,12 @@ def run(spark: SparkSession, settings: Settings) -> None:
                 found=f"{len(weights):,} bytes",
                 cure="Lower model.hash_rows or the vocabulary sizes in [features].",
             )
-        uri = settings.table_uri(ITEM_FEATURES.name)
-        files = pin_files(ITEM_FEATURES.name, uri)
+        # The version that the record names: a newer one, of a run that died, may have ids of another vocabulary.
+        made = read_record(settings.warehouse.uri, "build_item_features")
+        _refuse_other_vocabulary(made, trained)
+        features = recorded_output(made, ITEM_FEATURES.name)
+        files = pin_files(ITEM_FEATURES.name, features["uri"], features["version"])
         run_.count_input(ITEM_FEATURES, files.version, files.row_count)
-        _refuse_other_vocabulary(settings, trained)
         # Decided once, so that all rows of a version are computed alike.
         precision = choose(settings.score.precision, torch.device("cpu"))
         run_.figures["precision"] = precision
@@ -107,10 +109,10 @@ def run(spark: SparkSession, settings: Settings) -> None:
         run_.figures["model_id"] = facts["model_id"]
 
 
-def _refuse_other_vocabulary(settings: Settings, trained: dict[str, Any]) -> None:
+def _refuse_other_vocabulary(made: dict[str, Any], trained: dict[str, Any]) -> None:
     """Token ids mean something only with the vocabulary they were made with."""
     expected = trained["figures"]["vocabulary_hash"]
-    found = read_record(settings.warehouse.uri, "build_item_features")["figures"]["vocabulary_hash"]
+    found = made["figures"]["vocabulary_hash"]
     if found != expected:
         raise TableError(
             ITEM_FEATURES.name,

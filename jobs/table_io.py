@@ -1,7 +1,8 @@
 """The only door to storage: read one pinned version of a table, replace a table in one atomic commit.
 
-A write is one Delta commit, so a reader sees the old rows or the new ones, never a mixture. NOT NULL is
-enforced by Delta on every declared column. Deletion vectors stay off, because Petastorm reads Parquet files.
+A write is one Delta commit, so a reader sees the old rows or the new ones, never a mixture. NOT NULL is enforced on
+every declared column, by Delta or by the workers that write the files. Tables are made without deletion vectors,
+because Petastorm reads Parquet files.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from uuid import uuid4
 
 import deltalake
 from delta.tables import DeltaTable
+from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, CommitProperties
 from pyspark.errors import AnalysisException, PythonException
 from pyspark.sql import DataFrame, SparkSession
@@ -22,7 +24,12 @@ from pyspark.sql import functions as F
 from jobs.worker_rows import WorkerRows, write_parts
 from schemas.arrow import arrow_schema
 from schemas.columns import Table, TableError
+from schemas.records import file_system
 from schemas.spark import conform, struct_type
+
+
+class OvertakenError(Exception):
+    """Another run committed to the table meanwhile; nothing was committed, and a retry starts from what is there."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ def write(
         writer.save(uri)
     except Exception as error:
         # Delta says which rule a row broke only in the text of the failed task.
-        if refusal := _refusal(str(error), table):
+        if refusal := _broken_rule(str(error), table):
             raise refusal from error
         raise
     commit = DeltaTable.forPath(spark, uri).history(1).select("version", "operationMetrics").first()
@@ -135,7 +142,8 @@ def write_worker_rows(
 
     Args:
         rows: The new rows; conformed to `table` as they are written.
-        uri: Where the table lies; made if absent. Workers and driver reach it through pyarrow.
+        uri: Where the table lies; made if absent. Workers write files through pyarrow, the driver commits through
+            deltalake: both must reach the same place under this URI.
         table: What it means; its nullability is enforced.
         run_id: Written into the commit's userMetadata.
         row_count: How many rows there must be; None = any number.
@@ -144,26 +152,34 @@ def write_worker_rows(
         The committed version, its row count and the sums of `rows`.
 
     Raises:
-        TableError: a row breaks the declaration of `table`, what makes the rows refuses an input, or their number is
-            another. Nothing was committed.
+        TableError: a row breaks the declaration of `table`, what makes the rows refuses an input, their number is
+            another, or the stored table has partitions or rules that these files would not keep. Nothing was committed.
+        OvertakenError: another run has committed to the table since this one began. Nothing was committed.
     """
+    file_system(uri)  # refused here, if at all, before there is a table
     schema = deltalake.Schema.from_arrow(arrow_schema(table))
     # Before any file: files in a folder without a Delta log would be a table of their own.
     stored = deltalake.DeltaTable.create(
         uri, schema, mode="ignore", configuration={"delta.enableDeletionVectors": "false"}
     )
+    _refuse_rules(stored, table)
     try:
-        parts = write_parts(rows, uri, table)
+        files = write_parts(rows, uri, table).to_pylist()
     except PythonException as error:
         if refusal := TableError.from_text(str(error)):
             raise refusal from error
         raise
-    files = parts.to_pylist()
     written = sum(file["rows"] for file in files)
     if row_count not in (None, written):
-        cure = "Nothing was committed. Run the job again; if that does not help, its input changed while it ran."
+        cure = "Nothing was committed. Files of its input were changed since their commit, or the job is at fault."
         raise TableError(table.name, "(all)", expected=f"{row_count} rows", found=f"{written}", cure=cure)
-    version = _commit_files(stored, schema, files, run_id)
+    try:
+        version = _commit_files(stored, schema, files, run_id)
+    except CommitFailedError as error:
+        raise OvertakenError(
+            f"table {table.name} at {uri}: expected version {stored.version()}, as when this run began; found a newer "
+            "one, of another run. Nothing was committed. See that no two runs write one warehouse; run the job again."
+        ) from error
     sums = {name: sum(file[name] for file in files) for name in rows.sums}
     return Written(table.name, uri, version, written, sums)
 
@@ -171,7 +187,7 @@ def write_worker_rows(
 def _commit_files(
     stored: deltalake.DeltaTable, schema: deltalake.Schema, files: list[dict[str, Any]], run_id: str
 ) -> int:
-    """Replace all files of a table; returns the version. Fails where another run replaced them since it was opened."""
+    """Replace all files of a table; returns the version. Fails where anything was committed since it was opened."""
     actions = [
         AddAction(file["path"], file["bytes"], {}, file["modified_ms"], True, json.dumps({"numRecords": file["rows"]}))
         for file in files
@@ -181,15 +197,34 @@ def _commit_files(
         "numOutputRows": sum(file["rows"] for file in files),
         "numOutputBytes": sum(file["bytes"] for file in files),
     }
-    own = str(uuid4())
+    commit_id = str(uuid4())
     properties = {
         "userMetadata": run_id,
-        "txnId": own,
+        "txnId": commit_id,
         "operationMetrics": {name: str(total) for name, total in totals.items()},
     }
-    stored.create_write_transaction(actions, "overwrite", schema, commit_properties=CommitProperties(properties))
+    # A repeated commit would go on top of another run's: of a table that was empty, both runs' rows would stay.
+    once = CommitProperties(properties, max_commit_retries=0)
+    stored.create_write_transaction(actions, "overwrite", schema, commit_properties=once)
     stored.update_incremental()
-    return next(int(commit["version"]) for commit in stored.history(100) if commit.get("txnId") == own)
+    return next(int(commit["version"]) for commit in stored.history(100) if commit.get("txnId") == commit_id)
+
+
+def _refuse_rules(stored: deltalake.DeltaTable, table: Table) -> None:
+    """Partitions and rules that somebody gave the stored table, and that files written by workers would not keep."""
+    metadata, protocol = stored.metadata(), stored.protocol()
+    features = {*(protocol.reader_features or []), *(protocol.writer_features or [])}
+    found = [f"partitioned by {name}" for name in metadata.partition_columns]
+    found += [name for name in sorted(metadata.configuration) if name.startswith("delta.constraints.")]
+    found += sorted(features & {"columnMapping", "deletionVectors"})
+    if found:
+        raise TableError(
+            table.name,
+            "(all)",
+            expected="a table without partitions, CHECK constraints, column mapping and deletion vectors",
+            found=", ".join(found),
+            cure="Nothing was written. Drop the constraints (ALTER TABLE ... DROP CONSTRAINT), or move the table away.",
+        )
 
 
 def _refuse_nulls(df: DataFrame, table: Table) -> None:
@@ -211,7 +246,7 @@ def _null_in(table: Table, column: str) -> TableError:
     )
 
 
-def _refusal(text: str, table: Table) -> TableError | None:
+def _broken_rule(text: str, table: Table) -> TableError | None:
     """The broken rule that a failed write's message names, if it names one."""
     if found := re.search(r"NOT NULL constraint violated for column: ([^\s]+?)\.?\s", text):
         return _null_in(table, found[1])

@@ -81,11 +81,13 @@ def _write_part(
                 totals[name] += pc.sum(batch.column(name), min_count=0).as_py()
             yield conform_batch(batch, table)
 
-    small = [column.name for column in table.columns if column.kind not in ("binary", "vector")]
+    small_columns = [column.name for column in table.columns if column.kind not in ("binary", "vector")]
     with (
         filesystem.open_output_stream(place) as stream,
         # Large cells hardly repeat, and statistics would hold the smallest and the largest of them whole.
-        pq.ParquetWriter(stream, arrow_schema(table), use_dictionary=small, write_statistics=small) as writer,
+        pq.ParquetWriter(
+            stream, arrow_schema(table), use_dictionary=small_columns, write_statistics=small_columns
+        ) as writer,
     ):
         for group in _groups(counted()):
             writer.write_table(group)

@@ -44,7 +44,7 @@ def _conform_column(batch: pa.RecordBatch, table: Table, column: Column) -> pa.A
         raise _refusal(table, column, f"type {_TYPES[column.kind]}", f"type {values.type}")
     if values.null_count and not column.nullable:
         raise _refusal(table, column, "a value in every row", f"{values.null_count} nulls in a batch of {len(values)}")
-    if column.kind == "vector":
+    if column.kind == "vector" and column.shape:
         lengths = pc.list_value_length(values)
         is_other = pc.not_equal(lengths, column.shape[0])
         if pc.any(is_other).as_py():

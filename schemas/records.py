@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote
 from uuid import uuid4
 
+import pyarrow as pa
 from deltalake import DeltaTable
 from pyarrow import fs
 
@@ -25,8 +26,21 @@ def absolute_uri(uri: str) -> str:
 
 
 def file_system(uri: str) -> tuple[fs.FileSystem, str]:
-    """The pyarrow file system of a URI or absolute path, and the path inside it."""
-    system, path = fs.FileSystem.from_uri(absolute_uri(uri))
+    """The pyarrow file system of a URI or absolute path, and the path inside it.
+
+    Raises:
+        TableError: pyarrow knows no such kind of URI.
+    """
+    try:
+        system, path = fs.FileSystem.from_uri(absolute_uri(uri))
+    except pa.ArrowInvalid as error:
+        raise TableError(
+            "warehouse",
+            "uri",
+            expected="a path or a URI that pyarrow, deltalake and Spark open alike (file://, s3://, gs://, hdfs://)",
+            found=f"{uri}: {error}",
+            cure="Write s3:// for s3a://; set spark.hadoop.fs.s3.impl to org.apache.hadoop.fs.s3a.S3AFileSystem.",
+        ) from error
     return system, path
 
 

@@ -34,7 +34,6 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.appName("tests")
     fast = {
-        "spark.master": "local[2]",
         "spark.driver.memory": "3g",
         "spark.sql.shuffle.partitions": "1",
         "spark.sql.adaptive.enabled": "false",

@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
+from deltalake import DeltaTable, write_deltalake
 
 from itemsage_model import train as training
 from itemsage_model.batch import FEATURE_CELLS, unpack_items
@@ -144,6 +145,18 @@ def test_scoring_with_another_vocabulary_is_refused(spark: Any, portal: Settings
     monkeypatch.setattr(score_catalog, "read_record", changed)
     with pytest.raises(TableError, match="Train again"):
         score_catalog.run(spark, portal)
+
+
+def test_a_version_that_no_record_names_is_not_read(spark: Any, portal: Settings):
+    tables = ("training_search_inquiry", "item_embeddings", "evaluation")
+    before = {table: content_hash(portal, table) for table in tables}
+    features = DeltaTable(f"{portal.warehouse.uri}/item_features")
+    recorded = features.version()
+    # As a run leaves it that ends between two of its tables.
+    write_deltalake(features, rows_of(portal, "item_features").slice(0, 1), mode="overwrite")
+    run_jobs(spark, portal, ("build_training_tables", "score_catalog", "evaluate"))
+    features.restore(recorded)
+    assert {table: content_hash(portal, table) for table in tables} == before
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning", "ignore:subprocess")  # pyspark's own Popen

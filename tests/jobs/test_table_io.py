@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from delta.tables import DeltaTable as SparkDeltaTable
 from deltalake import DeltaTable
-from deltalake.exceptions import CommitFailedError
 from pyspark.sql import DataFrame, SparkSession
 
 from jobs import table_io, worker_rows
@@ -144,7 +144,7 @@ def test_workers_rows_replace_a_table_in_one_commit(spark: SparkSession, uri: st
     assert (third.version, rows_at(spark, uri)) == (second.version + 1, [("c", 3)])
 
 
-def test_the_log_of_workers_rows_is_as_sparks(spark: SparkSession, uri: str) -> None:
+def test_the_log_says_who_wrote_workers_rows_and_how_many(spark: SparkSession, uri: str) -> None:
     written = table_io.write_worker_rows(worker_prices(spark, ("a", 1), ("b", 2)), uri, PRICES, run_id="build-1")
     stored = DeltaTable(uri)
     commit = stored.history(1)[0]
@@ -181,7 +181,64 @@ def test_before_the_first_commit_a_table_is_empty_whatever_workers_left(spark: S
     broken = worker_prices(spark, ("b", 2), (None, 3), partitions=2)
     with pytest.raises(TableError):
         table_io.write_worker_rows(broken, uri, PRICES, run_id="one")
+    assert list(Path(uri).glob("*.parquet")) != []
     assert rows_at(spark, uri) == []
+
+
+def test_no_rows_of_workers_empty_a_table(spark: SparkSession, uri: str) -> None:
+    table_io.write_worker_rows(worker_prices(spark, ("a", 1)), uri, PRICES, run_id="one")
+    none = replace(worker_prices(spark), source=prices(spark, ("b", 2)).filter("price > 2"))
+    written = table_io.write_worker_rows(none, uri, PRICES, run_id="two")
+    assert (written.rows, written.sums, rows_at(spark, uri)) == (0, {"cents": 0}, [])
+
+
+def test_a_worker_that_dies_is_replaced_and_no_row_is_there_twice(
+    spark: SparkSession, uri: str, tmp_path: Path
+) -> None:
+    died = tmp_path / "died"
+    rows = worker_prices(spark, *[(f"i{n}", n) for n in range(10)], partitions=2)
+    make = rows.make
+
+    def dying(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        yield from make(batches)
+        if not died.exists():
+            died.touch()
+            os._exit(1)
+
+    table_io.write_worker_rows(replace(rows, make=dying), uri, PRICES, run_id="one", row_count=10)
+    assert died.exists()
+    assert rows_at(spark, uri) == [(f"i{n}", 2 * n) for n in range(10)]
+    assert {str(path) for path in Path(uri).glob("*.parquet")} > set(data_files(uri))
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        ("ALTER TABLE delta.`{}` ADD CONSTRAINT positive CHECK (price > 0)", "delta.constraints.positive"),
+        ("ALTER TABLE delta.`{}` SET TBLPROPERTIES ('delta.columnMapping.mode' = 'name')", "columnMapping"),
+    ],
+)
+def test_a_table_with_rules_that_workers_do_not_keep_is_refused(
+    spark: SparkSession, uri: str, rule: str, found: str
+) -> None:
+    table_io.write(prices(spark, ("a", 1)), uri, PRICES, run_id="one")
+    spark.sql(rule.format(uri))
+    version = DeltaTable(uri).version()
+    with pytest.raises(TableError, match=rf"table prices, column \(all\): expected .*; found .*{found}"):
+        table_io.write_worker_rows(worker_prices(spark, ("b", 2)), uri, PRICES, run_id="two")
+    assert DeltaTable(uri).version() == version
+
+
+def test_a_partitioned_table_is_refused(spark: SparkSession, uri: str) -> None:
+    prices(spark, ("a", 1)).write.format("delta").partitionBy("item_id").save(uri)
+    with pytest.raises(TableError, match=r"found partitioned by item_id"):
+        table_io.write_worker_rows(worker_prices(spark, ("b", 2)), uri, PRICES, run_id="two")
+    assert rows_at(spark, uri) == [("a", 1)]
+
+
+def test_a_uri_that_workers_could_not_open_is_refused_before_a_table_is_made(spark: SparkSession) -> None:
+    with pytest.raises(TableError, match=r"table warehouse, column uri: expected .*; found s3a://shop/prices"):
+        table_io.write_worker_rows(worker_prices(spark, ("a", 1)), "s3a://shop/prices", PRICES, run_id="one")
 
 
 def test_a_changed_table_replaces_the_old_one_by_workers_too(spark: SparkSession, uri: str) -> None:
@@ -193,10 +250,12 @@ def test_a_changed_table_replaces_the_old_one_by_workers_too(spark: SparkSession
     assert rows_at(spark, uri, second.version - 1) == [("a", 1)]
 
 
+@pytest.mark.parametrize("start", ["absent", "full"])
 def test_another_run_in_between_is_not_overwritten(
-    spark: SparkSession, uri: str, monkeypatch: pytest.MonkeyPatch
+    spark: SparkSession, uri: str, monkeypatch: pytest.MonkeyPatch, start: str
 ) -> None:
-    table_io.write(prices(spark, ("a", 1)), uri, PRICES, run_id="one")
+    if start == "full":
+        table_io.write(prices(spark, ("a", 1)), uri, PRICES, run_id="one")
     make = table_io.write_parts
 
     def overtaken(rows: WorkerRows, *arguments: Any) -> pa.Table:
@@ -205,7 +264,7 @@ def test_another_run_in_between_is_not_overwritten(
         return parts
 
     monkeypatch.setattr(table_io, "write_parts", overtaken)
-    with pytest.raises(CommitFailedError):
+    with pytest.raises(table_io.OvertakenError, match=r"table prices at .*run the job again"):
         table_io.write_worker_rows(worker_prices(spark, ("c", 3)), uri, PRICES, run_id="two")
     assert rows_at(spark, uri) == [("b", 2)]
 
