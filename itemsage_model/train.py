@@ -130,7 +130,8 @@ def make_batches(inputs: Inputs, settings: Settings, start_step: int) -> MixedBa
         RowStream(files, row_format, pool, train.seed, number, rank, ranks)
         for number, files in enumerate(inputs.tasks, 1)
     ]
-    catalog = CatalogStream(inputs.catalog, with_items, pool, train.seed, 0, rank, ranks)
+    # item_features is sorted by item within a file: negatives of a small pool would be neighbours.
+    catalog = CatalogStream(inputs.catalog, with_items, train.shuffle_rows, train.seed, 0, rank, ranks)
     if is_full:
         whole = _candidates(catalog.whole_table(), inputs, settings)
         return CatalogBatches(streams, sizes, whole, rank, ranks, settings.model.max_images, start_step)

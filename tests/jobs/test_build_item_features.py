@@ -22,7 +22,7 @@ from jobs.build_item_features import ItemFeatures, packed_vocabulary
 from jobs.transforms.item_images import packed_images
 from schemas.arrow import conform_batch
 from schemas.columns import TableError
-from schemas.records import read_record
+from schemas.records import read_record, write_record
 from schemas.settings import Settings
 from schemas.spark import conform, struct_type
 from schemas.tables import ITEM_FEATURES, ITEM_IMAGES, ITEMS, REJECTED_ITEMS, VOCABULARY
@@ -209,6 +209,8 @@ def write_inputs(spark: SparkSession, settings: Settings, vocabulary: list[Any])
     spark.createDataFrame([("1", 0, vector(1)), ("2", 0, [])], IMAGE).write.parquet(settings.table_uri("item_images"))
     rows = spark.createDataFrame(vocabulary, struct_type(VOCABULARY))
     rows.write.format("delta").save(settings.table_uri("vocabulary"))
+    entry = {"table": "vocabulary", "uri": settings.table_uri("vocabulary"), "version": 0}
+    write_record(settings.warehouse.uri, "build_vocabulary", {"stage": "build_vocabulary", "outputs": [entry]})
 
 
 def test_a_run_writes_tables_figures_and_rejects(spark: SparkSession, make_settings: MakeSettings) -> None:

@@ -21,7 +21,7 @@ from jobs import build_training_tables as job
 from jobs import table_io
 from jobs.transforms.training_pairs import even_file_rows
 from schemas.columns import Table, TableError
-from schemas.records import read_record
+from schemas.records import read_record, write_record
 from schemas.settings import Settings
 from schemas.spark import struct_type
 from schemas.tables import (
@@ -70,6 +70,9 @@ def shop(spark: SparkSession, make_settings: Callable[..., Settings]) -> Shop:
         items = [(f"i{n}", 100 + n, b"t%d" % n, b"c%d" % n, b"v%d" % n, 0, "hash") for n in range(12)]
         put(spark, settings, QUERY_EMBEDDINGS, queries)
         put(spark, settings, ITEM_FEATURES, items)
+        for stage, table in (("embed_queries", QUERY_EMBEDDINGS), ("build_item_features", ITEM_FEATURES)):
+            entry = {"table": table.name, "uri": settings.table_uri(table.name), "version": None}
+            write_record(settings.warehouse.uri, stage, {"stage": stage, "outputs": [entry]})
         put(spark, settings, ENGAGEMENT_LOGS, [tuple(row.values()) for row in events])
         return settings
 
@@ -231,7 +234,7 @@ def test_a_log_that_is_mostly_bad_stops_the_job(spark: SparkSession, shop: Shop)
     message = str(caught.value)
     assert "found 3 of 10: null_item_id 1, future 1, unknown_item 1" in message
     assert "training_tables.max_reject_share" in message
-    assert not (Path(settings.warehouse.uri) / "_runs").exists()
+    assert not (Path(settings.warehouse.uri) / "_runs" / f"{job.STAGE}.json").exists()
     assert stored(spark, settings, REJECTED_EVENTS).count() == 4
 
 
@@ -252,4 +255,4 @@ def test_a_lost_event_stops_the_job(spark: SparkSession, shop: Shop, monkeypatch
     monkeypatch.setattr(job, "build_pairs", lambda *given: complete(*given).where("item_id != 'i2' OR task LIKE 'c%'"))
     with pytest.raises(TableError, match="expected 8 events; found 7"):
         job.run(spark, settings)
-    assert not (Path(settings.warehouse.uri) / "_runs").exists()
+    assert not (Path(settings.warehouse.uri) / "_runs" / f"{job.STAGE}.json").exists()
