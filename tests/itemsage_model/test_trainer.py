@@ -15,6 +15,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from itemsage_model import train as training
 from itemsage_model.checkpoint import CheckpointError, build_tower, checkpoint_steps, load_model
+from itemsage_model.mixing import MixedBatches
 from itemsage_model.trainer import Trainer, TrainingError
 from schemas.records import read_record, write_record
 from schemas.settings import Settings
@@ -99,6 +100,14 @@ def test_the_loss_curve_is_the_golden_one(tmp_path: Path, monkeypatch: pytest.Mo
         GOLDEN.write_text(json.dumps(golden | {form: curve}, indent=0, sort_keys=True) + "\n")
     expected = json.loads(GOLDEN.read_text())[form]
     torch.testing.assert_close(torch.tensor(curve), torch.tensor(expected), rtol=1e-3, atol=1e-3)
+
+
+def test_negatives_are_mixed_over_as_many_rows_as_the_settings_say_however_many_tasks_there_are(tmp_path: Path):
+    settings = make_warehouse(tmp_path, {"click": [30], "save": [9]})
+    batches = training.make_batches(training.pin_inputs(settings), settings, 0)
+    assert isinstance(batches, MixedBatches)
+    assert batches.catalog is not None
+    assert [stream.pool_rows for stream in (batches.catalog, *batches.tasks)] == [64, 21, 21]
 
 
 def test_training_lowers_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
