@@ -1,11 +1,14 @@
 """The GPU paragraph: a training step in bfloat16 at 8,192 pairs + 8,192 negatives, and scoring, folded and plain.
 
-The paper's sizes; batches lie on the device, so that the device's own limits are what is met. Printed with each rate is
-the limit that binds: the step's arithmetic (matrix products, as torch's counter counts them) over what a large bfloat16
-product reaches here, or its least traffic over what a large copy reaches here, whichever takes longer; and that time as
-a share of the time taken. Traffic is counted from the batch: the items' images read in forward and backward; for every
-token and hash function one row of the table read forward and one gradient row backward; for every weight the gradient
-and both of Adam's moments read and, but for the gradient, written. Scoring: images and rows once. Bars: none.
+The paper's sizes; batches lie on the device, so that the device's own limits are what is met, and what it takes to
+bring one there is printed apart. Printed with each rate is the limit that binds: the step's arithmetic (matrix
+products, as torch's counter counts them) over what a large bfloat16 product reaches here, or its least traffic over
+what a large copy reaches here, whichever takes longer; and that time as a share of the time taken. Traffic is counted
+from the batch, the same for both: the items' images read in forward and backward; for every token one float32 vector
+read forward and the gradient of its text backward (a token's rows of the table need be merged only once, as tokens
+repeat); for every weight the gradient written and read, the weight and both of Adam's moments read and written, and
+the weight read in forward. Scoring: images once, and a bfloat16 vector for every token. Repeated rows come from the
+cache, so that this is no strict bound; nothing that fetches tokens one by one has come near it. Bars: none.
 
 Without a GPU nothing is run, and the rows say so; --small then tries the code on the CPU.
 
@@ -14,14 +17,16 @@ Without a GPU nothing is run, and the rows say so; --small then tries the code o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.contest import CannotRun, Contender, Outcome, Row, Turn, compete, judge, repeat
+from benchmarks.contest import CannotRun, Contender, Outcome, Row, Turn, compete, judge, repeat, require
 from benchmarks.encoder import cast
 from benchmarks.plain_encoder import plain_tower
 from benchmarks.report import Options, main, print_outcome
@@ -51,12 +56,15 @@ def rows(options: Options) -> Iterator[Row]:
     pairs = options.choose(8192, 8)
     limits = measure_limits(device)
     print(f"{device}: large product {limits[0] / 1e12:.1f} TFLOP/s in bfloat16, large copy {limits[1] / 1e9:.0f} GB/s")
+    if device == "cuda":
+        print_transfer(make_batch(pairs))
     for name, enter in works.items():
         contenders = [Contender(kind, enter, (kind, device, pairs)) for kind in (FOLDED, PLAIN)]
         outcome = compete(contenders, options.rounds or 6)
         print_outcome(f"{name}, {pairs} + {pairs}, bfloat16, {device}", "units", outcome)
         print_limits(outcome, limits)
         if len(outcome.performances) == 2:
+            check_equal(outcome)
             yield judge("gpu", f"{name}, bfloat16", PLAIN, outcome.ratios(FOLDED, PLAIN))
         for kind, reason in outcome.absent.items():
             yield Row("gpu", f"{name}, bfloat16", kind, None, None, None, "", None, reason)
@@ -69,9 +77,9 @@ def training_turn(kind: str, device: str, pairs: int) -> Turn:
     objective = Objective(loss, CountMinSketch(loss.sketch_depth, loss.sketch_width), pairs, 0.1).to(device)
     settings = TrainSettings(batch_size=pairs, negative_count=pairs, precision="bfloat16", warmup_steps=0)
     trainer = Trainer(tower, objective, settings, 1)
-    traffic = 2 * _image_bytes(batch.items) + 2 * _row_bytes(batch.items, tower)
-    traffic += 7 * sum(parameter.numel() * parameter.element_size() for parameter in tower.parameters())
-    return _turn(lambda: trainer.train_step(batch), pairs, traffic, device)
+    traffic = 2 * _image_bytes(batch.items) + 2 * _token_bytes(batch.items, 4)
+    traffic += 9 * sum(parameter.numel() * parameter.element_size() for parameter in tower.parameters())
+    return _turn(lambda: float(trainer.train_step(batch)[0].mean()), pairs, traffic, device)
 
 
 def scoring_turn(kind: str, device: str, pairs: int) -> Turn:
@@ -80,11 +88,11 @@ def scoring_turn(kind: str, device: str, pairs: int) -> Turn:
     fold = cast(tower.encoder.fold(), torch.bfloat16) if kind == FOLDED else None
     tower, items = tower.to(torch.bfloat16), cast(make_batch(pairs).items.to(torch.device(device)), torch.bfloat16)
 
-    def score() -> None:
+    def score() -> float:
         with torch.inference_mode():
-            tower(items, fold)
+            return float(tower(items, fold)[0, 0])
 
-    return _turn(score, len(items.image_counts), _image_bytes(items) + _row_bytes(items, tower), device)
+    return _turn(score, len(items.image_counts), _image_bytes(items) + _token_bytes(items, 2), device)
 
 
 def make_tower(kind: str, device: str) -> ItemTower:
@@ -117,11 +125,36 @@ def measure_limits(device: str) -> tuple[float, float]:
     target = torch.empty_like(source)
     rates = []
     for step, work in ((lambda: matrix @ matrix, 2.0 * size**3), (lambda: target.copy_(source), 8.0 * numbers)):
-        run = _synchronised(step, device)
+        run = _synchronised(step)
         run()
         figures = repeat(run, 1)
         rates.append(work * figures["units"] / figures["seconds"])
     return rates[0], rates[1]
+
+
+def print_transfer(batch: PairBatch) -> None:
+    """What the trainer's data thread and its main thread have to do to bring a batch to the GPU."""
+    seconds = {}
+    for name in ("page-locking", "copying"):
+        for _ in range(3):
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            if name == "page-locking":
+                locked = batch.pin_memory()
+            else:
+                locked.to(torch.device("cuda"))
+            torch.cuda.synchronize()
+            seconds[name] = time.perf_counter() - started
+    size = sum(tensor.numel() * tensor.element_size() for tensor in vars(batch.items).values())
+    shares = ", ".join(f"{name} {1e3 * taken:.1f} ms" for name, taken in seconds.items())
+    print(f"bringing a batch of {size / 1e6:.0f} MB to the GPU: {shares}")
+
+
+def check_equal(outcome: Outcome) -> None:
+    """Both compute the same: the first step's loss, or a number of the first embedding, as far as bfloat16 goes."""
+    first = {name: performance.figures[0]["first"] for name, performance in outcome.performances.items()}
+    require(abs(first[FOLDED] - first[PLAIN]) <= 3e-2 * max(1.0, abs(first[PLAIN])), f"results differ: {first}")
+    print(f"  first results: {', '.join(f'{name} {number:.4f}' for name, number in first.items())}")
 
 
 def print_limits(outcome: Outcome, limits: tuple[float, float]) -> None:
@@ -132,33 +165,49 @@ def print_limits(outcome: Outcome, limits: tuple[float, float]) -> None:
         binding = max(times, key=lambda limit: times[limit])
         taken = last["seconds"] / last["steps"]
         work = f"{last['flops'] / 1e12:.2f} TFLOP and {last['bytes'] / 1e9:.2f} GB a step of {taken * 1e3:.1f} ms"
-        print(f"  {name}: {work}; {binding} binds, {times[binding] / taken:.0%} of that limit reached")
+        memory = f"at most {last['device_bytes'] / 1e9:.1f} GB allocated"
+        print(f"  {name}: {work}; {binding} binds, {times[binding] / taken:.0%} of that limit reached; {memory}")
 
 
-def _turn(step: Callable[[], object], units: int, traffic: int, device: str) -> Turn:
+def _turn(step: Callable[[], float], units: int, traffic: int, device: str) -> Turn:
     """A turn of at least a second of steps, whose operations are counted in a first one."""
-    run = _synchronised(step, device)
     # The library's fused inference layer is one operation, of which the counter knows nothing.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False) as counter:
-            run()
+        with FlopCounterMode(display=False, custom_mapping=_PRODUCTS) as counter:
+            first = step()
     except torch.OutOfMemoryError as error:
         raise CannotRun(f"out of memory: {str(error)[:120]}") from error
     torch.backends.mha.set_fastpath_enabled(True)
-    counted = {"flops": counter.get_total_flops(), "bytes": traffic}
+    counted = {"flops": counter.get_total_flops(), "bytes": traffic, "first": first}
 
     def turn() -> dict[str, float]:
-        figures = repeat(run, units, 1.0)
-        return {**figures, **counted, "steps": figures["units"] // units}
+        # A step ends with a number that the CPU reads, so with all that the GPU had to do for it.
+        figures = repeat(step, units, 1.0)
+        allocated = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+        return {**figures, **counted, "steps": figures["units"] // units, "device_bytes": allocated}
 
     return turn
 
 
-def _synchronised(step: Callable[[], object], device: str) -> Callable[[], None]:
+def _flops(left: Tensor, right: Tensor, *_: object, **__: object) -> int:
+    """Operations of a matrix product; of a sparse one, which the counter would take for a dense one, by its numbers."""
+    numbers = left._nnz() if left.layout == torch.sparse_csr else left.numel()
+    return 2 * numbers * right.shape[1]
+
+
+def _flops_with_addend(_: Tensor, left: Tensor, right: Tensor, *__: object, **___: object) -> int:
+    return _flops(left, right)
+
+
+_flops._get_raw = _flops_with_addend._get_raw = True  # type: ignore[attr-defined]  # tensors, not their shapes
+_PRODUCTS = {torch.ops.aten.mm: _flops, torch.ops.aten.addmm: _flops_with_addend}
+
+
+def _synchronised(step: Callable[[], object]) -> Callable[[], None]:
     def run() -> None:
         step()
-        if device == "cuda":
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
 
     return run
@@ -168,9 +217,8 @@ def _image_bytes(items: ItemBatch) -> int:
     return items.image_embeddings.numel() * items.image_embeddings.element_size()
 
 
-def _row_bytes(items: ItemBatch, tower: ItemTower) -> int:
-    embedding = tower.hash_embedding
-    return items.text_token_ids.numel() * embedding.slots.shape[1] * EMBEDDING_DIM * embedding.table.element_size()
+def _token_bytes(items: ItemBatch, size: int) -> int:
+    return items.text_token_ids.numel() * EMBEDDING_DIM * size
 
 
 if __name__ == "__main__":

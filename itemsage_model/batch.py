@@ -133,6 +133,10 @@ class ItemBatch:
         """The same batch on a device."""
         return ItemBatch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 
+    def pin_memory(self) -> ItemBatch:
+        """The same batch in page-locked memory, from which a GPU copies it several times as fast."""
+        return ItemBatch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+
 
 @dataclass(frozen=True)
 class PairBatch:
@@ -162,7 +166,13 @@ class PairBatch:
 
     def to(self, device: torch.device) -> PairBatch:
         """The same batch on a device."""
-        return PairBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "items"}
+        there = {name: tensor.to(device, non_blocking=True) for name, tensor in parts.items()}
+        return PairBatch(items=self.items.to(device), **there)
+
+    def pin_memory(self) -> PairBatch:
+        """The same batch in page-locked memory; see `ItemBatch.pin_memory`."""
+        return PairBatch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
 
 
 def unpack_items(table: str, cells: dict[str, Column], text_count: int, vocabulary_size: int) -> PackedItems:

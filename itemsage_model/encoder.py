@@ -49,16 +49,16 @@ class ModalityFold:
     """What remains of one modality's projection, the block's first norm and its keys and values.
 
     Attributes:
-        scores: Columns: the Gram matrix G (feature), the linear term of the variance (1), a score vector a head.
+        scores: Columns: the Gram matrix G (feature), a score vector a head.
+        bias: What is added to a feature's product with them: the linear term of the variance, each head's constant.
         variance: Constant term of the variance.
-        score_bias: Constant of each head's score, before the division by the deviation.
         values: Value projection of the raw features, per head.
         value_bias: Value of the projection's bias, per head.
     """
 
     scores: Float[Tensor, "feature folded"]
+    bias: Float[Tensor, "folded"]
     variance: Float[Tensor, ""]
-    score_bias: Float[Tensor, "head"]
     values: Float[Tensor, "head feature head_dim"]
     value_bias: Float[Tensor, "head head_dim"]
 
@@ -251,9 +251,9 @@ def _fold_modality(weight: Tensor, bias: Tensor, keys: Tensor, values: Tensor) -
     gram = centred_weight.T @ centred_weight / width
     linear = 2 * (centred_bias @ centred_weight) / width
     return ModalityFold(
-        scores=torch.cat([gram, linear[:, None], (keys @ weight).T], dim=1),
+        scores=torch.cat([gram, (keys @ weight).T], dim=1),
+        bias=torch.cat([linear, keys @ bias]),
         variance=centred_bias.square().mean(),
-        score_bias=keys @ bias,
         # [width, feature] -> [head, feature, head_dim]
         values=(values @ weight).view(heads, width // heads, -1).transpose(1, 2),
         value_bias=(values @ bias).view(heads, width // heads),
@@ -266,9 +266,11 @@ def _scores(tokens: Tokens, fold: ModalityFold, epsilon: float) -> tuple[Tensor,
     Computed for the slots that hold something, often a quarter of them; the others score -inf and weigh 0.
     """
     features = tokens.features
-    dim, heads = features.shape[1], len(fold.score_bias)
-    gram, linear, raw_scores = torch.split(features @ fold.scores, [dim, 1, heads], dim=1)
-    variance = (gram * features).sum(1, keepdim=True) + linear + fold.variance
+    dim = features.shape[1]
+    # One product with 264 columns: tensor cores want a multiple of 8.
+    gram, raw_scores = torch.split(torch.addmm(fold.bias, features, fold.scores), [dim, len(fold.bias) - dim], dim=1)
+    variance = (gram * features).sum(1, keepdim=True) + fold.variance
     inverse_deviation = torch.rsqrt(variance.clamp_min(0) + epsilon)
-    scores = (raw_scores + fold.score_bias) * inverse_deviation
-    return tokens.at_slots(scores, -math.inf), tokens.at_slots(inverse_deviation, 0.0).squeeze(-1)
+    return tokens.at_slots(raw_scores * inverse_deviation, -math.inf), tokens.at_slots(inverse_deviation, 0.0).squeeze(
+        -1
+    )

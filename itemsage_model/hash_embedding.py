@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,8 @@ class _HashBags(torch.autograd.Function):
 
     A batch repeats its tokens, so what follows runs over some ten thousand distinct tokens, not over hundreds of
     thousands. Every sum is a bag again, over transposed lists: torch's own backward of a weighted embedding_bag, which
-    goes through all repeats twice, takes three to five times as long on CPUs (docs/lab-log.md).
+    goes through all repeats twice, takes three to five times as long on CPUs (docs/lab-log.md). On GPUs forward goes
+    by distinct tokens, too; CPUs are faster without.
     """
 
     @staticmethod
@@ -92,17 +94,24 @@ class _HashBags(torch.autograd.Function):
         ctx: Any, table: Tensor, importance: Tensor, slots: Tensor, token_ids: Tensor, offsets: Tensor
     ) -> Tensor:
         ctx.save_for_backward(table, importance, slots, token_ids, offsets)
-        weights = importance[token_ids].flatten()
-        return _sum_bags(slots[token_ids].flatten(), table, offsets * slots.shape[1], weights)
+        functions = slots.shape[1]
+        if not token_ids.is_cuda:
+            weights = importance[token_ids].flatten()
+            return _sum_bags(slots[token_ids].flatten(), table, offsets * functions, weights)
+        distinct, place = ctx.merged = _merged(token_ids, len(slots))
+        ends = functions * torch.arange(len(distinct) + 1, device=distinct.device)
+        # [distinct, dim]
+        of_token = _sum_bags(slots[distinct].flatten(), table, ends, importance[distinct].flatten())
+        return _sum_bags(place, of_token, offsets)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         table, importance, slots, token_ids, offsets = ctx.saved_tensors
-        distinct, place = _merged(token_ids, len(slots))
+        distinct, place = ctx.merged if token_ids.is_cuda else _merged(token_ids, len(slots))
         owners, ends = _transposed(place, offsets, len(distinct))
         # [distinct, dim]
-        of_token = _sum_bags(owners, gradient.contiguous(), ends, None)
+        of_token = _sum_bags(owners, gradient.contiguous(), ends)
         rows, weights = slots[distinct], importance[distinct]
         of_importance = torch.zeros_like(importance)
         of_importance[distinct] = _dots(table, rows, of_token)
@@ -116,19 +125,29 @@ def _sum_bags(
     places: Int[Tensor, "place"],
     vectors: Float[Tensor, "row dim"],
     ends: Int[Tensor, "bag_ends"],
-    weights: Float[Tensor, "place"] | None,
+    weights: Float[Tensor, "place"] | None = None,
 ) -> Float[Tensor, "bag dim"]:
     """Sum, weighted, of `vectors[places]` over the bags that `ends` (0 first) delimit."""
-    return F.embedding_bag(places, vectors, ends, mode="sum", include_last_offset=True, per_sample_weights=weights)
+    if not places.is_cuda:
+        return F.embedding_bag(places, vectors, ends, mode="sum", include_last_offset=True, per_sample_weights=weights)
+    # On GPUs embedding_bag walks through a bag one place after another, and the commonest token's bag is as long as the
+    # batch; a sparse product deals out the work evenly.
+    values = vectors.new_ones(len(places)) if weights is None else weights
+    size = (len(ends) - 1, len(vectors))
+    with warnings.catch_warnings(), torch.autocast("cuda", enabled=False):
+        warnings.filterwarnings("ignore", "Sparse ")  # that they are in beta state, and unchecked, as is said here
+        bags: Tensor = torch.sparse_csr_tensor(ends, places, values, size, check_invariants=False) @ vectors
+    return bags
 
 
 def _dots(
     table: Float[Tensor, "row dim"], rows: Int[Tensor, "distinct function"], vectors: Float[Tensor, "distinct dim"]
 ) -> Float[Tensor, "distinct function"]:
-    """Dot products of `table[rows]` and `vectors`, some at a time, so that the gathered rows stay in the cache."""
+    """Dot products of `table[rows]` and `vectors`; on a CPU some at a time, so that what is gathered stays cached."""
     dots = vectors.new_empty(rows.shape)
-    for first in range(0, len(rows), _DOTS_AT_ONCE):
-        some = slice(first, first + _DOTS_AT_ONCE)
+    at_once = max(len(rows), 1) if rows.is_cuda else _DOTS_AT_ONCE
+    for first in range(0, len(rows), at_once):
+        some = slice(first, first + at_once)
         for function in range(rows.shape[1]):
             dots[some, function] = (table.index_select(0, rows[some, function]) * vectors[some]).sum(dim=1)
     return dots
@@ -155,7 +174,7 @@ def _transposed(
         ones = np.ones(len(places), np.int8)
         held = csr_matrix((ones, places.numpy(), ends.numpy()), shape=(len(ends) - 1, rows)).tocsc()
         return torch.from_numpy(held.indices).long(), torch.from_numpy(held.indptr).long()
-    row_ends = torch.zeros(rows + 1, dtype=torch.long, device=places.device)
-    torch.cumsum(torch.bincount(places, minlength=rows), 0, out=row_ends[1:])
+    ordered, order = places.int().sort(stable=True)
+    row_ends = torch.searchsorted(ordered, torch.arange(rows + 1, dtype=torch.int32, device=places.device))
     owners = torch.repeat_interleave(torch.arange(len(ends) - 1, device=places.device), ends.diff())
-    return owners[torch.argsort(places, stable=True)], row_ends
+    return owners[order], row_ends

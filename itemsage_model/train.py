@@ -18,6 +18,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ import torch
 
 from itemsage_model import distributed
 from itemsage_model.ahead import Ahead
+from itemsage_model.batch import PairBatch
 from itemsage_model.checkpoint import (
     CheckpointError,
     ModelSpec,
@@ -177,7 +179,10 @@ def train(settings: Settings, device: torch.device) -> None:
     if is_first:
         print(f"  parameters: {parameter_counts(tower)['total']:,}; run {run_id}", flush=True)
     progress = Progress(settings.train.steps, names, _tensorboard(settings, run_id), trainer.step) if is_first else None
-    batches = Ahead(make_batches(inputs, settings, trainer.step), settings.train.prefetch_batches)
+    made: Iterable[PairBatch] = make_batches(inputs, settings, trainer.step)
+    if device.type == "cuda":
+        made = map(PairBatch.pin_memory, made)
+    batches = Ahead(made, settings.train.prefetch_batches)
 
     def save() -> None:
         if is_first:

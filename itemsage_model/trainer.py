@@ -87,6 +87,8 @@ class Trainer:
         self.optimizer = make_optimizer(tower, settings)
         self.step = 0
         self.precision = self._same_precision()
+        # What stays float32 on a GPU, mostly the loss, is then multiplied in TF32, which is finer than bfloat16.
+        torch.backends.cuda.matmul.allow_tf32 = self.precision == "bfloat16"
         self._bad_steps = 0
         self._model: nn.Module = DistributedDataParallel(tower) if distributed.world_size() > 1 else tower
 
