@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+_EMPTY_ROWS = 64
+"""With a single one, a GPU would add the gradients of all empty slots to it one after another."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,16 @@ class Tokens:
     def at_slots(self, values: Float[Tensor, "present value"], empty: float) -> Float[Tensor, "item slot value"]:
         """Values of the features at the slots of these, and `empty` at the others."""
         if len(values) < self.is_present.numel():
-            # Picking rows, the last one `empty`, is half as long as writing them to their places.
-            values = torch.cat([values, values.new_full((1, values.shape[1]), empty)]).index_select(0, self._rows)
+            # Picking rows, the last ones `empty`, is half as long as writing them to their places.
+            empties = values.new_full((_EMPTY_ROWS, values.shape[1]), empty)
+            values = torch.cat([values, empties]).index_select(0, self._rows())
         return values.view(*self.is_present.shape, -1)
 
-    @cached_property
     def _rows(self) -> Int[Tensor, "item_slot"]:
-        """Which feature each slot holds; one more than there are where it holds none."""
+        """Which feature each slot holds; an empty row, one after another, where it holds none."""
         is_present = self.is_present.flatten()
-        return torch.where(is_present, is_present.cumsum(0) - 1, len(self.features))
+        empty = len(self.features) + torch.arange(len(is_present), device=is_present.device) % _EMPTY_ROWS
+        return torch.where(is_present, is_present.cumsum(0) - 1, empty)
 
 
 @dataclass(frozen=True)

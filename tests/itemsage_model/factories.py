@@ -79,7 +79,7 @@ def write_pairs(uri: Path, file_rows: list[int], items: int = 20, seed: int = 1)
     return np.concatenate(keys)
 
 
-def write_catalog(uri: Path, items: int = 20, files: int = 2) -> None:
+def write_catalog(uri: Path, items: int = 20, files: int = 2, row_group_rows: int | None = None) -> None:
     """An item_features table whose keys are those of `write_pairs`."""
     features = item_cells(np.random.default_rng(99), items)
     tables = [
@@ -92,14 +92,14 @@ def write_catalog(uri: Path, items: int = 20, files: int = 2) -> None:
         )
         for rows in np.array_split(np.arange(items), files)
     ]
-    write_table(uri, tables)
+    write_table(uri, tables, row_group_rows)
 
 
-def write_table(uri: Path, tables: list[pa.Table]) -> None:
+def write_table(uri: Path, tables: list[pa.Table], row_group_rows: int | None = None) -> None:
     """A Delta table of one version, 0, with one file a table; file names, and so their order, are always the same."""
     uri.mkdir(parents=True)
     for number, table in enumerate(tables):
-        pq.write_table(table, uri / f"part-{number:05}.parquet")
+        pq.write_table(table, uri / f"part-{number:05}.parquet", row_group_size=row_group_rows)
     convert_to_deltalake(str(uri))
 
 

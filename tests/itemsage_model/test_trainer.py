@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,19 @@ def test_negatives_are_mixed_over_as_many_rows_as_the_settings_say_however_many_
     assert isinstance(batches, MixedBatches)
     assert batches.catalog is not None
     assert [stream.pool_rows for stream in (batches.catalog, *batches.tasks)] == [64, 21, 21]
+
+
+def test_negatives_of_a_batch_come_from_all_over_a_file_that_is_sorted_by_item(tmp_path: Path):
+    rows = {f"kind_{number}": [30] for number in range(8)}
+    settings = make_warehouse(tmp_path, rows, train={"batch_size": 16, "negative_count": 16})
+    shutil.rmtree(tmp_path / "item_features")
+    write_catalog(tmp_path / "item_features", items=160, files=1, row_group_rows=4)
+    batches = iter(training.make_batches(training.pin_inputs(settings), settings, 0))
+    for _ in range(3):
+        batch = next(batches)
+        row_groups = (batch.item_keys[batch.negatives] - 1000) // 4
+        # Of the 16 row groups of a pool of 64 rows; a pool shared by nine streams would hold two.
+        assert len(row_groups.unique()) >= 8
 
 
 def test_training_lowers_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
