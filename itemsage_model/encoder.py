@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,9 +38,10 @@ class Tokens:
         if len(values) < self.is_present.numel():
             # Picking rows, the last ones `empty`, is half as long as writing them to their places.
             empties = values.new_full((_EMPTY_ROWS, values.shape[1]), empty)
-            values = torch.cat([values, empties]).index_select(0, self._rows())
+            values = torch.cat([values, empties]).index_select(0, self._rows)
         return values.view(*self.is_present.shape, -1)
 
+    @cached_property
     def _rows(self) -> Int[Tensor, "item_slot"]:
         """Which feature each slot holds; an empty row, one after another, where it holds none."""
         is_present = self.is_present.flatten()
@@ -274,6 +276,5 @@ def _scores(tokens: Tokens, fold: ModalityFold, epsilon: float) -> tuple[Tensor,
     gram, raw_scores = torch.split(torch.addmm(fold.bias, features, fold.scores), [dim, len(fold.bias) - dim], dim=1)
     variance = (gram * features).sum(1, keepdim=True) + fold.variance
     inverse_deviation = torch.rsqrt(variance.clamp_min(0) + epsilon)
-    return tokens.at_slots(raw_scores * inverse_deviation, -math.inf), tokens.at_slots(inverse_deviation, 0.0).squeeze(
-        -1
-    )
+    scores = raw_scores * inverse_deviation
+    return tokens.at_slots(scores, -math.inf), tokens.at_slots(inverse_deviation, 0.0).squeeze(-1)
