@@ -108,7 +108,9 @@ def write_item_features(uri: Path, catalog: Catalog) -> None:
     convert_to_deltalake(str(uri))
 
 
-def write_training_table(uri: Path, catalog: Catalog, rows: int, seed: int = 1) -> None:
+def write_training_table(
+    uri: Path, catalog: Catalog, rows: int, seed: int = 1, rows_per_file: int = ITEMS_PER_FILE
+) -> None:
     """A training table of `rows` pairs, each with an item of its own as far as there are; `query_key` numbers them."""
     uri.mkdir(parents=True)
     random = np.random.default_rng((catalog.seed, seed, 7))
@@ -122,7 +124,9 @@ def write_training_table(uri: Path, catalog: Catalog, rows: int, seed: int = 1) 
             queries = _unit_vectors(random, len(kept))
             columns["query_embedding"] = pack(queries, np.full(len(kept), EMBEDDING_DIM))
             table = pa.table({**columns, **packed_cells(items.take(kept))})
-            pq.write_table(table, uri / f"part-{first:09}.parquet", use_dictionary=False)
+            for start in range(0, len(table), rows_per_file):
+                part = table.slice(start, rows_per_file)
+                pq.write_table(part, uri / f"part-{first + start:09}.parquet", use_dictionary=False)
             first += len(kept)
     convert_to_deltalake(str(uri))
 

@@ -4,7 +4,8 @@ Ours is the project's trainer as its settings' defaults run it. The other is the
 with what re-implementations have: the unfolded float32 encoder, `embedding_bag` over every token, and dense Adam over
 the 100,000 x 256 table. Eight tasks, 512 pairs and 512 random negatives a step: the plain encoder's activations of
 a larger step do not fit beside everything else. Reading is part of the step; each one's batches are read, shuffled and
-made in a thread of its own, only while it has its turn.
+made in a thread of its own, only while it has its turn. Ours takes turns as long as its pools of rows, in files small
+enough that most of them are read within the turn.
 
     python -m benchmarks.training_step [--rounds N] [--small]
 """
@@ -43,9 +44,10 @@ def rows(options: Options) -> Iterator[Row]:
     catalog = make_catalog(pairs)
     settings = make_settings(options.scratch, pairs)
     for number, entry in enumerate(settings.tasks, 1):
-        write_training_table(options.scratch / entry.task.training_table, catalog, 2 * pairs, seed=number)
+        uri = options.scratch / entry.task.training_table
+        write_training_table(uri, catalog, 2 * pairs, seed=number, rows_per_file=pairs // 4)
     write_item_features(options.scratch / "item_features", catalog)
-    steps = {OURS: 4, PLAIN: 1}
+    steps = {OURS: 16, PLAIN: 1}
     contenders = [
         Contender(name, training_turn, (name, options.scratch, pairs, count)) for name, count in steps.items()
     ]

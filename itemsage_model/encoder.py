@@ -188,7 +188,7 @@ class Encoder(nn.Module):
         return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=-1)
 
     def fold(self) -> Fold:
-        """The constants of the single-block encoder, with gradient; never in half precision, being sums of squares.
+        """The constants of the single-block encoder, with gradient; never in bfloat16, being sums of squares.
 
         Notation: z = W x + b is a projected feature, LN(z) = g (z - m) / d + s its layer norm.
         """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -130,12 +129,11 @@ def _sum_bags(
     """Sum, weighted, of `vectors[places]` over the bags that `ends` (0 first) delimit."""
     if not places.is_cuda:
         return F.embedding_bag(places, vectors, ends, mode="sum", include_last_offset=True, per_sample_weights=weights)
-    # On GPUs embedding_bag walks through a bag one place after another, and the commonest token's bag is as long as the
-    # batch; a sparse product deals out the work evenly.
+    # On GPUs embedding_bag walks through a bag one place after another, and in backward the commonest token's bag has
+    # hundreds of thousands; a sparse product deals out the work evenly.
     values = vectors.new_ones(len(places)) if weights is None else weights
     size = (len(ends) - 1, len(vectors))
-    with warnings.catch_warnings(), torch.autocast("cuda", enabled=False):
-        warnings.filterwarnings("ignore", "Sparse ")  # that they are in beta state, and unchecked, as is said here
+    with torch.autocast("cuda", enabled=False):
         bags: Tensor = torch.sparse_csr_tensor(ends, places, values, size, check_invariants=False) @ vectors
     return bags
 

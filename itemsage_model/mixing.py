@@ -12,6 +12,8 @@ import torch
 from itemsage_model.batch import ItemBatch, ItemRows, PairBatch, to_item_batch
 from itemsage_model.reader import CatalogItems, CatalogStream, Pairs, RowStream
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class MixedBatches:
@@ -115,7 +117,7 @@ def _pair_batch(
 class CatalogBatches:
     """An endless iterable of batches for the full softmax: pairs of every task against the whole catalog.
 
-    The catalog is encoded anew in every step, each rank its slice.
+    The catalog is encoded anew in every step, each rank its slice, which is brought to its device once.
 
     Attributes:
         tasks: One stream a task, read without item features.
@@ -125,6 +127,7 @@ class CatalogBatches:
         ranks: Number of ranks.
         image_slots: Most images of one item.
         start_step: Steps already taken by an earlier run.
+        device: Where the catalog is encoded.
     """
 
     tasks: list[RowStream]
@@ -134,12 +137,13 @@ class CatalogBatches:
     ranks: int
     image_slots: int
     start_step: int = 0
+    device: torch.device = CPU
 
     def __iter__(self) -> Iterator[PairBatch]:
         bounds = np.linspace(0, len(self.catalog), self.ranks + 1).astype(np.int64)
         own = np.arange(bounds[self.rank], bounds[self.rank + 1])
-        items = to_item_batch(self.catalog.items.take(own).gather(), self.image_slots)
-        keys = torch.from_numpy(self.catalog.item_key)
+        items = to_item_batch(self.catalog.items.take(own).gather(), self.image_slots).to(self.device)
+        keys = torch.from_numpy(self.catalog.item_key).to(self.device)
         task_of_pair = torch.from_numpy(np.repeat(np.arange(len(self.pairs)), self.pairs))
         streams = [
             stream.batches(size, self.start_step * size) for stream, size in zip(self.tasks, self.pairs, strict=True)

@@ -1,11 +1,14 @@
 """In which precision the model is computed: float32, or bfloat16 where the device multiplies it faster.
 
-The weights that are trained, and those that are saved, stay float32; so does the loss.
+The weights that are trained, and those that are saved, stay float32; so does the loss, whose matrix products a GPU
+computes in TF32 beside a tower in bfloat16.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -29,6 +32,17 @@ def bfloat16_gain(device: torch.device) -> float:
         return float("inf") if torch.cuda.is_bf16_supported() else 0.0
     seconds = {dtype: _fastest_product(dtype) for dtype in (torch.float32, torch.bfloat16)}
     return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
+@contextmanager
+def tensor_float32(is_used: bool) -> Iterator[None]:
+    """Whether float32 matrices are multiplied in TF32 on a GPU: with 10 bits of mantissa, bfloat16 having 7."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = is_used
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _fastest_product(dtype: torch.dtype) -> float:

@@ -18,6 +18,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ from itemsage_model.checkpoint import (
 from itemsage_model.epochs import pairs_per_task
 from itemsage_model.frequency import CountMinSketch, ExactFrequency
 from itemsage_model.item_tower import parameter_counts
-from itemsage_model.mixing import CatalogBatches, MixedBatches
+from itemsage_model.mixing import CPU, CatalogBatches, MixedBatches
 from itemsage_model.objective import Objective
 from itemsage_model.progress import Progress
 from itemsage_model.reader import CatalogItems, CatalogStream, RowFormat, RowStream, TableFiles, pin_files
@@ -120,8 +121,10 @@ def _item_shares(counts: dict[str, Any], settings: Settings) -> tuple[npt.NDArra
     return keys.astype(np.int64), np.bincount(inverse, share).astype(np.float64)
 
 
-def make_batches(inputs: Inputs, settings: Settings, start_step: int) -> MixedBatches | CatalogBatches:
-    """This rank's endless batches."""
+def make_batches(
+    inputs: Inputs, settings: Settings, start_step: int, device: torch.device = CPU
+) -> MixedBatches | CatalogBatches:
+    """This rank's endless batches, in the CPU's memory, but for the catalog of a full softmax."""
     rank, ranks, train = distributed.rank(), distributed.world_size(), settings.train
     is_full = settings.loss.form == "full"
     with_items = RowFormat(len(settings.features.text_features), inputs.spec.vocabulary_size)
@@ -136,7 +139,7 @@ def make_batches(inputs: Inputs, settings: Settings, start_step: int) -> MixedBa
     catalog = CatalogStream(inputs.catalog, with_items, train.shuffle_rows, train.seed, 0, rank, ranks)
     if is_full:
         whole = _candidates(catalog.whole_table(), inputs, settings)
-        return CatalogBatches(streams, sizes, whole, rank, ranks, settings.model.max_images, start_step)
+        return CatalogBatches(streams, sizes, whole, rank, ranks, settings.model.max_images, start_step, device)
     engaged = inputs.item_keys if train.negatives_from == "engaged" else None
     count = train.negative_count // ranks
     return MixedBatches(streams, sizes, catalog, count, engaged, settings.model.max_images, start_step)
@@ -165,6 +168,8 @@ def make_objective(inputs: Inputs, settings: Settings, device: torch.device) -> 
 def train(settings: Settings, device: torch.device) -> None:
     """Train, on this rank, to the end; rank 0 saves the model and the record."""
     started = time.monotonic()
+    # torch says once that its sparse matrices, which sum the hash bags on a GPU, are in beta state and unchecked.
+    warnings.filterwarnings("ignore", "Sparse ", UserWarning)
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(settings.train.threads or max(1, (os.cpu_count() or 1) // local_ranks))
     inputs = pin_inputs(settings)
@@ -179,10 +184,7 @@ def train(settings: Settings, device: torch.device) -> None:
     if is_first:
         print(f"  parameters: {parameter_counts(tower)['total']:,}; run {run_id}", flush=True)
     progress = Progress(settings.train.steps, names, _tensorboard(settings, run_id), trainer.step) if is_first else None
-    made: Iterable[PairBatch] = make_batches(inputs, settings, trainer.step)
-    if device.type == "cuda":
-        made = map(PairBatch.pin_memory, made)
-    batches = Ahead(made, settings.train.prefetch_batches)
+    batches = _ahead(inputs, settings, trainer.step, device)
 
     def save() -> None:
         if is_first:
@@ -198,6 +200,13 @@ def train(settings: Settings, device: torch.device) -> None:
         _finish(trainer, inputs, settings, progress, {"run_id": run_id, "seconds": time.monotonic() - started})
         _remove(folder)
     distributed.barrier()
+
+
+def _ahead(inputs: Inputs, settings: Settings, start_step: int, device: torch.device) -> Ahead[PairBatch]:
+    """Batches made ahead of use, in the memory that their device copies from."""
+    batches = make_batches(inputs, settings, start_step, device)
+    made: Iterable[PairBatch] = map(PairBatch.pin_memory, batches) if device.type == "cuda" else batches
+    return Ahead(made, settings.train.prefetch_batches)
 
 
 def _state(trainer: Trainer) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from itemsage_model.batch import PairBatch
 from itemsage_model.item_tower import ItemTower
 from itemsage_model.objective import Objective
 from itemsage_model.optim import gradient_norm, make_optimizer, scale_gradients, set_learning_rates
-from itemsage_model.precision import Precision, choose
+from itemsage_model.precision import Precision, choose, tensor_float32
 from schemas.settings import TrainSettings
 
 MOST_BAD_STEPS = 10
@@ -87,8 +87,6 @@ class Trainer:
         self.optimizer = make_optimizer(tower, settings)
         self.step = 0
         self.precision = self._same_precision()
-        # What stays float32 on a GPU, mostly the loss, is then multiplied in TF32, which is finer than bfloat16.
-        torch.backends.cuda.matmul.allow_tf32 = self.precision == "bfloat16"
         self._bad_steps = 0
         self._model: nn.Module = DistributedDataParallel(tower) if distributed.world_size() > 1 else tower
 
@@ -124,10 +122,12 @@ class Trainer:
 
     def train_step(self, batch: PairBatch) -> tuple[Tensor, float]:
         """One step on one batch; returns the loss of each pair and the norm of the gradient."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            vectors = self._model(batch.items)
-        losses, objective = self.objective(vectors.float(), batch, self.tower.temperature())
-        objective.backward()
+        is_half = self.precision == "bfloat16"
+        with tensor_float32(is_half):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=is_half):
+                vectors = self._model(batch.items)
+            losses, objective = self.objective(vectors.float(), batch, self.tower.temperature())
+            objective.backward()
         norm = float(gradient_norm(self.tower))
         self._update(norm)
         self.step += 1

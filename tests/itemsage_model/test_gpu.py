@@ -17,18 +17,21 @@ from itemsage_model.objective import Objective
 from itemsage_model.trainer import Trainer
 from schemas.settings import LossSettings, TrainSettings
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that CUDA finds here")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that CUDA finds here"),
+    pytest.mark.filterwarnings("ignore:Sparse "),
+]
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize("tokens", [20_000, 0])
-def test_bags_of_very_unequal_lengths_have_equal_values_and_gradients(tokens: int):
+@pytest.mark.parametrize("longest", [12, 0])
+def test_bags_of_very_unequal_lengths_have_equal_values_and_gradients(longest: int):
     torch.manual_seed(0)
     layer = HashEmbedding(3_000, 500, 16, 2).double()
-    ids = torch.randint(0, 3_000, (tokens,))
-    ids[::2] = 7  # in every text
-    counts = torch.full((4_000,), tokens // 4_000)
+    counts = torch.randint(0, longest + 1, (4_000,))
+    ids = torch.randint(0, 3_000, (int(counts.sum()),))
+    ids[::2] = 7  # the bag of this token is in backward as long as half of all
     upstream = torch.randn(4_000, 16, dtype=torch.float64)
     found = {}
     for device in (CPU, GPU):
@@ -81,6 +84,16 @@ def losses_on(device: torch.device, precision: str, batch: PairBatch) -> list[fl
     batches.close()
     assert next(tower.parameters()).device.type == device.type
     return losses
+
+
+def test_batches_come_to_the_gpu_as_they_were():
+    batches = [make_batch(size) for size in (16, 32, 8, 64)]
+    there = [batch.to(GPU) for batch in Ahead(map(PairBatch.pin_memory, batches), 2)]
+    for found, expected in zip(there, batches, strict=True):
+        for name in ("item_keys", "positive", "negatives", "query_embedding", "weights", "tasks"):
+            assert torch.equal(getattr(found, name).cpu(), getattr(expected, name)), name
+        for name, tensor in vars(expected.items).items():
+            assert torch.equal(getattr(found.items, name).cpu(), tensor), name
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 2e-3), ("bfloat16", 3e-2)])
