@@ -67,8 +67,8 @@ def rows(options: Options) -> Iterator[Row]:
 def prepare(options: Options) -> Work:
     """A warehouse as the stages before would leave it, and the first items as plain columns."""
     sizes, feature_sizes = paper()
-    catalog = Catalog(options.choose(65_536, 4096), feature_sizes)
-    few = options.choose(1536, 512)
+    catalog = Catalog(options.choose(98_304, 4096), feature_sizes)
+    few = options.choose(3072, 512)
     warehouse = options.scratch / "warehouse"
     write_item_features(warehouse / "item_features", catalog)
     write_plain(options.scratch / "plain", catalog, few, rows_per_file=few // 2)

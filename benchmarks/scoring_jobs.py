@@ -3,7 +3,8 @@
 They read the plain table (`array<float>` images, padded token ids) and write the vectors. A plain tower takes its time,
 so a turn scores few items; what it would have taken for the whole catalog is the cost of a first, tiny run (workers
 started, packages imported, model loaded) and of as many further items as there are. What the few items cost on their
-own is a full run less a tiny one, so that no fixed cost is counted twice.
+own is a full run less a tiny one, so that no fixed cost is counted twice. The JVM has Spark's own options, not those of
+our spark-defaults.conf.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pyspark.sql import types as T
 
 from benchmarks.contest import CannotRun, Figures, Turn
 from benchmarks.plain_encoder import plain_tower
-from benchmarks.spark_tables import ROOT, session
+from benchmarks.spark_tables import ROOT, STOCK_JVM, session
 from benchmarks.synthetic import Catalog
 from itemsage_model.batch import ItemBatch
 from itemsage_model.checkpoint import ModelSpec, build_tower, load_model
@@ -184,7 +185,7 @@ class RayScorer:
 
 def _spark_turn(work: Work, name: str, make: Callable[[SparkSession], Callable[[DataFrame], DataFrame]]) -> Turn:
     def turn() -> Figures:
-        with session(name, work.scratch) as spark:
+        with session(name, work.scratch, **STOCK_JVM) as spark:
             started = time.perf_counter()
             score = make(spark)
             marks = [started]

@@ -14,6 +14,9 @@ from pyspark.sql import SparkSession
 
 ROOT = Path(__file__).resolve().parents[1]
 
+STOCK_JVM = {"spark__driver__extraJavaOptions": "-Duser.timezone=UTC"}
+"""For `session`: Spark's own options of the JVM, whose optimising compiler makes a long job faster than ours would."""
+
 
 def spark_settings() -> dict[str, str]:
     """The settings of spark-defaults.conf, with the jars of ITEMSAGE_DELTA_JARS where that is set."""
