@@ -4,8 +4,9 @@ The demo's settings with two of its eight tasks, as each costs every size the sa
 `python -m pipeline` on a synthetic shop in a warehouse of its own, the making of the shop included.
 Growth is what a size takes over what N takes, divided by how many times N it is: 1 is linear, and fixed costs make it
 less; so the growth of what comes on top from 2N to 4N, over that from N to 2N, is printed beside it. Memory is the
-most that any Python worker of Spark has held, stage by stage (as the system keeps it for every process); the stages'
-drivers and the trainer are printed. One round unless --rounds says more: a round takes minutes.
+most that any Python worker of Spark has held, stage by stage (the peak that the system keeps for every process, asked
+for ten times a second, as a worker ends with its stage); the stages' drivers and the trainer are printed. One round
+unless --rounds says more: a round takes minutes.
 
     python -m benchmarks.growth [--rounds N] [--small]
 """
@@ -30,7 +31,7 @@ from benchmarks.scoring_precision import recall_in_bfloat16
 from benchmarks.spark_tables import ROOT
 
 FACTORS = (1, 2, 4)
-_SAMPLE_SECONDS = 0.5
+_SAMPLE_SECONDS = 0.1
 _DRIVER = "driver"
 _TASKS = """
 [[tasks]]
@@ -48,7 +49,7 @@ Peaks = dict[str, dict[str, int]]
 
 def rows(options: Options) -> Iterator[Row]:
     """Run all sizes in turn."""
-    items = options.choose(2000, 200)
+    items = options.choose(4000, 200)
     settings = options.scratch / "settings.toml"
     settings.write_text((ROOT / "demo.toml").read_text(encoding="utf-8") + _TASKS, encoding="utf-8")
     contenders = [
@@ -111,34 +112,38 @@ def pipeline_turn(scratch: Path, items: int, factor: int) -> Turn:
 
 def watch_memory(pid: int, peaks: Peaks) -> None:
     """Keep the most that any process of each stage has held, until the pipeline ends."""
+    known: dict[int, tuple[str, str]] = {}
     while True:
         try:
             root = psutil.Process(pid)
             if root.status() == psutil.STATUS_ZOMBIE:
                 return
             for process in root.children(recursive=True):
-                note_memory(process, peaks)
+                note_memory(process, peaks, known)
         except psutil.Error:
             if not psutil.pid_exists(pid):
                 return
         time.sleep(_SAMPLE_SECONDS)
 
 
-def note_memory(process: psutil.Process, peaks: Peaks) -> None:
-    """Note a Python process under its stage."""
+def note_memory(process: psutil.Process, peaks: Peaks, known: dict[int, tuple[str, str]]) -> None:
+    """Note a Python process under its stage and kind; `known` keeps those of processes seen before."""
     try:
-        command = process.cmdline()
-        if not command or not Path(command[0]).name.startswith("python"):
-            return
-        kind = "worker" if "pyspark.daemon" in command else _DRIVER
-        lines = [command, *(parent.cmdline() for parent in process.parents())]
-        stage = next((name for line in lines if (name := stage_of(line))), "")
+        if process.pid not in known:
+            command = process.cmdline()
+            if not command or not Path(command[0]).name.startswith("python"):
+                return
+            lines = [command, *(parent.cmdline() for parent in process.parents())]
+            stage = next((name for line in lines if (name := stage_of(line))), "")
+            if not stage:
+                return
+            known[process.pid] = (stage, "worker" if "pyspark.daemon" in command else _DRIVER)
         held = peak_bytes(process.pid) or process.memory_info().rss
     except psutil.Error:  # it has just ended
         return
-    if stage:
-        kinds = peaks.setdefault(stage, {})
-        kinds[kind] = max(kinds.get(kind, 0), held)
+    stage, kind = known[process.pid]
+    kinds = peaks.setdefault(stage, {})
+    kinds[kind] = max(kinds.get(kind, 0), held)
 
 
 def stage_of(command: list[str]) -> str:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pyspark.sql import SparkSession
 
@@ -74,27 +75,43 @@ def task_seconds(folder: Path) -> dict[int, list[float]]:
     Less the time of garbage collection, which stops whatever task is running: on one machine, a collection of the
     cached tables is otherwise the largest task of most stages.
     """
-    (log,) = (file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     stages: dict[int, list[float]] = {}
-    for line in log.read_text(encoding="utf-8").splitlines():
-        event = json.loads(line)
-        if event["Event"] == "SparkListenerTaskEnd":
-            metrics = event.get("Task Metrics", {})
-            busy = metrics.get("Executor Run Time", 0) - metrics.get("JVM GC Time", 0)
-            stages.setdefault(event["Stage ID"], []).append(max(0, busy) / 1000)
+    for stage, metrics in _task_ends(folder):
+        busy = metrics.get("Executor Run Time", 0) - metrics.get("JVM GC Time", 0)
+        stages.setdefault(stage, []).append(max(0, busy) / 1000)
     return stages
 
 
-def worst_straggler(stages: dict[int, list[float]], least_seconds: float) -> tuple[float, str]:
+def task_rows(folder: Path) -> dict[int, list[float]]:
+    """Rows that every task took out of shuffles, by stage, from the same log."""
+    stages: dict[int, list[float]] = {}
+    for stage, metrics in _task_ends(folder):
+        stages.setdefault(stage, []).append(metrics.get("Shuffle Read Metrics", {}).get("Total Records Read", 0))
+    return stages
+
+
+def _task_ends(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    (log,) = (file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    for line in log.read_text(encoding="utf-8").splitlines():
+        event = json.loads(line)
+        if event["Event"] == "SparkListenerTaskEnd":
+            yield event["Stage ID"], event.get("Task Metrics", {})
+
+
+def worst_straggler(stages: dict[int, list[float]], least: float, unit: str = "s") -> tuple[float, str]:
     """The largest task over the median of its stage, in the worst stage with more than two tasks; and which that is.
 
     Args:
-        stages: Run times by stage.
-        least_seconds: A task shorter than this holds nobody up, whatever the others take.
+        stages: Run times, or numbers of rows, by stage.
+        least: A task of less than this holds nobody up, whatever the others take.
+        unit: Of both.
     """
     worst = (1.0, "no stage has a straggler")
     for stage, seconds in stages.items():
         largest, median = max(seconds), max(statistics.median(seconds), 1e-3)
-        if len(seconds) > 2 and largest >= least_seconds and largest / median > worst[0]:
-            worst = (largest / median, f"stage {stage}: {len(seconds)} tasks, {largest:.2f} s and {median:.2f} s")
+        if len(seconds) > 2 and largest >= least and largest / median > worst[0]:
+            worst = (
+                largest / median,
+                f"stage {stage}: {len(seconds)} tasks, {largest:,.2f} {unit} and {median:,.2f} {unit}",
+            )
     return worst
