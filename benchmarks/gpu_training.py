@@ -80,9 +80,14 @@ def training_turn(kind: str, device: str, pairs: int) -> Turn:
     trainer = Trainer(tower, objective, settings, 1)
     traffic = 2 * _image_bytes(batch.items) + 2 * _token_bytes(batch.items, 4)
     traffic += 9 * sum(parameter.numel() * parameter.element_size() for parameter in tower.parameters())
-    with torch.no_grad(), torch.autocast(device, torch.bfloat16):
-        first = tower(batch.items)[:_COMPARED]
-    return _turn(lambda: float(trainer.train_step(batch)[0].mean()), first, pairs, traffic, device)
+
+    @torch.no_grad()
+    def embed() -> Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            embeddings: Tensor = tower(batch.items)
+        return embeddings[:_COMPARED]
+
+    return _turn(lambda: float(trainer.train_step(batch)[0].mean()), embed, pairs, traffic, device)
 
 
 def scoring_turn(kind: str, device: str, pairs: int) -> Turn:
@@ -96,7 +101,7 @@ def scoring_turn(kind: str, device: str, pairs: int) -> Turn:
             embeddings: Tensor = tower(items, fold)
         return embeddings[:_COMPARED].cpu()
 
-    return _turn(score, score(), len(items.image_counts), _image_bytes(items) + _token_bytes(items, 2), device)
+    return _turn(score, score, len(items.image_counts), _image_bytes(items) + _token_bytes(items, 2), device)
 
 
 def make_tower(kind: str, device: str) -> ItemTower:
@@ -174,17 +179,18 @@ def print_limits(outcome: Outcome, limits: tuple[float, float]) -> None:
         print(f"  {name}: {work}; {binding} binds, {times[binding] / taken:.0%} of that limit reached; {memory}")
 
 
-def _turn(step: Callable[[], object], first: Tensor, units: int, traffic: int, device: str) -> Turn:
-    """A turn of at least a second of steps, whose operations are counted in a first one; `first` is handed on."""
+def _turn(step: Callable[[], object], embed: Callable[[], Tensor], units: int, traffic: int, device: str) -> Turn:
+    """A turn of at least a second of steps, whose operations are counted in a first one; `embed` gives what is compared."""
     # The library's fused inference layer is one operation, of which the counter knows nothing.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
+        first = embed().float().cpu().numpy()
         with FlopCounterMode(display=False, custom_mapping=_PRODUCTS) as counter:
             step()
     except torch.OutOfMemoryError as error:
         raise CannotRun(f"out of memory: {str(error)[:120]}") from error
     torch.backends.mha.set_fastpath_enabled(True)
-    counted = {"flops": counter.get_total_flops(), "bytes": traffic, "first": first.float().cpu().numpy()}
+    counted = {"flops": counter.get_total_flops(), "bytes": traffic, "first": first}
 
     def turn() -> Figures:
         # A step ends with a number that the CPU reads, so with all that the GPU had to do for it.

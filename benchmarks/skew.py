@@ -128,14 +128,14 @@ def job_turn(scratch: Path, name: str) -> Turn:
         pairs = sum(task["training_pairs"] for task in figures["tasks"].values())
         straggler, stage = worst_straggler(task_seconds(log), LEAST_SHARE * seconds)
         row_straggler, row_stage = worst_straggler(task_rows(log), LEAST_SHARE * events, "rows")
-        by_rows = {"row_straggler": row_straggler, "row_stage": row_stage}
         return {
             "units": events,
             "seconds": seconds,
             "pairs": pairs,
             "straggler": straggler,
             "stage": stage,
-            **by_rows,
+            "row_straggler": row_straggler,
+            "row_stage": row_stage,
         }
 
     return turn

@@ -9,10 +9,10 @@ Shape words used throughout the model:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -131,14 +131,14 @@ class ItemBatch:
 
     def to(self, device: torch.device) -> ItemBatch:
         """The same batch on a device."""
-        return ItemBatch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        return _changed(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> ItemBatch:
         """The same batch in page-locked memory, from which a GPU copies it several times as fast.
 
         What lies on a GPU already stays there.
         """
-        return ItemBatch(*(_pinned(getattr(self, f.name)) for f in fields(self)))
+        return _changed(self, _pinned)
 
 
 @dataclass(frozen=True)
@@ -169,15 +169,14 @@ class PairBatch:
 
     def to(self, device: torch.device) -> PairBatch:
         """The same batch on a device."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "items"}
-        there = {name: tensor.to(device, non_blocking=True) for name, tensor in parts.items()}
-        return PairBatch(items=self.items.to(device), **there)
+        return _changed(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> PairBatch:
         """The same batch in page-locked memory; see `ItemBatch.pin_memory`."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "items"}
-        locked = {name: _pinned(tensor) for name, tensor in parts.items()}
-        return PairBatch(items=self.items.pin_memory(), **locked)
+        return _changed(self, _pinned)
+
+
+Batch = TypeVar("Batch", ItemBatch, PairBatch)
 
 
 def unpack_items(table: str, cells: dict[str, Column], text_count: int, vocabulary_size: int) -> PackedItems:
@@ -221,6 +220,12 @@ def to_item_batch(packed: PackedItems, image_slots: int) -> ItemBatch:
     arrays = (packed.text_token_ids, packed.text_token_counts, images, counts)
     # torch takes no array that it may not write to, such as one that lies in an Arrow buffer; that one is copied.
     return ItemBatch(*(torch.from_numpy(np.require(array, requirements="W")) for array in arrays))
+
+
+def _changed(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with every tensor changed, those of its items too."""
+    parts = (getattr(batch, field.name) for field in fields(batch))
+    return type(batch)(*(change(part) if isinstance(part, Tensor) else _changed(part, change) for part in parts))
 
 
 def _pinned(tensor: Tensor) -> Tensor:
