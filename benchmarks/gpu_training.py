@@ -180,7 +180,7 @@ def print_limits(outcome: Outcome, limits: tuple[float, float]) -> None:
 
 
 def _turn(step: Callable[[], object], embed: Callable[[], Tensor], units: int, traffic: int, device: str) -> Turn:
-    """A turn of at least a second of steps, whose operations are counted in a first one; `embed` gives what is compared."""
+    """A turn of at least a second of steps; a first one counts their operations, and `embed` gives what is compared."""
     # The library's fused inference layer is one operation, of which the counter knows nothing.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
