@@ -224,8 +224,9 @@ def to_item_batch(packed: PackedItems, image_slots: int) -> ItemBatch:
 
 def _changed(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     """The batch with every tensor changed, those of its items too."""
-    parts = (getattr(batch, field.name) for field in fields(batch))
-    return type(batch)(*(change(part) if isinstance(part, Tensor) else _changed(part, change) for part in parts))
+    parts = [getattr(batch, field.name) for field in fields(batch)]
+    changed: list[Any] = [change(part) if isinstance(part, Tensor) else _changed(part, change) for part in parts]
+    return type(batch)(*changed)
 
 
 def _pinned(tensor: Tensor) -> Tensor:
