@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from benchmarks.contest import Contender, Row, Turn, compete, judge, repeat, require
 from benchmarks.plain_encoder import ClsQueryEncoder, PlainEncoder
 from benchmarks.report import Options, main, print_outcome
-from itemsage_model.config import paper
-from itemsage_model.encoder import Encoder, Tokens
-from itemsage_model.precision import bfloat16_gain
+from itemsage_model.encoders.encoder import Encoder, Tokens
+from itemsage_model.encoders.precision import bfloat16_gain
+from schemas.presets import paper
 from schemas.tables import EMBEDDING_DIM
 
 SLOTS = {"text": 12, "images": 20}

@@ -31,14 +31,15 @@ from benchmarks.encoder import cast
 from benchmarks.plain_encoder import plain_tower
 from benchmarks.report import Options, main, print_outcome
 from benchmarks.synthetic import Catalog
-from itemsage_model.batch import ItemBatch, ItemRows, PairBatch
-from itemsage_model.config import paper
-from itemsage_model.frequency import CountMinSketch
-from itemsage_model.item_tower import ItemTower
-from itemsage_model.mixing import assemble
-from itemsage_model.objective import Objective
-from itemsage_model.reader import CatalogItems, Pairs
-from itemsage_model.trainer import Trainer
+from itemsage_model.data.batch import ItemBatch, PairBatch
+from itemsage_model.data.mixing import assemble
+from itemsage_model.data.ragged import ItemRows
+from itemsage_model.data.reader import CatalogItems, Pairs
+from itemsage_model.encoders.item_tower import ItemTower
+from itemsage_model.training.frequency import CountMinSketch
+from itemsage_model.training.objective import Objective
+from itemsage_model.training.trainer import Trainer
+from schemas.presets import paper
 from schemas.settings import LossSettings, TrainSettings
 from schemas.tables import EMBEDDING_DIM
 

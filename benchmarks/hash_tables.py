@@ -17,9 +17,9 @@ import torch
 from benchmarks.contest import Contender, Row, Turn, compete, judge, repeat, require
 from benchmarks.report import Options, main, print_outcome
 from benchmarks.synthetic import Catalog
-from itemsage_model.checkpoint import ModelSpec, model_bytes
-from itemsage_model.config import demo, paper
-from itemsage_model.scorer import Scorer
+from itemsage_model.encoders.model_files import ModelSpec, model_bytes
+from itemsage_model.serving.scorer import Scorer
+from schemas.presets import demo, paper
 from schemas.settings import LossSettings, ScoreSettings
 
 PAPER, DEMO = "paper-size tables", "demo-size tables"

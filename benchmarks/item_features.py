@@ -32,16 +32,17 @@ from pyspark.sql import types as T
 from benchmarks.contest import Contender, Figures, Row, Turn, compete, judge, require
 from benchmarks.report import Options, main, print_outcome
 from benchmarks.spark_tables import STOCK_JVM, session
-from itemsage_model.config import demo
-from itemsage_model.tokenizer import pack_vocabulary
-from itemsage_model.tokens import token_kinds
-from jobs import build_item_features, table_io
-from jobs.demo_shop import Codebook, generator, make_items
-from jobs.demo_words import item_texts
+from itemsage_model.text.tokenizer import pack_vocabulary
+from itemsage_model.text.tokens import token_kinds
+from jobs import build_item_features
+from jobs.demo_world.shop import Codebook, generator, make_items
+from jobs.demo_world.words import item_texts
+from jobs.runtime import publish
 from jobs.transforms.items import split_items
-from schemas.records import data_files
+from schemas.presets import demo
 from schemas.settings import Settings
 from schemas.spark import conform
+from schemas.storage import data_files
 from schemas.tables import ITEM_FEATURES, ITEMS, TEXT_FEATURES
 
 OURS, ROW_WISE, STOCK = "build_item_features", "row-wise Python UDF", "the same, Spark's own JVM options"
@@ -118,7 +119,7 @@ def job_turn(scratch: Path) -> Turn:
 
     def write(items: DataFrame) -> None:
         rows = build_item_features.build(items, None, vocabulary, settings).features
-        table_io.write_worker_rows(rows, str(scratch / OURS), ITEM_FEATURES, run_id=OURS)
+        publish.write_worker_rows(rows, str(scratch / OURS), ITEM_FEATURES, run_id=OURS)
 
     def turn() -> Figures:
         (seconds,) = _seconds(OURS, scratch, [WHOLE], write)

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from itemsage_model.encoder import Block, Encoder, Fold, Tokens
-from itemsage_model.hash_embedding import HashEmbedding
-from itemsage_model.item_tower import ItemTower
+from itemsage_model.encoders.encoder import Block, Encoder, Fold, Tokens
+from itemsage_model.encoders.hash_embedding import HashEmbedding
+from itemsage_model.encoders.item_tower import ItemTower
 
 
 class PlainEncoder(nn.Module):

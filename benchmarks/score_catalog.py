@@ -28,14 +28,15 @@ from benchmarks.report import Options, main, print_outcome
 from benchmarks.scoring_jobs import Work, map_in_pandas_turn, predict_batch_udf_turn, ray_turn
 from benchmarks.spark_tables import session
 from benchmarks.synthetic import Catalog, item_ids, write_item_features, write_plain
-from itemsage_model.batch import FEATURE_CELLS
-from itemsage_model.checkpoint import ModelSpec, load_model, save_model
-from itemsage_model.config import paper
-from itemsage_model.scorer import Scorer
-from itemsage_model.vectors import to_column, to_matrix
+from itemsage_model.data.feature_cells import FEATURE_CELLS
+from itemsage_model.encoders.model_files import ModelSpec, load_model, save_model
+from itemsage_model.serving.scorer import Scorer
 from jobs import score_catalog
-from schemas.records import data_files, write_record
+from schemas.cells import to_list_column, to_matrix
+from schemas.presets import paper
+from schemas.records import write_record
 from schemas.settings import LossSettings, Settings
+from schemas.storage import data_files
 
 OURS, CEILING = "score_catalog", "two processes, pyarrow + scorer"
 OTHERS = {"predict_batch_udf": predict_batch_udf_turn, "mapInPandas": map_in_pandas_turn, "Ray Data": ray_turn}
@@ -132,7 +133,7 @@ def score_files(files: list[str], model_uri: str, target: Path) -> None:
     for file in files:
         batches = pq.ParquetFile(file).iter_batches(1024, columns=["item_id", *FEATURE_CELLS], use_threads=False)
         for batch in batches:
-            columns = [batch.column("item_id"), to_column(scorer.score_batch(batch))]
+            columns = [batch.column("item_id"), to_list_column(scorer.score_batch(batch))]
             table = pa.Table.from_arrays(columns, ["item_id", "embedding"])
             writer = writer or pq.ParquetWriter(target, table.schema, use_dictionary=False, write_statistics=False)
             writer.write_table(table)

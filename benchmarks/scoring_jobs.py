@@ -33,8 +33,8 @@ from benchmarks.contest import CannotRun, Figures, Turn
 from benchmarks.plain_encoder import plain_tower
 from benchmarks.spark_tables import ROOT, STOCK_JVM, session
 from benchmarks.synthetic import Catalog
-from itemsage_model.batch import ItemBatch
-from itemsage_model.checkpoint import ModelSpec, build_tower, load_model
+from itemsage_model.data.batch import ItemBatch
+from itemsage_model.encoders.model_files import ModelSpec, build_tower, load_model
 from schemas.tables import EMBEDDING_DIM
 
 REQUIREMENTS = Path(__file__).with_name("requirements-ray.txt")

@@ -10,12 +10,12 @@ import pyarrow as pa
 import torch
 from deltalake import DeltaTable
 
-from itemsage_model import baselines
-from itemsage_model.checkpoint import load_model
-from itemsage_model.precision import Precision
-from itemsage_model.recall import HeldOut, hits
-from itemsage_model.scorer import Scorer
-from itemsage_model.vectors import to_matrix
+from itemsage_model.encoders.model_files import load_model
+from itemsage_model.encoders.precision import Precision
+from itemsage_model.evaluation import baselines
+from itemsage_model.evaluation.recall import HeldOut, hits
+from itemsage_model.serving.scorer import Scorer
+from schemas.cells import to_matrix
 from schemas.records import read_record
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")

@@ -26,8 +26,8 @@ from benchmarks.contest import Contender, Figures, Row, Turn, compete, judge, re
 from benchmarks.report import Options, main, print_outcome
 from benchmarks.spark_tables import event_log_settings, session, task_rows, task_seconds, worst_straggler
 from benchmarks.synthetic import Catalog, item_ids, list_cells, write_item_features
-from itemsage_model.config import demo
 from jobs import build_training_tables
+from schemas.presets import demo
 from schemas.records import read_record, write_record
 from schemas.settings import Settings
 from schemas.tables import EMBEDDING_DIM, QUERY_EMBEDDINGS

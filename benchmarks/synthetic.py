@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import convert_to_deltalake
 
-from itemsage_model.batch import PackedItems
-from itemsage_model.packed_cells import pack
+from itemsage_model.data.ragged import PackedItems
+from schemas.cells import pack_cells
 from schemas.settings import FeatureSettings
 from schemas.tables import EMBEDDING_DIM
 
@@ -122,7 +122,7 @@ def write_training_table(
                 break
             columns = _pair_columns(first + kept, item[kept])
             queries = _unit_vectors(random, len(kept))
-            columns["query_embedding"] = pack(queries, np.full(len(kept), EMBEDDING_DIM))
+            columns["query_embedding"] = pack_cells(queries, np.full(len(kept), EMBEDDING_DIM))
             table = pa.table({**columns, **packed_cells(items.take(kept))})
             for start in range(0, len(table), rows_per_file):
                 part = table.slice(start, rows_per_file)
@@ -173,9 +173,9 @@ def packed_cells(items: PackedItems) -> dict[str, pa.Array]:
     """The three feature columns as the project packs them."""
     texts = items.text_token_counts
     return {
-        "text_token_ids": pack(items.text_token_ids, texts.sum(axis=1)),
-        "text_token_counts": pack(texts, np.full(len(items), texts.shape[1])),
-        "image_embeddings": pack(items.image_embeddings, items.image_counts * EMBEDDING_DIM),
+        "text_token_ids": pack_cells(items.text_token_ids, texts.sum(axis=1)),
+        "text_token_counts": pack_cells(texts, np.full(len(items), texts.shape[1])),
+        "image_embeddings": pack_cells(items.image_embeddings, items.image_counts * EMBEDDING_DIM),
     }
 
 

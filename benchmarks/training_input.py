@@ -25,12 +25,13 @@ import torch
 from benchmarks.contest import Contender, Figures, Row, Turn, compete, judge, require
 from benchmarks.report import Options, main, print_outcome
 from benchmarks.synthetic import Catalog, write_plain, write_training_table
-from itemsage_model.batch import FEATURE_CELLS
-from itemsage_model.config import paper
-from itemsage_model.mixing import MixedBatches
-from itemsage_model.parquet_files import open_parquet
-from itemsage_model.reader import PAIR_COLUMNS, RowFormat, RowStream, pin_files
-from schemas.records import data_files, file_system
+from itemsage_model.data.feature_cells import FEATURE_CELLS
+from itemsage_model.data.mixing import MixedBatches
+from itemsage_model.data.parquet_files import open_parquet
+from itemsage_model.data.pinned_files import pin_files
+from itemsage_model.data.reader import PAIR_COLUMNS, RowFormat, RowStream
+from schemas.presets import paper
+from schemas.storage import data_files, file_system
 from schemas.tables import EMBEDDING_DIM
 
 OURS, LOADER, CEILING = "the project's stream", "petastorm BatchedDataLoader", "pyarrow, reading only"

@@ -24,14 +24,14 @@ from benchmarks.contest import Contender, Figures, Row, Turn, compete, judge, re
 from benchmarks.plain_encoder import plain_tower
 from benchmarks.report import Options, main, print_outcome
 from benchmarks.synthetic import Catalog, item_keys, write_item_features, write_training_table
-from itemsage_model.ahead import Ahead
-from itemsage_model.batch import PairBatch
-from itemsage_model.checkpoint import ModelSpec
-from itemsage_model.config import paper
-from itemsage_model.precision import choose
-from itemsage_model.reader import pin_files
+from itemsage_model.data.batch import PairBatch
+from itemsage_model.data.pinned_files import pin_files
+from itemsage_model.data.prefetch import Ahead
+from itemsage_model.encoders.model_files import ModelSpec
+from itemsage_model.encoders.precision import choose
 from itemsage_model.train import Inputs, make_batches, make_objective
-from itemsage_model.trainer import Trainer
+from itemsage_model.training.trainer import Trainer
+from schemas.presets import paper
 from schemas.settings import Settings
 from schemas.tasks import Task
 

@@ -28,28 +28,23 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import torch
 
-from itemsage_model import distributed
-from itemsage_model.ahead import Ahead
-from itemsage_model.batch import PairBatch
-from itemsage_model.checkpoint import (
-    CheckpointError,
-    ModelSpec,
-    checkpoint_steps,
-    load_checkpoint,
-    save_checkpoint,
-    save_model,
-)
-from itemsage_model.epochs import pairs_per_task
-from itemsage_model.frequency import CountMinSketch, ExactFrequency
-from itemsage_model.item_tower import parameter_counts
-from itemsage_model.mixing import CPU, CatalogBatches, MixedBatches
-from itemsage_model.objective import Objective
-from itemsage_model.progress import Progress
-from itemsage_model.reader import CatalogItems, CatalogStream, RowFormat, RowStream, TableFiles, pin_files
-from itemsage_model.trainer import Trainer
-from schemas.columns import TableError
-from schemas.records import data_files, file_system, read_record, recorded_output, write_record
-from schemas.settings import Settings, SettingsError, load_settings
+from itemsage_model.data.batch import PairBatch
+from itemsage_model.data.mixing import CPU, CatalogBatches, MixedBatches, pairs_per_task
+from itemsage_model.data.pinned_files import TableFiles, pin_files
+from itemsage_model.data.prefetch import Ahead
+from itemsage_model.data.reader import CatalogItems, CatalogStream, RowFormat, RowStream
+from itemsage_model.encoders.item_tower import parameter_counts
+from itemsage_model.encoders.model_files import CheckpointError, ModelSpec, save_model
+from itemsage_model.training import distributed
+from itemsage_model.training.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
+from itemsage_model.training.frequency import CountMinSketch, ExactFrequency
+from itemsage_model.training.objective import Objective
+from itemsage_model.training.progress import Progress
+from itemsage_model.training.trainer import Trainer
+from schemas.errors import SettingsError, TableError
+from schemas.records import read_record, recorded_output, write_record
+from schemas.settings import Settings, load_settings
+from schemas.storage import data_files, file_system
 from schemas.tables import ITEM_COUNTS, ITEM_FEATURES
 
 STAGE = "train"

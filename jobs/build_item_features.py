@@ -22,15 +22,15 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from itemsage_model import packed_cells
-from itemsage_model.tokenizer import Tokenizer, load_tokenizer, pack_vocabulary
-from itemsage_model.tokens import TOKEN_KINDS
-from jobs import command_line
-from jobs.run import Run
+from itemsage_model.text.tokenizer import Tokenizer, load_tokenizer, pack_vocabulary
+from itemsage_model.text.tokens import TOKEN_KINDS
+from jobs.runtime import command_line
+from jobs.runtime.job_run import Run
+from jobs.runtime.worker_rows import WorkerRows
 from jobs.transforms.item_images import images_by_item, packed_images, split_images
 from jobs.transforms.items import joined_texts, split_items
-from jobs.worker_rows import WorkerRows
-from schemas.columns import TableError
+from schemas.cells import pack_cells
+from schemas.errors import TableError
 from schemas.settings import Settings
 from schemas.tables import ITEM_FEATURES, ITEM_IMAGES, ITEMS, REJECTED_ITEMS, VOCABULARY
 
@@ -126,8 +126,8 @@ def pack_items(batch: pa.RecordBatch, tokenizer: Tokenizer) -> pa.RecordBatch:
     )
     token_counts = counts.sum(axis=1)
     cells = [
-        packed_cells.pack(encoded.ids.astype("<i4", copy=False), token_counts),
-        packed_cells.pack(counts.astype("<i4"), np.full(len(batch), counts.shape[1])),
+        pack_cells(encoded.ids.astype("<i4", copy=False), token_counts),
+        pack_cells(counts.astype("<i4"), np.full(len(batch), counts.shape[1])),
         pc.binary_join(batch.column("images"), b"").fill_null(b""),
     ]
     image_counts = pc.list_value_length(batch.column("images")).fill_null(0).to_numpy()
@@ -155,7 +155,7 @@ def pack_items(batch: pa.RecordBatch, tokenizer: Tokenizer) -> pa.RecordBatch:
 def _hashes(cells: list[pa.Array]) -> list[str]:
     """128-bit hash of each row's cells and their lengths: no two rows' cells run together to the same bytes."""
     lengths = np.stack([pc.binary_length(column).to_numpy() for column in cells], axis=1).astype("<i8")
-    rows = pc.binary_join_element_wise(packed_cells.pack(lengths, np.full(len(lengths), len(cells))), *cells, b"")
+    rows = pc.binary_join_element_wise(pack_cells(lengths, np.full(len(lengths), len(cells))), *cells, b"")
     return [mmh3.mmh3_x64_128_digest(row, 0).hex() for row in rows.to_numpy(zero_copy_only=False)]
 
 

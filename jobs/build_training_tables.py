@@ -17,8 +17,8 @@ from functools import partial
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs import command_line
-from jobs.run import Run, side_by_side
+from jobs.runtime import command_line
+from jobs.runtime.job_run import Run, side_by_side
 from jobs.transforms.engagements import BAD_REASONS, HELD_OUT, TRAINING, checked_engagements
 from jobs.transforms.hot_keys import hot_keys
 from jobs.transforms.quarantine import accepted, rejected
@@ -31,7 +31,8 @@ from jobs.transforms.training_pairs import (
     training_rows,
     with_file,
 )
-from schemas.columns import Table, TableError
+from schemas.columns import Table
+from schemas.errors import TableError
 from schemas.settings import Settings
 from schemas.tables import (
     ENGAGEMENT_LOGS,

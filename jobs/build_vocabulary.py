@@ -20,9 +20,9 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from itemsage_model.tokens import TOKEN_KINDS, token_kinds
-from jobs import command_line
-from jobs.run import Run
+from itemsage_model.text.tokens import TOKEN_KINDS, token_kinds
+from jobs.runtime import command_line
+from jobs.runtime.job_run import Run
 from jobs.transforms.items import joined_texts, split_items
 from schemas.settings import FeatureSettings, Settings
 from schemas.tables import ITEMS, VOCABULARY

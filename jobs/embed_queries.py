@@ -19,13 +19,14 @@ from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from itemsage_model import vectors
-from itemsage_model.query_encoder import TextEncoder, encoder_uri, fit_encoder, from_bytes, save, to_bytes
-from jobs import command_line
-from jobs.run import Run
+from itemsage_model.encoders.frozen_text.stored import encoder_uri, fit_encoder, from_bytes, save, to_bytes
+from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
+from jobs.runtime import command_line
+from jobs.runtime.job_run import Run
 from jobs.transforms.quarantine import Check, accepted, not_a_vector, rejected, with_reject
-from schemas.columns import TableError
-from schemas.settings import QueryEncoderSettings, Settings, SettingsError
+from schemas.cells import to_list_column, to_matrix
+from schemas.errors import SettingsError, TableError
+from schemas.settings import QueryEncoderSettings, Settings
 from schemas.tables import EMBEDDING_DIM, ITEMS, QUERIES, QUERY_EMBEDDINGS, REJECTED_QUERIES, TEXT_FEATURES
 
 STAGE = "embed_queries"
@@ -80,7 +81,7 @@ def catalog_texts(items: DataFrame, limit: int = FIT_ITEMS) -> DataFrame:
 
 
 def check_spaces(usable: DataFrame, encoder_name: str | None) -> dict[str, str]:
-    """Refuse two embedding spaces within one query kind: their vectors cannot be compared.
+    """Refuse two embedding spaces within one query kind: their cells cannot be compared.
 
     Args:
         usable: Accepted queries.
@@ -178,7 +179,7 @@ def _encode_group(spark: SparkSession, encoder: TextEncoder) -> Callable[[pa.Tab
         distinct = sorted(set(texts))
         encoded = from_bytes(*stored.value).encode(distinct)
         row_of = {text: row for row, text in enumerate(distinct)}
-        embeddings = vectors.to_column(encoded[[row_of[text] for text in texts]])
+        embeddings = to_list_column(encoded[[row_of[text] for text in texts]])
         return queries.select(["query_id", "query_kind", "query_item_id"]).add_column(2, "query_embedding", embeddings)
 
     return encode
@@ -190,10 +191,10 @@ def _is_blank(column: str) -> Column:
 
 def _to_unit_length(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        numbers = vectors.to_matrix(batch.column("query_embedding")).astype(np.float64)
+        numbers = to_matrix(batch.column("query_embedding")).astype(np.float64)
         unit = (numbers / np.linalg.norm(numbers, axis=1, keepdims=True)).astype(np.float32)
         place = batch.schema.get_field_index("query_embedding")
-        columns = [*batch.columns[:place], vectors.to_column(unit), *batch.columns[place + 1 :]]
+        columns = [*batch.columns[:place], to_list_column(unit), *batch.columns[place + 1 :]]
         yield pa.RecordBatch.from_arrays(columns, batch.schema.names)
 
 

@@ -20,12 +20,21 @@ import torch
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from itemsage_model import baselines
-from itemsage_model.query_encoder import TextEncoder, encoder_uri, load_if_saved
-from itemsage_model.recall import HeldOut, ScoreQueries, hits, weighted_mean
-from jobs import command_line
-from jobs.candidates import Candidates, TaskPairs, Vectors, by_query, collect_candidates, collect_pairs, exists
-from jobs.run import Run, side_by_side
+from itemsage_model.encoders.frozen_text.stored import encoder_uri, load_if_saved
+from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
+from itemsage_model.evaluation import baselines
+from itemsage_model.evaluation.recall import HeldOut, ScoreQueries, hits, weighted_mean
+from jobs.evaluation.candidates import (
+    Candidates,
+    TaskPairs,
+    Vectors,
+    by_query,
+    collect_candidates,
+    collect_pairs,
+    exists,
+)
+from jobs.runtime import command_line
+from jobs.runtime.job_run import Run, side_by_side
 from schemas.columns import Table
 from schemas.settings import Settings
 from schemas.spark import struct_type

@@ -21,11 +21,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
-from jobs import command_line
-from jobs.demo_engagements import engagement_taste, make_log
-from jobs.demo_shop import Items, Shop, generator, make_images, make_shop
-from jobs.demo_words import item_texts
-from jobs.run import Run, side_by_side
+from jobs.demo_world.engagements import engagement_taste, make_log
+from jobs.demo_world.shop import Items, Shop, generator, make_images, make_shop
+from jobs.demo_world.words import item_texts
+from jobs.runtime import command_line
+from jobs.runtime.job_run import Run, side_by_side
 from schemas.columns import Table
 from schemas.settings import Settings
 from schemas.tables import (

@@ -16,17 +16,17 @@ import pyarrow as pa
 import torch
 from pyspark.sql import SparkSession
 
-from itemsage_model.batch import FEATURE_CELLS
-from itemsage_model.checkpoint import ModelSpec, load_model
-from itemsage_model.parquet_files import file_batches
-from itemsage_model.precision import Precision, choose
-from itemsage_model.reader import TableFiles, pin_files
-from itemsage_model.scorer import batch_function, load_once
-from jobs import command_line
-from jobs.run import Run
-from jobs.worker_rows import WorkerRows
+from itemsage_model.data.feature_cells import FEATURE_CELLS
+from itemsage_model.data.parquet_files import file_batches
+from itemsage_model.data.pinned_files import TableFiles, pin_files
+from itemsage_model.encoders.model_files import ModelSpec, load_model
+from itemsage_model.encoders.precision import Precision, choose
+from itemsage_model.serving.scorer import batch_function, load_once
+from jobs.runtime import command_line
+from jobs.runtime.job_run import Run
+from jobs.runtime.worker_rows import WorkerRows
 from schemas.arrow import arrow_schema
-from schemas.columns import TableError
+from schemas.errors import TableError
 from schemas.records import read_record, recorded_output
 from schemas.settings import Settings
 from schemas.tables import ITEM_EMBEDDINGS, ITEM_FEATURES

@@ -14,8 +14,8 @@ from __future__ import annotations
 from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
-from jobs import command_line
-from schemas.columns import TableError
+from jobs.runtime import command_line
+from schemas.errors import TableError
 from schemas.settings import Settings
 
 STAGE = "train"
@@ -23,8 +23,8 @@ STAGE = "train"
 
 def train_on_this_rank(settings_json: str) -> None:
     """What each rank runs; settings travel as text, since executors share neither arguments nor environment."""
-    from itemsage_model import distributed  # noqa: PLC0415 (imported on the executor)
     from itemsage_model.train import train  # noqa: PLC0415
+    from itemsage_model.training import distributed  # noqa: PLC0415 (imported on the executor)
 
     device = distributed.start()
     try:

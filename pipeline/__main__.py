@@ -2,7 +2,7 @@
 
     python -m pipeline --settings shop.toml [--from train] [--set section.key=value] [--prepare SCRIPT]
 
-Exit code: that of the stage that failed (jobs/command_line.py lists them), else 0.
+Exit code: that of the stage that failed (jobs/runtime/command_line.py lists them), else 0.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from pathlib import Path
 
 from pipeline.class_archive import shared_classes
 from pipeline.summary import print_summary
-from schemas.records import absolute_uri
-from schemas.settings import Settings, SettingsError, load_settings
+from schemas.errors import SettingsError
+from schemas.settings import Settings, load_settings
+from schemas.storage import absolute_uri
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

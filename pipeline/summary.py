@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.records import data_files, read_record, record_uri, recorded_output
+from schemas.records import read_record, record_uri, recorded_output
 from schemas.settings import Settings
+from schemas.storage import data_files
 from schemas.tables import EVALUATION, ITEM_EMBEDDINGS, ITEMS
 
 RECORDED_STAGES = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.columns import Column, Kind, Table, TableError
+from schemas.columns import Column, Kind, Table
+from schemas.errors import TableError
 
 _TYPES: dict[Kind, pa.DataType] = {
     "string": pa.string(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,21 +16,6 @@ Kind = Literal[
     "vector",  # list of float32 of the length in `shape`
     "strings",  # list of strings
 ]
-
-
-class TableError(ValueError):
-    """Bad input or a broken contract. The message names table, column, expectation, finding and cure."""
-
-    def __init__(self, table: str, column: str, *, expected: str, found: str, cure: str) -> None:
-        self.table, self.column = table, column
-        super().__init__(f"table {table}, column {column}: expected {expected}; found {found}. {cure}")
-
-    @classmethod
-    def from_text(cls, text: str) -> TableError | None:
-        """The first error of this kind in a text, such as the traceback of another process."""
-        message = r"TableError: table (.+?), column (.+?): expected (.+?); found (.+?)\. (.+)"
-        found = re.search(message, text)
-        return cls(found[1], found[2], expected=found[3], found=found[4], cure=found[5]) if found else None
 
 
 @dataclass(frozen=True)

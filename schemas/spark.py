@@ -6,7 +6,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from schemas.columns import Column, Kind, Table, TableError
+from schemas.columns import Column, Kind, Table
+from schemas.errors import TableError
 
 _TYPES: dict[Kind, T.DataType] = {
     "string": T.StringType(),

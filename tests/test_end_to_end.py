@@ -14,12 +14,13 @@ import torch
 from deltalake import DeltaTable, write_deltalake
 
 from itemsage_model import train as training
-from itemsage_model.batch import FEATURE_CELLS, unpack_items
-from itemsage_model.checkpoint import load_model
-from itemsage_model.scorer import Scorer
-from schemas.columns import TableError
-from schemas.records import data_files, read_record
+from itemsage_model.data.feature_cells import FEATURE_CELLS, unpack_items
+from itemsage_model.encoders.model_files import load_model
+from itemsage_model.serving.scorer import Scorer
+from schemas.errors import TableError
+from schemas.records import read_record
 from schemas.settings import Settings
+from schemas.storage import data_files
 
 # The first test pays for the whole pipeline, the rerun for a second one.
 pytestmark = pytest.mark.timeout(1200)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from itemsage_model.config import demo
+from schemas.presets import demo
 from schemas.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[1]

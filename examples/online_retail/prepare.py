@@ -29,11 +29,11 @@ from examples.online_retail.raw_rows import (
     read_archive,
     split_rows,
 )
-from jobs import command_line
-from jobs.run import Run
+from jobs.runtime import command_line
+from jobs.runtime.job_run import Run
 from jobs.transforms.quarantine import accepted
-from schemas.columns import TableError
-from schemas.settings import Settings, SettingsError
+from schemas.errors import SettingsError, TableError
+from schemas.settings import Settings
 from schemas.tables import ENGAGEMENT_LOGS, ITEMS, QUERIES
 
 STAGE = "prepare_online_retail"

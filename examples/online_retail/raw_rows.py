@@ -14,7 +14,8 @@ from pyspark.sql import functions as F
 
 from jobs.transforms.quarantine import Check, accepted, rejected, with_reject
 from schemas.columns import Column as Declared
-from schemas.columns import Table, TableError
+from schemas.columns import Table
+from schemas.errors import TableError
 from schemas.tables import REJECTED_ITEMS
 
 CSV_COLUMNS = {

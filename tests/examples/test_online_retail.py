@@ -16,8 +16,8 @@ from pyspark.sql import DataFrame, SparkSession
 from examples.online_retail import prepare
 from examples.online_retail.raw_rows import BASKET_CUT, CSV_COLUMNS, RAW_ROWS, checked_lines, read_archive, split_rows
 from jobs.transforms.quarantine import accepted
-from schemas.columns import TableError
-from schemas.settings import Settings, SettingsError, load_settings
+from schemas.errors import SettingsError, TableError
+from schemas.settings import Settings, load_settings
 from schemas.spark import struct_type
 from schemas.tasks import Task
 

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import convert_to_deltalake
 
-from itemsage_model.batch import PackedItems, unpack_items
-from itemsage_model.checkpoint import ModelSpec
+from itemsage_model.data.feature_cells import unpack_items
+from itemsage_model.data.ragged import PackedItems
+from itemsage_model.encoders.model_files import ModelSpec
 from schemas.settings import FeatureSettings, LossSettings, ModelSettings
 from schemas.tables import EMBEDDING_DIM
 

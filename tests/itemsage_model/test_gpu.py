@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from benchmarks.gpu_training import make_batch, make_tower
-from itemsage_model.ahead import Ahead
-from itemsage_model.batch import ItemBatch, PairBatch
-from itemsage_model.frequency import CountMinSketch
-from itemsage_model.hash_embedding import HashEmbedding
-from itemsage_model.objective import Objective
-from itemsage_model.trainer import Trainer
+from itemsage_model.data.batch import ItemBatch, PairBatch
+from itemsage_model.data.prefetch import Ahead
+from itemsage_model.encoders.hash_embedding import HashEmbedding
+from itemsage_model.training.frequency import CountMinSketch
+from itemsage_model.training.objective import Objective
+from itemsage_model.training.trainer import Trainer
 from schemas.settings import LossSettings, TrainSettings
 
 pytestmark = [

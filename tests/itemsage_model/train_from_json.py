@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from itemsage_model import distributed
 from itemsage_model.train import train
+from itemsage_model.training import distributed
 from schemas.settings import Settings
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
-from itemsage_model.tokenizer import Tokenizer, pack_vocabulary
-from itemsage_model.tokens import token_kinds
+from itemsage_model.text.tokenizer import Tokenizer, pack_vocabulary
+from itemsage_model.text.tokens import token_kinds
 from jobs import build_item_features
 from jobs.build_item_features import ItemFeatures, packed_vocabulary
 from jobs.transforms.item_images import packed_images
 from schemas.arrow import conform_batch
-from schemas.columns import TableError
+from schemas.errors import TableError
 from schemas.records import read_record, write_record
 from schemas.settings import Settings
 from schemas.spark import conform, struct_type

@@ -18,9 +18,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs import build_training_tables as job
-from jobs import table_io
+from jobs.runtime import table_io
 from jobs.transforms.training_pairs import even_file_rows
-from schemas.columns import Table, TableError
+from schemas.columns import Table
+from schemas.errors import TableError
 from schemas.records import read_record, write_record
 from schemas.settings import Settings
 from schemas.spark import struct_type

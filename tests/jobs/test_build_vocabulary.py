@@ -9,7 +9,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from jobs import build_vocabulary
-from schemas.columns import TableError
+from schemas.errors import TableError
 from schemas.records import read_record
 from schemas.settings import Settings
 from schemas.spark import conform

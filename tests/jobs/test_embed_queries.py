@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from pyspark.sql import DataFrame, Row, SparkSession
 
-from itemsage_model.query_encoder import encoder_uri, fit_lsa, load, load_if_saved
-from jobs import embed_queries, table_io
+from itemsage_model.encoders.frozen_text.lsa import fit_lsa
+from itemsage_model.encoders.frozen_text.stored import encoder_uri, load, load_if_saved
+from jobs import embed_queries
+from jobs.runtime import table_io
 from jobs.transforms.quarantine import accepted, rejected
-from schemas.columns import TableError
+from schemas.errors import TableError
 from schemas.records import read_record
 from schemas.settings import Settings
 from schemas.spark import conform

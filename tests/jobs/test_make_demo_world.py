@@ -17,9 +17,9 @@ from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
 from jobs import make_demo_world
-from jobs.demo_engagements import Events, engagement_shares, engagement_taste, sample_items
-from jobs.demo_shop import BLOCKS, Shop, make_images, make_shop
-from jobs.demo_words import Attributes, item_texts, query_text
+from jobs.demo_world.engagements import Events, engagement_shares, engagement_taste, sample_items
+from jobs.demo_world.shop import BLOCKS, Shop, make_images, make_shop
+from jobs.demo_world.words import Attributes, item_texts, query_text
 from schemas.columns import Table
 from schemas.records import read_record
 from schemas.settings import Settings

@@ -10,7 +10,8 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from schemas import tables
 from schemas.arrow import arrow_schema, conform_batch
-from schemas.columns import Column, Table, TableError
+from schemas.columns import Column, Table
+from schemas.errors import TableError
 from schemas.spark import struct_type
 
 THINGS = Table(

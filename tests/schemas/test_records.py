@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from schemas.columns import TableError
-from schemas.records import absolute_uri, read_bytes, read_record, recorded_output, write_bytes, write_record
+from schemas.errors import TableError
+from schemas.records import read_record, recorded_output, write_record
+from schemas.storage import absolute_uri, read_bytes, write_bytes
 
 RECORD = {
     "stage": "build_vocabulary",

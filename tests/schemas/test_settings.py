@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from schemas.settings import Settings, SettingsError, load_settings
+from schemas.errors import SettingsError
+from schemas.settings import Settings, load_settings
 
 MINIMAL = """
 [warehouse]

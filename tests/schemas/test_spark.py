@@ -10,7 +10,8 @@ from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 
 from schemas import tables
-from schemas.columns import Column, Table, TableError
+from schemas.columns import Column, Table
+from schemas.errors import TableError
 from schemas.spark import conform, struct_type
 
 SHOPS = Table(

@@ -1,0 +1,1 @@
+"""Tables -> batches: pinned files, row groups, ragged arrays, the mixing of tasks, prefetching."""

@@ -1,0 +1,169 @@
+"""Mixing tasks and random negatives into batches in which every distinct item is encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from itemsage_model.data.batch import ItemBatch, PairBatch, to_item_batch
+from itemsage_model.data.ragged import ItemRows
+from itemsage_model.data.reader import CatalogItems, CatalogStream, Pairs, RowStream
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class MixedBatches:
+    """An endless iterable of one rank's batches: some pairs of every task, and random negatives they all share.
+
+    Source: ItemSage section 3.4 and Figure 4.
+
+    Attributes:
+        tasks: One stream a task.
+        pairs: Rows of each task in a batch.
+        catalog: Where random negatives come from; None with a full softmax.
+        negative_count: Random negatives of a batch.
+        negative_keys: Sorted keys of the items that may be negatives; None = all.
+        image_slots: Most images of one item.
+        start_step: Steps already taken by an earlier run, whose rows are passed over.
+    """
+
+    tasks: list[RowStream]
+    pairs: list[int]
+    catalog: CatalogStream | None
+    negative_count: int
+    negative_keys: npt.NDArray[np.int64] | None
+    image_slots: int
+    start_step: int = 0
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        streams = [
+            stream.batches(size, self.start_step * size) for stream, size in zip(self.tasks, self.pairs, strict=True)
+        ]
+        negatives = self._negatives()
+        task_of_pair = torch.from_numpy(np.repeat(np.arange(len(self.pairs)), self.pairs))
+        while True:
+            blocks: list[Pairs] = [next(stream) for stream in streams]
+            yield assemble(blocks, next(negatives), task_of_pair, self.image_slots)
+
+    def _negatives(self) -> Iterator[CatalogItems | None]:
+        if self.catalog is None or not self.negative_count:
+            while True:
+                yield None
+        for block in self.catalog.batches(self.negative_count, self.start_step * self.negative_count):
+            if self.negative_keys is None:
+                yield block
+                continue
+            rows = np.flatnonzero(np.isin(block.item_key, self.negative_keys))
+            yield CatalogItems(block.item_key[rows], block.items.take(rows))
+
+
+def assemble(
+    blocks: list[Pairs], negatives: CatalogItems | None, task_of_pair: torch.Tensor, image_slots: int
+) -> PairBatch:
+    """Join the tasks' rows and the negatives into one batch, each distinct item once.
+
+    Args:
+        blocks: Rows of each task.
+        negatives: Random items.
+        task_of_pair: int64 [pair], the task of each row.
+        image_slots: Most images of one item.
+    """
+    item_key = np.concatenate([block.item_key for block in blocks])
+    keys = item_key if negatives is None else np.concatenate([item_key, negatives.item_key])
+    distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    parts = [block.items for block in blocks] + ([negatives.items] if negatives is not None else [])
+    items = ItemRows.concatenate([part for part in parts if part is not None]).take(first)
+    # In the order in which they lie in memory, as they are copied faster so.
+    order = np.argsort(items.rows)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    position = place[inverse]
+    return _pair_batch(
+        blocks,
+        to_item_batch(items.take(order).gather(), image_slots),
+        torch.from_numpy(distinct[order]),
+        position[: len(item_key)],
+        np.unique(position[len(item_key) :]),
+        task_of_pair,
+    )
+
+
+def _pair_batch(
+    blocks: list[Pairs],
+    items: ItemBatch,
+    item_keys: torch.Tensor,
+    positive: npt.NDArray[np.int64],
+    negatives: npt.NDArray[np.int64],
+    task_of_pair: torch.Tensor,
+) -> PairBatch:
+    return PairBatch(
+        items=items,
+        item_keys=item_keys,
+        positive=torch.from_numpy(positive),
+        negatives=torch.from_numpy(negatives),
+        query_embedding=torch.from_numpy(np.concatenate([block.query_embedding for block in blocks])),
+        query_keys=torch.from_numpy(np.concatenate([block.query_key for block in blocks])),
+        query_item_keys=torch.from_numpy(np.concatenate([block.query_item_key for block in blocks])),
+        weights=torch.from_numpy(np.concatenate([block.pair_weight for block in blocks])),
+        tasks=task_of_pair,
+    )
+
+
+@dataclass(frozen=True)
+class CatalogBatches:
+    """An endless iterable of batches for the full softmax: pairs of every task against the whole catalog.
+
+    The catalog is encoded anew in every step, each rank its slice, which is brought to its device once.
+
+    Attributes:
+        tasks: One stream a task, read without item features.
+        pairs: Rows of each task in a batch.
+        catalog: The items of the softmax, sorted by key; every positive must be among them.
+        rank: This rank.
+        ranks: Number of ranks.
+        image_slots: Most images of one item.
+        start_step: Steps already taken by an earlier run.
+        device: Where the catalog is encoded.
+    """
+
+    tasks: list[RowStream]
+    pairs: list[int]
+    catalog: CatalogItems
+    rank: int
+    ranks: int
+    image_slots: int
+    start_step: int = 0
+    device: torch.device = CPU
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        bounds = np.linspace(0, len(self.catalog), self.ranks + 1).astype(np.int64)
+        own = np.arange(bounds[self.rank], bounds[self.rank + 1])
+        items = to_item_batch(self.catalog.items.take(own).gather(), self.image_slots).to(self.device)
+        keys = torch.from_numpy(self.catalog.item_key).to(self.device)
+        task_of_pair = torch.from_numpy(np.repeat(np.arange(len(self.pairs)), self.pairs))
+        streams = [
+            stream.batches(size, self.start_step * size) for stream, size in zip(self.tasks, self.pairs, strict=True)
+        ]
+        while True:
+            blocks: list[Pairs] = [next(stream) for stream in streams]
+            positive = np.searchsorted(self.catalog.item_key, np.concatenate([block.item_key for block in blocks]))
+            yield _pair_batch(blocks, items, keys, positive, np.empty(0, np.int64), task_of_pair)
+
+
+def pairs_per_task(batch_size: int, shares: list[float]) -> list[int]:
+    """Split a batch over the tasks by their shares: largest remainder, at least one pair each.
+
+    Source: ItemSage section 3.4 (equal T_k = |B| / K is the start value).
+    """
+    exact = np.array(shares) / sum(shares) * batch_size
+    counts = np.maximum(np.floor(exact).astype(int), 1)
+    while counts.sum() < batch_size:
+        counts[np.argmax(exact - counts)] += 1
+    while counts.sum() > batch_size:
+        counts[np.argmax(np.where(counts > 1, counts - exact, -np.inf))] -= 1
+    return [int(count) for count in counts]

@@ -1,0 +1,129 @@
+"""How Petastorm reads our tables: one row group after another, handed over as the Arrow table it is.
+
+Petastorm's reader deals out the row groups; its worker and pool are parts that it takes from the caller. Its own worker
+copies every row group twice on the way to numpy objects. Of its own pools, the thread pool of 0.13.1 ends early
+and loses rows in silence, and the dummy pool sleeps for a tenth of a second whenever it is asked too early.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+from petastorm.fs_utils import get_filesystem_and_path_or_paths
+from petastorm.reader import Reader
+from petastorm.workers_pool import EmptyResultError
+from petastorm.workers_pool.worker_base import WorkerBase
+
+from itemsage_model.data.parquet_files import open_parquet
+
+_WAIT_SECONDS = 0.002
+
+
+def open_reader(urls: list[str], columns: tuple[str, ...], seed: int) -> Reader:
+    """A Petastorm reader of some Parquet files, once over, that yields a pyarrow Table per row group.
+
+    Args:
+        urls: The files.
+        columns: Columns to read.
+        seed: Decides the order of the row groups.
+    """
+    filesystem, paths = get_filesystem_and_path_or_paths(urls)
+    return Reader(
+        filesystem,
+        paths,
+        schema_fields=[f"^{name}$" for name in columns],
+        seed=seed,
+        reader_pool=InOrder(),
+        worker_class=RowGroups,
+        is_batched_reader=True,
+    )
+
+
+class RowGroups(WorkerBase):  # type: ignore[misc]
+    """Petastorm's worker: reads one row group.
+
+    Args:
+        worker_id: Its number.
+        publish: Takes what was read.
+        arguments: The reader's file system, dataset paths, schema, n-gram, pieces and what else it has for workers.
+    """
+
+    def __init__(self, worker_id: int, publish: Callable[[pa.Table], None], arguments: tuple[Any, ...]) -> None:
+        super().__init__(worker_id, publish, arguments)
+        self._filesystem, _, schema, _, self._pieces = arguments[:5]
+        self._columns = list(schema.fields)
+
+    @staticmethod
+    def new_results_queue_reader() -> _Tables:
+        """What the reader takes the results from."""
+        return _Tables()
+
+    def process(self, piece_index: int, **_: Any) -> None:
+        """Read the row group of this number."""
+        piece = self._pieces[piece_index]
+        with open_parquet(piece.path, self._filesystem) as file:
+            self.publish_func(file.read_row_group(piece.row_group, columns=self._columns))
+
+
+class InOrder:
+    """Petastorm's pool: reads the row groups one by one, in the caller's thread, in the order they are dealt out."""
+
+    workers_count = 1
+
+    def __init__(self) -> None:
+        self._dealt: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._read: deque[pa.Table] = deque()
+
+    def start(self, worker_class: type[RowGroups], worker_args: tuple[Any, ...], ventilator: Any) -> None:
+        """Called by the reader."""
+        self._worker = worker_class(0, self._read.append, worker_args)
+        self._ventilator = ventilator
+        ventilator.start()
+
+    def ventilate(self, **item: Any) -> None:
+        """Called by the reader's ventilator, in its own thread, for every row group."""
+        self._dealt.put(item)
+
+    def get_results(self) -> pa.Table:
+        """The next row group.
+
+        Raises:
+            EmptyResultError: all have been read.
+        """
+        while True:
+            # Asked before the queue is looked at: what was dealt last stands in the queue by then.
+            is_complete = self._ventilator.completed()
+            try:
+                item = self._dealt.get(timeout=_WAIT_SECONDS)
+            except queue.Empty:
+                if is_complete:
+                    raise EmptyResultError from None
+                continue
+            self._worker.process(**item)
+            self._ventilator.processed_item()
+            return self._read.popleft()
+
+    def stop(self) -> None:
+        """Read no further row group."""
+        self._ventilator.stop()
+
+    def join(self) -> None:
+        """Nothing runs on."""
+
+
+class _Tables:
+    """Takes row groups from the pool as they are."""
+
+    batched_output = True
+
+    def read_next(self, pool: InOrder, schema: Any, ngram: Any) -> pa.Table:
+        """The next row group, for `Reader.__next__`."""
+        del schema, ngram
+        try:
+            return pool.get_results()
+        except EmptyResultError:
+            raise StopIteration from None

@@ -1,0 +1,102 @@
+"""Latent semantic analysis, fitted on the catalog's own text: offline and deterministic."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer, TfidfVectorizer
+from sklearn.utils.extmath import randomized_svd
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from itemsage_model.encoders.frozen_text.text_encoder import Vectors, hash8, unit
+from schemas.tables import EMBEDDING_DIM
+
+
+@dataclass(frozen=True, eq=False)
+class LsaEncoder:
+    """Latent semantic analysis: tf-idf of words, word pairs and letter trigrams, times the leading singular vectors.
+
+    Attributes:
+        tokens: The vocabulary, in column order.
+        inverse_document_frequencies: float32 [token].
+        components: float32 [token, 256]; columns past the rank of the fitted matrix are zero.
+        explained_variance: See `TextEncoder`.
+    """
+
+    tokens: tuple[str, ...]
+    inverse_document_frequencies: npt.NDArray[np.float32]
+    components: npt.NDArray[np.float32]
+    explained_variance: float
+
+    @cached_property
+    def name(self) -> str:
+        """`lsa-` and a hash of vocabulary and weights."""
+        content = (json.dumps(self.tokens).encode(), self.inverse_document_frequencies, self.components)
+        return f"lsa-{hash8(*content)}"
+
+    @cached_property
+    def _vectorizer(self) -> TfidfVectorizer:
+        vectorizer = _tfidf(self.tokens)
+        vectorizer.idf_ = self.inverse_document_frequencies
+        return vectorizer
+
+    def encode(self, texts: list[str]) -> Vectors:
+        """See `TextEncoder`."""
+        if not texts:
+            return np.zeros((0, EMBEDDING_DIM), dtype=np.float32)
+        return unit(self._vectorizer.transform(texts) @ self.components)
+
+
+def fit_lsa(texts: list[str], *, vocabulary_size: int) -> LsaEncoder:
+    """Fit latent semantic analysis on the `vocabulary_size` most frequent tokens, ties broken by token.
+
+    Raises:
+        ValueError: no text holds a word.
+    """
+    tokens, counts = _frequent_tokens(texts, vocabulary_size)
+    transformer = TfidfTransformer(sublinear_tf=True)
+    weights = transformer.fit_transform(counts)
+    rank = min(EMBEDDING_DIM, *weights.shape)
+    # One thread: the order of a threaded sum, and with it the last bits, may change from run to run.
+    with threadpool_limits(limits=1):
+        _, singular_values, directions = randomized_svd(weights, n_components=rank, random_state=0)
+    components = np.zeros((len(tokens), EMBEDDING_DIM), dtype=np.float32)
+    # Directions past the matrix's rank are rounding noise.
+    real = singular_values > 1e-5 * singular_values[0]
+    components[:, : real.sum()] = directions[real].T
+    explained = float(np.sum(singular_values.astype(np.float64) ** 2) / weights.power(2).sum(dtype=np.float64))
+    return LsaEncoder(tokens, transformer.idf_.astype(np.float32), components, min(explained, 1.0))
+
+
+def _tokens(text: str) -> list[str]:
+    """Words, pairs of neighbouring words, and the letter trigrams of each word with its blanks, marked by #."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+    pairs = [f"{first} {second}" for first, second in pairwise(words)]
+    padded = [f" {word} " for word in words]
+    return words + pairs + [f"#{word[i : i + 3]}" for word in padded for i in range(len(word) - 2)]
+
+
+def _tfidf(tokens: tuple[str, ...]) -> TfidfVectorizer:
+    return TfidfVectorizer(analyzer=_tokens, vocabulary=tokens, sublinear_tf=True, dtype=np.float32)
+
+
+def _frequent_tokens(texts: list[str], size: int) -> tuple[tuple[str, ...], csr_matrix]:
+    """The most frequent tokens, and how often each text has each of them [text, token]."""
+    counter = CountVectorizer(analyzer=_tokens, dtype=np.float32)
+    try:
+        counts = counter.fit_transform(texts)
+    except ValueError as error:  # scikit-learn's word for "empty vocabulary"
+        raise ValueError("no text holds a word") from error
+    names = counter.get_feature_names_out()
+    totals = np.asarray(counts.sum(axis=0)).ravel()
+    # The names are sorted, so a stable sort breaks ties by token.
+    kept = np.sort(np.argsort(-totals, kind="stable")[:size])
+    return tuple(str(name) for name in names[kept]), counts[:, kept]

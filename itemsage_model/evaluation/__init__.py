@@ -1,0 +1,1 @@
+"""What a ranking is worth, and what it is compared with. Knows arrays, no tower."""

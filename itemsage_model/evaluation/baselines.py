@@ -1,0 +1,73 @@
+"""The systems that a model is compared with, each as a function from queries to scores of all candidates."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+from itemsage_model.evaluation.recall import ScoreQueries
+
+ItemPairs = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]
+"""Key of the item that a query shows, key of the item engaged with, engagements; [pair] each."""
+
+
+def dot_product(query_vectors: npt.NDArray[np.float32], item_vectors: npt.NDArray[np.float32]) -> ScoreQueries:
+    """Score = dot product.
+
+    Args:
+        query_vectors: [query, dim].
+        item_vectors: [candidate, dim].
+    """
+    queries, items = torch.from_numpy(query_vectors), torch.from_numpy(item_vectors)
+    return lambda some: queries[some] @ items.T
+
+
+def popularity(counts: npt.NDArray[np.int64]) -> ScoreQueries:
+    """Score = engagements of the candidate in the training window, whatever the query; [candidate]."""
+    scores = torch.from_numpy(counts).float()
+    return lambda some: scores.expand(len(some), -1).clone()
+
+
+def random(candidates: int, seed: int) -> ScoreQueries:
+    """Score = a random number for each query and candidate."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda some: torch.rand(len(some), candidates, generator=generator)
+
+
+def co_occurrence(
+    query_items: npt.NDArray[np.int64],
+    candidates: npt.NDArray[np.int64],
+    pairs: ItemPairs,
+    popularity: npt.NDArray[np.int64],
+) -> ScoreQueries:
+    """Score = training engagements of the candidate after queries that show the same item; ties by popularity.
+
+    Counts are small numbers with many ties, and ties count against a system, so without an order among them this
+    baseline would look weaker than it is.
+
+    Args:
+        query_items: Key of the item each query shows, 0 = none; [query].
+        candidates: Sorted item keys; [candidate].
+        pairs: Query item keys, item keys and counts of the training pairs.
+        popularity: Engagements of each candidate; [candidate].
+    """
+    shown, items, counts = pairs
+    known = np.unique(query_items[query_items != 0])
+    column = np.searchsorted(candidates, items)
+    is_candidate = (column < len(candidates)) & (candidates[np.minimum(column, len(candidates) - 1)] == items)
+    row = np.searchsorted(known, shown)
+    is_query = (row < len(known)) & (known[np.minimum(row, max(len(known) - 1, 0))] == shown) if len(known) else row < 0
+    kept = is_candidate & is_query
+    # A last, empty row serves the queries that show no item: every candidate ties at zero.
+    matrix = csr_matrix((counts[kept], (row[kept], column[kept])), shape=(len(known) + 1, len(candidates)))
+    place = np.where(query_items == 0, len(known), np.searchsorted(known, query_items))
+
+    tie_break = torch.from_numpy(popularity / (2 * max(popularity.max(initial=0), 1)))
+
+    def score(some: Tensor) -> Tensor:
+        return torch.from_numpy(matrix[place[some.numpy()]].toarray()) + tie_break
+
+    return score

@@ -1,0 +1,1 @@
+"""A trained tower at work: scoring Arrow batches."""

@@ -1,0 +1,132 @@
+"""Scoring Arrow batches of item_features: what a Spark worker, or any other Arrow program, runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from itemsage_model.data.batch import to_item_batch
+from itemsage_model.data.feature_cells import FEATURE_CELLS, unpack_items
+from itemsage_model.data.ragged import PackedItems
+from itemsage_model.encoders.model_files import ModelSpec, build_tower
+from itemsage_model.encoders.precision import Precision
+from schemas.cells import to_list_column
+from schemas.errors import TableError
+from schemas.settings import ScoreSettings
+from schemas.tables import EMBEDDING_DIM, ITEM_EMBEDDINGS, ITEM_FEATURES
+
+_LENGTH_TOLERANCE = 1e-3
+
+ROWS_AT_ONCE = ScoreSettings().rows_per_batch
+
+_LOADED: dict[tuple[str, int, Precision], Scorer] = {}
+
+
+class Scorer:
+    """A tower with frozen weights and its folded constants.
+
+    Args:
+        weights: The weights as safetensors.
+        spec: What they are.
+        rows_at_once: Items encoded together; what few need stays in a core's cache.
+        precision: Of the weights, the constants (folded in float32) and the features; embeddings are float32.
+    """
+
+    def __init__(
+        self, weights: bytes, spec: ModelSpec, rows_at_once: int = ROWS_AT_ONCE, precision: Precision = "float32"
+    ) -> None:
+        self.spec, self.rows_at_once = spec, rows_at_once
+        dtype = getattr(torch, precision)
+        tower = build_tower(weights, spec)
+        self.fold = tower.encoder.fold().to(dtype) if spec.model.layers == 1 else None
+        self.tower = tower.to(dtype)
+
+    def score(self, items: PackedItems) -> npt.NDArray[np.float32]:
+        """Embeddings [item, dim] of packed items, unit length."""
+        with torch.inference_mode():
+            embeddings: npt.NDArray[np.float32] = self.tower(
+                to_item_batch(items, self.spec.model.max_images), self.fold
+            ).numpy()
+        return embeddings
+
+    def score_batch(self, batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
+        """Embeddings [row, dim] of the rows of an item_features batch, `rows_at_once` at a time.
+
+        Raises:
+            TableError: a feature cell is not what the model was trained on, or an embedding is not of unit length.
+        """
+        embeddings = np.empty((len(batch), EMBEDDING_DIM), np.float32)
+        for first in range(0, len(batch), self.rows_at_once):
+            rows = batch.slice(first, self.rows_at_once)
+            embeddings[first : first + len(rows)] = self.score(unpack_rows(rows, self.spec))
+        _require_unit_length(embeddings)
+        return embeddings
+
+
+def load_once(
+    weights: bytes, spec: ModelSpec, rows_at_once: int = ROWS_AT_ONCE, precision: Precision = "float32"
+) -> Scorer:
+    """The scorer of these weights, built once per process; one thread, as a Spark task slot is one core."""
+    identity = (hashlib.sha256(weights).hexdigest(), rows_at_once, precision)
+    if identity not in _LOADED:
+        torch.set_num_threads(1)
+        _LOADED.clear()
+        _LOADED[identity] = Scorer(weights, spec, rows_at_once, precision)
+    return _LOADED[identity]
+
+
+def _require_unit_length(embeddings: npt.NDArray[np.float32]) -> None:
+    lengths = np.sqrt(np.einsum("rd,rd->r", embeddings, embeddings))
+    is_unit = np.abs(lengths - 1) < _LENGTH_TOLERANCE  # false for what is not a number
+    if not is_unit.all():
+        raise TableError(
+            ITEM_EMBEDDINGS.name,
+            "embedding",
+            expected="vectors of length 1",
+            found=f"one of length {lengths[np.argmin(is_unit)]:.4g}",
+            cure="The model's weights are not finite: train again, with a lower train.learning_rate.",
+        )
+
+
+def unpack_rows(batch: pa.RecordBatch, spec: ModelSpec) -> PackedItems:
+    """The items of an item_features batch.
+
+    Raises:
+        TableError: a feature cell is not what the model was trained on.
+    """
+    cells = {name: batch.column(name) for name in FEATURE_CELLS}
+    return unpack_items(ITEM_FEATURES.name, cells, len(spec.features.text_features), spec.vocabulary_size)
+
+
+def sum_of_images(items: PackedItems) -> npt.NDArray[np.float32]:
+    """Unit-length sum of each item's image cells [item, dim]; zero without images.
+
+    Source: the baseline `Sum` of ItemSage, table 2.
+    """
+    sums = np.zeros((len(items), EMBEDDING_DIM), np.float32)
+    starts = np.cumsum(items.image_counts) - items.image_counts
+    has_images = items.image_counts > 0
+    if has_images.any():
+        sums[has_images] = np.add.reduceat(items.image_embeddings.astype(np.float32), starts[has_images])
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    unit: npt.NDArray[np.float32] = (sums / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return unit
+
+
+def batch_function(
+    kept: tuple[str, ...], scores: dict[str, Callable[[pa.RecordBatch], npt.NDArray[np.float32]]]
+) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """A function for `mapInArrow`: keeps some columns and adds the named cells."""
+
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            columns = [batch.column(name) for name in kept]
+            columns += [to_list_column(score(batch)) for score in scores.values()]
+            yield pa.RecordBatch.from_arrays(columns, [*kept, *scores])
+
+    return run

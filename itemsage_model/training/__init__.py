@@ -1,0 +1,1 @@
+"""From a batch to better weights: loss, frequencies, objective, optimiser, the loop, checkpoints."""

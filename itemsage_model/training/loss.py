@@ -1,0 +1,227 @@
+"""The loss: a softmax of every pair's item against other items, in the published forms and a few since.
+
+Pure: tensors in, numbers out. Rows are this rank's pairs. Columns are the DISTINCT items of the whole batch, over all
+ranks: in a small catalog a batch holds an item many times, and what a softmax over the catalog needs is each item
+once, divided by the probability that it is there at all.
+
+Every form is a few [pair] operations on one primitive, the log of a sum over columns (`_LogSum`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+Form = Literal["sum", "literal", "mixed", "corrected", "full"]
+"""See `pair_losses`; the same words as in the settings."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Items that stand beside the positive in a softmax.
+
+    Attributes:
+        vectors: Item vectors, all different items; gradient flows.
+        log_probability: Log probability that the item is in this sample at all: for in-batch items
+            `frequency.log_inclusion_probability(share, pairs)`, for n random negatives out of C items log(n / C), for
+            the whole catalog 0. For the form "literal", which counts copies one by one: the log of the item's share.
+        is_masked: Columns that are no negative of the row: the query's other positives, the item it shows, and, in
+            random negatives, the row's own item. The row's own in-batch column may be either; the loss knows it.
+        counts: How often the item is in the sample; only "literal" reads it. None = once.
+    """
+
+    vectors: Float[Tensor, "column dim"]
+    log_probability: Float[Tensor, "column"]
+    is_masked: Bool[Tensor, "pair column"]
+    counts: Int[Tensor, "column"] | None = None
+
+
+def pair_losses(
+    queries: Float[Tensor, "query dim"],
+    positive: Int[Tensor, "pair"],
+    in_batch: Candidates,
+    negatives: Candidates | None,
+    temperature: Float[Tensor, ""],
+    form: Form,
+    query_of_pair: Int[Tensor, "pair"] | None = None,
+) -> Float[Tensor, "pair"]:
+    """Compute the loss of every pair.
+
+    With s_c = temperature <q, v_c>, p the row's positive, pi_c the probability that c is in its sample, and
+
+        S_B = sum over in-batch c != p, unmasked, of exp(s_c) / pi_c        S_N = the same over random negatives
+
+    (each estimates the sum over all items that could have been drawn, as Horvitz and Thompson 1952):
+
+        sum        -log e^{s_p} / (e^{s_p} + S_B)  -  log e^{s_p} / (e^{s_p} + S_N)
+        mixed      -log e^{s_p} / (e^{s_p} + S_B + S_N)
+        corrected  sg(1 - P) (log S - s_p),  S = (S_B + S_N) / 2,  P = e^{s_p} / (e^{s_p} + S),  sg = stop-gradient
+        literal    -log (e^{s_p} / Q_p) / (sum over the batch's pairs y of e^{s_y} / Q_y)
+                   -log e^{s_p} / (sum over random negatives n of e^{s_n})
+        full       -log e^{s_p} / (e^{s_p} + S_B), in_batch being the whole catalog, there with probability 1
+
+    Without random negatives, S_N and its term are left out, and S = S_B.
+
+    Source: sum and literal: ItemSage eqs. 2 and 3; mixed: eq. 4; full: eq. 1; corrected: Khrylchenko et al. 2025
+    (arXiv 2507.09331). The positive in both denominators and the masks follow the team's later released code.
+
+    Differs from the paper: in all forms but literal, the positive is there with certainty and so is not corrected;
+    copies of an item are merged; masks apply. Mixed differs from sum in nothing but the single denominator.
+    Corrected has pi for the source's Q'(n) N (conditional share times draws). Its gradient is exactly that of
+    -log P, so on each sample by itself it would repeat sum: it pools both samples, as the source does, and unlike
+    mixed does not count the catalog twice. Its value is no log-likelihood and may be negative.
+
+    Assumed: literal: random negatives are drawn uniformly, so that Q_n cancels out of eq. 3.
+
+    Args:
+        queries: Query vectors; gradient flows.
+        positive: Column of `in_batch` that holds each pair's item.
+        in_batch: The batch's items over all ranks; for "full" the catalog.
+        negatives: The random negatives over all ranks, or None.
+        temperature: What the cosine is multiplied by; gradient flows.
+        form: One of the above.
+        query_of_pair: For "full": row of `queries` and of the mask that each pair has, where pairs share a query;
+            None = a row each. Its denominator is the same for all pairs of a query, so one row a query is enough.
+
+    Returns:
+        Losses in nats, in the precision of `queries`, autocast or not.
+
+    Raises:
+        ValueError: "full" with random negatives, or another form with `query_of_pair`.
+    """
+    if form == "full" and negatives is not None:
+        raise ValueError('loss.form = "full" has the catalog in its denominator and takes no random negatives')
+    if form != "full" and query_of_pair is not None:
+        raise ValueError(f"loss.form = {form!r} has a denominator for each pair and takes no query_of_pair")
+    with torch.autocast(queries.device.type, enabled=False):
+        scaled = queries * temperature
+        if form == "full":
+            return _full(scaled, positive, in_batch, query_of_pair)
+        positive_logit = (scaled * in_batch.vectors[positive].to(scaled.dtype)).sum(dim=1)
+        if form == "literal":
+            return _literal(scaled, positive, positive_logit, in_batch, negatives)
+        log_sums = [_log_sum(scaled, in_batch, -in_batch.log_probability, in_batch.is_masked, positive)]
+        if negatives is not None:
+            log_sums.append(_log_sum(scaled, negatives, -negatives.log_probability, negatives.is_masked))
+        if form == "sum":
+            # -log e^s / (e^s + S) = -logsigmoid(s - log S)
+            return -torch.stack([F.logsigmoid(positive_logit - log_sum) for log_sum in log_sums]).sum(dim=0)
+        log_sum = torch.stack(log_sums).logsumexp(dim=0)
+        if form == "mixed":
+            return -F.logsigmoid(positive_logit - log_sum)
+        margin = log_sum - math.log(len(log_sums)) - positive_logit
+        return margin.sigmoid().detach() * margin
+
+
+def weighted_mean(
+    losses: Float[Tensor, "pair"],
+    weights: Float[Tensor, "pair"],
+    weight_sum: Float[Tensor, ""],
+    ranks: int,
+) -> Float[Tensor, ""]:
+    """Compute one rank's part of the weighted mean over all ranks' pairs.
+
+    Args:
+        losses: Of this rank's pairs.
+        weights: Weights of the same pairs.
+        weight_sum: Sum of the weights over all ranks.
+        ranks: Number of ranks. DDP averages gradients over ranks, and so the factor.
+
+    Returns:
+        `ranks * sum(weights * losses) / weight_sum`; its mean over ranks is the loss.
+    """
+    return (losses * weights).sum() * ranks / weight_sum
+
+
+def _full(
+    scaled: Float[Tensor, "query dim"],
+    positive: Int[Tensor, "pair"],
+    catalog: Candidates,
+    query_of_pair: Int[Tensor, "pair"] | None,
+) -> Float[Tensor, "pair"]:
+    """Equation 1: the positive is a column like any other, so one sum a query serves all of its pairs."""
+    rows = torch.arange(len(scaled), device=scaled.device) if query_of_pair is None else query_of_pair
+    positive_logit = (scaled[rows] * catalog.vectors[positive].to(scaled.dtype)).sum(dim=1)
+    log_sum = _log_sum(scaled, catalog, -catalog.log_probability, catalog.is_masked)[rows]
+    # A query may be followed by the very item it shows; only then is the positive not in the sum yet.
+    is_missing = catalog.is_masked[rows, positive]
+    return torch.where(is_missing, torch.logaddexp(log_sum, positive_logit), log_sum) - positive_logit
+
+
+def _literal(
+    scaled: Float[Tensor, "pair dim"],
+    positive: Int[Tensor, "pair"],
+    positive_logit: Float[Tensor, "pair"],
+    in_batch: Candidates,
+    negatives: Candidates | None,
+) -> Float[Tensor, "pair"]:
+    """Equations 2 and 3 as printed; a column that stands for n copies counts n times."""
+    correction = -in_batch.log_probability.to(scaled.dtype)
+    losses = _log_sum(scaled, in_batch, correction + _log_counts(in_batch)) - positive_logit - correction[positive]
+    if negatives is not None:
+        losses = losses + _log_sum(scaled, negatives, _log_counts(negatives)) - positive_logit
+    return losses
+
+
+def _log_counts(candidates: Candidates) -> Float[Tensor, "column"]:
+    if candidates.counts is None:
+        return torch.zeros_like(candidates.log_probability)
+    return candidates.counts.to(candidates.log_probability.dtype).log()
+
+
+def _log_sum(
+    scaled: Float[Tensor, "pair dim"],
+    candidates: Candidates,
+    offset: Float[Tensor, "column"],
+    is_masked: Bool[Tensor, "pair column"] | None = None,
+    positive: Int[Tensor, "pair"] | None = None,
+) -> Float[Tensor, "pair"]:
+    """Log of the sum over columns of exp(logit + offset), without masked columns and the positive.
+
+    An empty sum gives the lowest finite number, not -inf: 0 times it is 0.
+    """
+    if not len(offset):
+        return scaled.new_full((len(scaled),), torch.finfo(scaled.dtype).min)
+    vectors = candidates.vectors.to(scaled.dtype)
+    log_sum: Tensor = _LogSum.apply(  # type: ignore[no-untyped-call]
+        scaled, vectors, offset.to(scaled.dtype), is_masked, positive
+    )
+    return log_sum
+
+
+class _LogSum(torch.autograd.Function):
+    """Log-sum-exp of `queries @ vectors.T + offset` over columns, with one [pair, column] matrix in all.
+
+    The gradient of a log-sum-exp is the softmax, so the logits are turned into it in place and kept for backward.
+    torch.logsumexp behind the masks needs three to four such matrices at its peak, and twice the time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, vectors: Tensor, offset: Tensor, is_masked: Tensor | None, positive: Tensor | None
+    ) -> Tensor:
+        lowest = torch.finfo(queries.dtype).min
+        logits = torch.addmm(offset, queries, vectors.T)
+        if is_masked is not None:
+            logits.masked_fill_(is_masked, lowest)
+        if positive is not None:
+            logits.scatter_(1, positive[:, None], lowest)
+        highest = logits.amax(dim=1, keepdim=True)
+        exponentials = logits.sub_(highest).exp_()
+        sums = exponentials.sum(dim=1, keepdim=True)
+        ctx.save_for_backward(queries, vectors, exponentials, sums)
+        return (highest + sums.log()).squeeze(1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        queries, vectors, exponentials, sums = ctx.saved_tensors
+        # A row with every column masked has no gradient: what follows the empty sum is constant in it.
+        scale = gradient[:, None] / sums
+        return (exponentials @ vectors) * scale, exponentials.T @ (queries * scale), None, None, None

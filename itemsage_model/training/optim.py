@@ -1,0 +1,64 @@
+"""Optimiser and schedule: AdamW, warm-up and cosine."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from itemsage_model.encoders.item_tower import ItemTower
+from schemas.settings import TrainSettings
+
+TABLES = ("hash_embedding.table", "hash_embedding.importance")
+
+
+def make_optimizer(tower: ItemTower, settings: TrainSettings) -> torch.optim.Optimizer:
+    """AdamW over encoder and hash tables, each with its own learning rate.
+
+    Biases, norms, the [CLS] vector, the temperature and the tables are not decayed.
+    Assumed: AdamW with betas .9, .999 (the paper names no optimiser).
+    """
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    tables: list[nn.Parameter] = []
+    for name, parameter in tower.named_parameters():
+        kind = tables if name in TABLES else decayed if parameter.ndim > 1 else plain
+        kind.append(parameter)
+    groups = [
+        {"params": decayed, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
+        {"params": plain, "lr": settings.learning_rate, "weight_decay": 0.0},
+        {"params": tables, "lr": settings.table_learning_rate, "weight_decay": 0.0},
+    ]
+    # Fused: one pass over weights, gradients and moments, where the plain form takes one for each operation.
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+    for group in optimizer.param_groups:
+        group["start_rate"] = group["lr"]
+    return optimizer
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, settings: TrainSettings) -> None:
+    """Set the rates of a step, from 0: linear warm-up over `warmup_steps`, then a cosine to zero at `steps`."""
+    if step < settings.warmup_steps:
+        factor = (step + 1) / settings.warmup_steps
+    else:
+        progress = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
+        factor = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    for group in optimizer.param_groups:
+        group["lr"] = group["start_rate"] * factor
+
+
+def gradient_norm(module: nn.Module) -> torch.Tensor:
+    """Euclidean norm over all gradients; NaN or infinite as soon as one number is."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    norm: torch.Tensor = torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
+    )
+    return norm
+
+
+def scale_gradients(module: nn.Module, factor: float) -> None:
+    """Multiply all gradients in place."""
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)

@@ -1,0 +1,156 @@
+"""The training loop: fetch, encode, gather, count, loss, backward, step, log. Takes any iterable of batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from itemsage_model.data.batch import PairBatch
+from itemsage_model.encoders.item_tower import ItemTower
+from itemsage_model.encoders.precision import Precision, choose, tensor_float32
+from itemsage_model.training import distributed
+from itemsage_model.training.objective import Objective
+from itemsage_model.training.optim import gradient_norm, make_optimizer, scale_gradients, set_learning_rates
+from schemas.settings import TrainSettings
+
+MOST_BAD_STEPS = 10
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: the loss is not a number, step after step."""
+
+
+@dataclass
+class StepReport:
+    """What one log line says: averages since the last one, of this rank.
+
+    Attributes:
+        step: Steps taken.
+        losses: Mean loss of each task.
+        temperature: Scale of the cosine.
+        gradient_norm: Of the last step.
+        pairs_per_second: Over all ranks.
+        waiting: Share of the time spent waiting for data.
+    """
+
+    step: int
+    losses: list[float]
+    temperature: float
+    gradient_norm: float
+    pairs_per_second: float
+    waiting: float
+
+
+@dataclass
+class _Window:
+    """Sums since the last report."""
+
+    tasks: int
+    losses: Tensor = field(init=False)
+    counts: Tensor = field(init=False)
+    started: float = field(default_factory=time.monotonic)
+    waited: float = 0.0
+    pairs: int = 0
+
+    def __post_init__(self) -> None:
+        self.losses, self.counts = torch.zeros(self.tasks), torch.zeros(self.tasks)
+
+    def add(self, losses: Tensor, tasks: Tensor) -> None:
+        self.losses.index_add_(0, tasks.cpu(), losses.detach().float().cpu())
+        self.counts.index_add_(0, tasks.cpu(), torch.ones(len(losses)))
+        self.pairs += len(losses) * distributed.world_size()
+
+    def report(self, step: int, temperature: float, norm: float) -> StepReport:
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        means = (self.losses / self.counts.clamp_min(1)).tolist()
+        return StepReport(step, means, temperature, norm, self.pairs / seconds, self.waited / seconds)
+
+
+class Trainer:
+    """A tower, its objective, its optimiser and the number of steps taken: everything a checkpoint must hold.
+
+    Args:
+        tower: The tower, on its device.
+        objective: Gathers, counts and computes the loss.
+        settings: Batches, optimiser, schedule.
+        tasks: Number of tasks, for the report.
+    """
+
+    def __init__(self, tower: ItemTower, objective: Objective, settings: TrainSettings, tasks: int) -> None:
+        self.tower, self.objective, self.settings, self.tasks = tower, objective, settings, tasks
+        self.device = tower.log_temperature.device
+        self.optimizer = make_optimizer(tower, settings)
+        self.step = 0
+        self.precision = self._same_precision()
+        self._bad_steps = 0
+        self._model: nn.Module = DistributedDataParallel(tower) if distributed.world_size() > 1 else tower
+
+    def fit(
+        self,
+        batches: Iterable[PairBatch],
+        report: Callable[[StepReport], None],
+        save: Callable[[], None],
+    ) -> None:
+        """Train until `settings.steps` steps are taken.
+
+        Args:
+            batches: This rank's batches, endless.
+            report: Called every `log_every` steps.
+            save: Called every `checkpoint_every` steps, except after the last.
+
+        Raises:
+            TrainingError: the gradient is not finite in too many steps in a row.
+        """
+        source = iter(batches)
+        window = _Window(self.tasks)
+        while self.step < self.settings.steps:
+            waiting = time.monotonic()
+            batch = next(source).to(self.device)
+            window.waited += time.monotonic() - waiting
+            losses, norm = self.train_step(batch)
+            window.add(losses, batch.tasks)
+            if self.step % self.settings.log_every == 0 or self.step == self.settings.steps:
+                report(window.report(self.step, float(self.tower.temperature().detach()), norm))
+                window = _Window(self.tasks)
+            if self.step % self.settings.checkpoint_every == 0 and self.step < self.settings.steps:
+                save()
+
+    def train_step(self, batch: PairBatch) -> tuple[Tensor, float]:
+        """One step on one batch; returns the loss of each pair and the norm of the gradient."""
+        is_half = self.precision == "bfloat16"
+        with tensor_float32(is_half):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=is_half):
+                vectors = self._model(batch.items)
+            losses, objective = self.objective(vectors.float(), batch, self.tower.temperature())
+            objective.backward()
+        norm = float(gradient_norm(self.tower))
+        self._update(norm)
+        self.step += 1
+        return losses, norm
+
+    def _update(self, norm: float) -> None:
+        """Apply the gradient, the same on all ranks; skip it where it is not finite, which all ranks see alike."""
+        if not torch.isfinite(torch.tensor(norm)):
+            self._bad_steps += 1
+            if self._bad_steps >= MOST_BAD_STEPS:
+                raise TrainingError(
+                    f"the gradient was not finite in {MOST_BAD_STEPS} steps in a row, up to step {self.step}: lower "
+                    "train.learning_rate or set train.clip_norm"
+                )
+        else:
+            self._bad_steps = 0
+            if self.settings.clip_norm and norm > self.settings.clip_norm:
+                scale_gradients(self.tower, self.settings.clip_norm / norm)
+            set_learning_rates(self.optimizer, self.step, self.settings)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _same_precision(self) -> Precision:
+        """What the settings mean here; float32 on all ranks if it is so on one."""
+        uses_bfloat16 = torch.tensor(choose(self.settings.precision, self.device) == "bfloat16", device=self.device)
+        return "bfloat16" if distributed.min_over_ranks(uses_bfloat16.int()) else "float32"

@@ -1,0 +1,1 @@
+"""What an evaluation compares, collected from tables into arrays."""

@@ -1,0 +1,201 @@
+"""What an evaluation compares, collected from tables into arrays: held-out pairs, candidate items and their vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
+from itemsage_model.encoders.model_files import load_model, model_bytes
+from itemsage_model.serving.scorer import batch_function, load_once, sum_of_images, unpack_rows
+from jobs.runtime import table_io
+from jobs.runtime.job_run import Run
+from schemas.cells import to_matrix
+from schemas.columns import Table
+from schemas.records import read_record
+from schemas.settings import Settings
+from schemas.tables import (
+    EMBEDDING_DIM,
+    ITEM_COUNTS,
+    ITEM_EMBEDDINGS,
+    ITEM_FEATURES,
+    ITEMS,
+    TRUE_ITEM_VECTORS,
+    held_out_pairs,
+)
+from schemas.tasks import Task
+
+Keys = npt.NDArray[np.int64]
+Vectors = npt.NDArray[np.float32]
+
+_SHARES = 1 << 30
+
+
+@dataclass(frozen=True)
+class TaskPairs:
+    """Held-out pairs of one task and its distinct queries; `query` indexes the query arrays.
+
+    Attributes:
+        task: The task.
+        query: Position of each pair's query in `query_ids` [pair].
+        item_key: Item of each pair [pair].
+        weights: Engagement count of each pair [pair].
+        query_ids: The distinct queries, sorted [query].
+        query_item_key: Item that each query shows, 0 = none [query].
+    """
+
+    task: Task
+    query: Keys
+    item_key: Keys
+    weights: npt.NDArray[np.float32]
+    query_ids: npt.NDArray[np.str_]
+    query_item_key: Keys
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The items that compete, sorted by key, and what each system knows of them; all arrays are [candidate, ...].
+
+    Attributes:
+        item_key: int64.
+        is_distractor: False where the item is here only as some pair's positive.
+        engagement_count: Training engagements over all tasks; 0 = unseen in training.
+        vectors: System -> vectors.
+    """
+
+    item_key: Keys
+    is_distractor: npt.NDArray[np.bool_]
+    engagement_count: Keys
+    vectors: dict[str, Vectors]
+
+
+def collect_pairs(run: Run, task: Task) -> TaskPairs:
+    """At most `evaluate.max_pairs_per_task` held-out pairs, the first by a hash of the pair."""
+    table = run.read(held_out_pairs(task), made_by="build_training_tables", may_be_empty=True)
+    by_hash = table.orderBy(F.xxhash64("query_id", "item_id"), "query_id", "item_id")
+    chosen = by_hash.limit(run.settings.evaluate.max_pairs_per_task)
+    columns = chosen.select("query_id", "item_key", "query_item_key", "engagement_count").toArrow()
+    ids = np.array(columns["query_id"].to_pylist(), dtype=str)
+    distinct, first, query = np.unique(ids, return_index=True, return_inverse=True)
+    return TaskPairs(
+        task,
+        query.astype(np.int64),
+        columns["item_key"].to_numpy(),
+        columns["engagement_count"].to_numpy().astype(np.float32),
+        distinct,
+        columns["query_item_key"].to_numpy()[first],
+    )
+
+
+def collect_candidates(run: Run, task_pairs: list[TaskPairs], encoder: TextEncoder | None) -> Candidates:
+    """The whole catalog, or about `evaluate.max_distractors` of it chosen by hash; and every pair's item.
+
+    Args:
+        run: Reads the tables.
+        task_pairs: The pairs of all tasks.
+        encoder: The frozen text encoder, where the pipeline has one.
+    """
+    chosen = _chosen(run, task_pairs).persist()
+    table = chosen.select("item_key", "is_distractor", "embedding").toArrow()
+    table = table.take(np.argsort(table["item_key"].to_numpy(), kind="stable"))
+    keys = table["item_key"].to_numpy()
+    ids = chosen.select("item_id")
+    features = run.read(ITEM_FEATURES, made_by="build_item_features").join(ids, on="item_id", how="left_semi")
+    vectors = {"itemsage": to_matrix(table["embedding"])} | _feature_vectors(features, keys, run.settings)
+    if encoder is not None:
+        vectors["frozen_query"] = _title_vectors(
+            run.read(ITEMS).join(ids, on="item_id", how="left_semi"), keys, encoder
+        )
+    if exists(run, TRUE_ITEM_VECTORS):
+        true_vectors = run.read(TRUE_ITEM_VECTORS).join(ids, on="item_id", how="left_semi")
+        vectors["oracle"] = by_item(true_vectors.select(F.xxhash64("item_id"), "true_vector"), keys)
+    is_distractor = table["is_distractor"].to_numpy(zero_copy_only=False)
+    candidates = Candidates(keys, is_distractor, _engagements(run, keys), vectors)
+    chosen.unpersist()
+    return candidates
+
+
+def exists(run: Run, table: Table) -> bool:
+    """Whether the warehouse has the table: only the demo world knows true vectors."""
+    return table_io.latest_version(run.spark, run.settings.table_uri(table.name)) is not None
+
+
+def by_item(df: DataFrame, keys: Keys) -> Vectors:
+    """Rows (item_key, vector) as a matrix in the order of the sorted `keys`; zero where there is none."""
+    table = df.toDF("item_key", "vector").toArrow()
+    return _aligned(table["vector"], np.searchsorted(keys, table["item_key"].to_numpy()), len(keys))
+
+
+def by_query(df: DataFrame, ids: npt.NDArray[np.str_]) -> Vectors:
+    """Rows (query_id, vector) as a matrix in the order of the sorted `ids`; zero where there is none."""
+    table = df.toDF("query_id", "vector").toArrow()
+    names = np.array(table["query_id"].to_pylist(), dtype=str)
+    return _aligned(table["vector"], np.searchsorted(ids, names), len(ids))
+
+
+def _chosen(run: Run, task_pairs: list[TaskPairs]) -> DataFrame:
+    """Published embeddings of the candidates, with `item_key` and `is_distractor`."""
+    published = run.read(ITEM_EMBEDDINGS, made_by="score_catalog").withColumn("item_key", F.xxhash64("item_id"))
+    share = min(1.0, run.settings.evaluate.max_distractors / int(run.inputs[-1]["rows"]))
+    place = F.pmod(F.xxhash64(F.lit("distractors"), "item_id"), F.lit(_SHARES))
+    with_share = published.withColumn("is_distractor", place < F.lit(int(share * _SHARES)))
+    keys = np.unique(np.concatenate([pairs.item_key for pairs in task_pairs]))
+    positives = run.spark.createDataFrame(pa.table({"item_key": keys})).withColumn("is_positive", F.lit(True))
+    # The broadcast side is unique by item_key.
+    flagged = with_share.join(F.broadcast(positives), on="item_key", how="left")
+    return flagged.where("is_distractor OR is_positive").select("item_key", "item_id", "is_distractor", "embedding")
+
+
+def _feature_vectors(features: DataFrame, keys: Keys, settings: Settings) -> dict[str, Vectors]:
+    """Vectors of the untrained model and, where there are images, of their sum."""
+    _, spec, _ = load_model(read_record(settings.warehouse.uri, "train")["figures"]["model_uri"])
+    untrained = model_bytes(spec.build(seed=settings.train.seed))
+
+    def add_images(batch: pa.RecordBatch) -> Vectors:
+        return sum_of_images(unpack_rows(batch, spec))
+
+    def score_untrained(batch: pa.RecordBatch) -> Vectors:
+        return load_once(untrained, spec).score_batch(batch)
+
+    # Both from one pass: reading the features takes longer than adding images.
+    scores: dict[str, Callable[[pa.RecordBatch], Vectors]]
+    scores = {"untrained": score_untrained} | ({"sum": add_images} if settings.inputs.has_images else {})
+    schema = ", ".join(["item_key long", *(f"{name} array<float>" for name in scores)])
+    table = features.mapInArrow(batch_function(("item_key",), scores), schema).toArrow()
+    rows = np.searchsorted(keys, table["item_key"].to_numpy())
+    return {name: _aligned(table[name], rows, len(keys)) for name in scores}
+
+
+def _title_vectors(items: DataFrame, keys: Keys, encoder: TextEncoder) -> Vectors:
+    """The frozen text encoder's vector of each candidate's title; zero where it has none."""
+    one_each = items.groupBy(F.xxhash64("item_id").alias("item_key")).agg(F.min("title").alias("title"))
+    table = one_each.toArrow()
+    vectors = np.zeros((len(keys), EMBEDDING_DIM), np.float32)
+    titles = [title or "" for title in table["title"].to_pylist()]
+    vectors[np.searchsorted(keys, table["item_key"].to_numpy())] = encoder.encode(titles)
+    return vectors
+
+
+def _engagements(run: Run, keys: Keys) -> Keys:
+    """Training engagements of each candidate over all tasks."""
+    counts = run.read(ITEM_COUNTS, made_by="build_training_tables")
+    totals = counts.groupBy("item_key").agg(F.sum("engagement_count").alias("total")).toArrow()
+    items = totals["item_key"].to_numpy()
+    place = np.minimum(np.searchsorted(keys, items), len(keys) - 1)
+    is_candidate = keys[place] == items
+    engagements = np.zeros(len(keys), np.int64)
+    engagements[place[is_candidate]] = totals["total"].to_numpy()[is_candidate]
+    return engagements
+
+
+def _aligned(column: pa.ChunkedArray, rows: Keys, row_count: int) -> Vectors:
+    matrix = to_matrix(column)
+    result = np.zeros((row_count, matrix.shape[1]), np.float32)
+    result[rows] = matrix
+    return result

@@ -1,0 +1,1 @@
+"""What every job stands on: the session, the command line, the run and its record, reading and writing tables."""

@@ -1,0 +1,115 @@
+"""Publishing rows that Python workers wrote: their files enter a Delta table in one commit, or none does."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import uuid4
+
+import deltalake
+from deltalake.exceptions import CommitFailedError
+from deltalake.transaction import AddAction, CommitProperties
+from pyspark.errors import PythonException
+
+from jobs.runtime.table_io import Written
+from jobs.runtime.worker_rows import WorkerRows, write_parts
+from schemas.arrow import arrow_schema
+from schemas.columns import Table
+from schemas.errors import TableError
+from schemas.storage import file_system
+
+
+class OvertakenError(Exception):
+    """Another run committed to the table meanwhile; nothing was committed, and a retry starts from what is there."""
+
+
+def write_worker_rows(
+    rows: WorkerRows, uri: str, table: Table, *, run_id: str, row_count: int | None = None
+) -> Written:
+    """Replace a table's rows, in one commit, by those that Python workers make and write.
+
+    Args:
+        rows: The new rows; conformed to `table` as they are written.
+        uri: Where the table lies; made if absent. Workers write files through pyarrow, the driver commits through
+            deltalake: both must reach the same place under this URI.
+        table: What it means; its nullability is enforced.
+        run_id: Written into the commit's userMetadata.
+        row_count: How many rows there must be; None = any number.
+
+    Returns:
+        The committed version, its row count and the sums of `rows`.
+
+    Raises:
+        TableError: a row breaks the declaration of `table`, what makes the rows refuses an input, their number is
+            another, or the stored table has partitions or rules that these files would not keep. Nothing was committed.
+        OvertakenError: another run has committed to the table since this one began. Nothing was committed.
+    """
+    file_system(uri)  # refused here, if at all, before there is a table
+    schema = deltalake.Schema.from_arrow(arrow_schema(table))
+    # Before any file: files in a folder without a Delta log would be a table of their own.
+    stored = deltalake.DeltaTable.create(
+        uri, schema, mode="ignore", configuration={"delta.enableDeletionVectors": "false"}
+    )
+    _refuse_rules(stored, table)
+    try:
+        files = write_parts(rows, uri, table).to_pylist()
+    except PythonException as error:
+        if refusal := TableError.from_text(str(error)):
+            raise refusal from error
+        raise
+    written = sum(file["rows"] for file in files)
+    if row_count not in (None, written):
+        cure = "Nothing was committed. Files of its input were changed since their commit, or the job is at fault."
+        raise TableError(table.name, "(all)", expected=f"{row_count} rows", found=f"{written}", cure=cure)
+    try:
+        version = _commit_files(stored, schema, files, run_id)
+    except CommitFailedError as error:
+        raise OvertakenError(
+            f"table {table.name} at {uri}: expected version {stored.version()}, as when this run began; found a newer "
+            "one, of another run. Nothing was committed. See that no two runs write one warehouse; run the job again."
+        ) from error
+    sums = {name: sum(file[name] for file in files) for name in rows.sums}
+    return Written(table.name, uri, version, written, sums)
+
+
+def _commit_files(
+    stored: deltalake.DeltaTable, schema: deltalake.Schema, files: list[dict[str, Any]], run_id: str
+) -> int:
+    """Replace all files of a table; returns the version. Fails where anything was committed since it was opened."""
+    actions = [
+        AddAction(file["path"], file["bytes"], {}, file["modified_ms"], True, json.dumps({"numRecords": file["rows"]}))
+        for file in files
+    ]
+    totals = {
+        "numFiles": len(files),
+        "numOutputRows": sum(file["rows"] for file in files),
+        "numOutputBytes": sum(file["bytes"] for file in files),
+    }
+    commit_id = str(uuid4())
+    properties = {
+        "userMetadata": run_id,
+        "txnId": commit_id,
+        "operationMetrics": {name: str(total) for name, total in totals.items()},
+    }
+    # A repeated commit would go on top of another run's: of a table that was empty, both runs' rows would stay.
+    once = CommitProperties(properties, max_commit_retries=0)
+    stored.create_write_transaction(actions, "overwrite", schema, commit_properties=once)
+    stored.update_incremental()
+    return next(int(commit["version"]) for commit in stored.history(100) if commit.get("txnId") == commit_id)
+
+
+def _refuse_rules(stored: deltalake.DeltaTable, table: Table) -> None:
+    """Partitions and rules that somebody gave the stored table, and that files written by workers would not keep."""
+    metadata, protocol = stored.metadata(), stored.protocol()
+    features = {*(protocol.reader_features or []), *(protocol.writer_features or [])}
+    found = [f"partitioned by {name}" for name in metadata.partition_columns]
+    found += [name for name in sorted(metadata.configuration) if name.startswith("delta.constraints.")]
+    found += sorted(features & {"columnMapping", "deletionVectors"})
+    if found:
+        raise TableError(
+            table.name,
+            "(all)",
+            expected="a table without partitions, CHECK constraints, column mapping and deletion vectors",
+            found=", ".join(found),
+            cure="Nothing was written. Drop the constraints (ALTER TABLE ... DROP CONSTRAINT), or move the table away.",
+        )

@@ -1,0 +1,157 @@
+"""The only door to storage: read one pinned version of a table, replace a table in one atomic commit.
+
+A write is one Delta commit, so a reader sees the old rows or the new ones, never a mixture. NOT NULL is enforced on
+every declared column, by Delta or by the workers that write the files. Tables are made without deletion vectors,
+because Petastorm reads Parquet files.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from delta.tables import DeltaTable
+from pyspark.errors import AnalysisException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from schemas.columns import Table
+from schemas.errors import TableError
+from schemas.spark import conform, struct_type
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one write committed; `sums` are those that were asked for."""
+
+    table: str
+    uri: str
+    version: int
+    rows: int
+    sums: dict[str, int] = field(default_factory=dict)
+
+
+def latest_version(spark: SparkSession, uri: str) -> int | None:
+    """Newest version of the Delta table at `uri`, or None where it is no Delta table."""
+    if not DeltaTable.isDeltaTable(spark, uri):
+        return None
+    return int(DeltaTable.forPath(spark, uri).history(1).select("version").first()["version"])  # type: ignore[index]
+
+
+def read(spark: SparkSession, uri: str, table: Table, *, version: int | None = None) -> DataFrame:
+    """Read one version of a table (Delta), or its files (Parquet), in its declared shape.
+
+    Args:
+        spark: The session.
+        uri: Where the table lies.
+        table: What it means.
+        version: Delta version; None pins the newest at the time of the call.
+
+    Raises:
+        TableError: there is no table, a column is missing or has another type.
+    """
+    pinned = version if version is not None else latest_version(spark, uri)
+    try:
+        if pinned is None:
+            raw = spark.read.parquet(uri)
+        else:
+            raw = spark.read.format("delta").option("versionAsOf", pinned).load(uri)
+    except AnalysisException as error:
+        raise TableError(
+            table.name,
+            "(all)",
+            expected=f"a Delta or Parquet table at {uri}",
+            found=str(error).splitlines()[0],
+            cure="Run the job that writes it, or correct the URI in the settings.",
+        ) from error
+    return conform(raw, table)
+
+
+def write(
+    df: DataFrame,
+    uri: str,
+    table: Table,
+    *,
+    run_id: str,
+    rows_per_file: int = 0,
+    checks: dict[str, str] | None = None,
+) -> Written:
+    """Replace a table's rows in one commit.
+
+    Args:
+        df: The new rows; conformed to `table` first.
+        uri: Where the table lies; made if absent.
+        table: What it means; its nullability is enforced.
+        run_id: Written into the commit's userMetadata, so that the log says which run made a version.
+        rows_per_file: Most rows of one Parquet file; 0 leaves it to Spark.
+        checks: Named SQL conditions that every row must meet, kept in the table as CHECK constraints.
+
+    Returns:
+        The committed version and its row count.
+
+    Raises:
+        TableError: a column is missing or mistyped, or a row has a null where none may be or fails a check.
+    """
+    spark = df.sparkSession
+    schema = struct_type(table)
+    creation = DeltaTable.createIfNotExists(spark).location(uri).addColumns(schema)
+    properties = {"delta.enableDeletionVectors": "false", "delta.minReaderVersion": "1"}
+    properties |= {f"delta.constraints.{name}": condition for name, condition in (checks or {}).items()}
+    for name, value in properties.items():
+        creation = creation.property(name, value)
+    creation.execute()
+    writer = conform(df, table).write.format("delta").mode("overwrite").option("userMetadata", run_id)
+    if rows_per_file:
+        writer = writer.option("maxRecordsPerFile", rows_per_file)
+    stored = spark.read.format("delta").load(uri).schema
+    if stored.simpleString() != schema.simpleString():
+        writer = writer.option("overwriteSchema", "true")
+    if [field.nullable for field in stored] != [field.nullable for field in schema] or stored.names != schema.names:
+        # A changed schema is written as nullable, so Delta itself no longer refuses nulls.
+        _refuse_nulls(conform(df, table), table)
+    try:
+        writer.save(uri)
+    except Exception as error:
+        # Delta says which rule a row broke only in the text of the failed task.
+        if refusal := _broken_rule(str(error), table):
+            raise refusal from error
+        raise
+    commit = DeltaTable.forPath(spark, uri).history(1).select("version", "operationMetrics").first()
+    assert commit is not None
+    # Delta leaves the metric out where the plan shows that there is no row.
+    rows = commit["operationMetrics"].get("numOutputRows", 0)
+    return Written(table.name, uri, int(commit["version"]), int(rows))
+
+
+def _refuse_nulls(df: DataFrame, table: Table) -> None:
+    counts = df.agg(
+        *[F.count_if(F.col(c.name).isNull()).alias(c.name) for c in table.columns if not c.nullable]
+    ).first()
+    for name, count in (counts.asDict() if counts else {}).items():
+        if count:
+            raise _null_in(table, name)
+
+
+def _null_in(table: Table, column: str) -> TableError:
+    return TableError(
+        table.name,
+        column,
+        expected="a value in every row",
+        found="a null",
+        cure="Nothing was written. Look for the null in the inputs of the job.",
+    )
+
+
+def _broken_rule(text: str, table: Table) -> TableError | None:
+    """The broken rule that a failed write's message names, if it names one."""
+    if found := re.search(r"NOT NULL constraint violated for column: ([^\s]+?)\.?\s", text):
+        return _null_in(table, found[1])
+    if found := re.search(r"CHECK constraint (\w+) (.+) violated by row with values:((?:\s+- .+)*)", text):
+        return TableError(
+            table.name,
+            found[1],
+            expected=found[2],
+            found=f"a row with{' '.join(found[3].split())[:300]}",
+            cure="Nothing was written. Look for such a row in the inputs of the job.",
+        )
+    return None

@@ -1,0 +1,113 @@
+"""Rows that Python workers make and write themselves, as Parquet files that one Delta commit then publishes.
+
+A row that a worker hands to the JVM is copied, decoded, checked and encoded once more, which costs as much as most of
+our rows cost to make (docs/lab-log.md). A file that no commit names is no part of a table: what a failed or repeated
+task leaves behind is litter for VACUUM, never rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyspark import TaskContext
+from pyspark.sql import DataFrame
+
+from schemas.arrow import arrow_schema, conform_batch
+from schemas.columns import Table
+from schemas.storage import file_system
+
+Make = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
+
+_ROW_GROUP_BYTES = 4 << 20
+"""Of rows in memory: bounds what a worker holds and what the reader of a row group does; 64 MB are no faster."""
+
+_PART_COLUMNS = "path string, bytes long, modified_ms long, rows long"
+
+
+@dataclass(frozen=True)
+class WorkerRows:
+    """Rows of a table that are not made yet.
+
+    Attributes:
+        source: What they are made of.
+        make: Turns the batches of one partition of `source` into batches with the table's columns; runs in a worker.
+        sums: Further int64 columns of those batches, which are not stored but summed.
+    """
+
+    source: DataFrame
+    make: Make
+    sums: tuple[str, ...] = ()
+
+
+def write_parts(rows: WorkerRows, uri: str, table: Table) -> pa.Table:
+    """Make the rows and write one file a task.
+
+    Args:
+        rows: What to make.
+        uri: Folder of the table.
+        table: What the rows mean; each batch is conformed to it.
+
+    Returns:
+        One row per file: path within the folder, bytes, modified_ms, rows, and the sums of the file's rows.
+    """
+    make, sums = rows.make, rows.sums
+
+    def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        context = TaskContext.get()
+        assert context is not None
+        path = f"part-{context.partitionId():05}-{uuid4()}.parquet"
+        yield from _write_part(make(batches), uri, path, table, sums)
+
+    columns = ", ".join([_PART_COLUMNS, *(f"{name} long" for name in sums)])
+    return rows.source.mapInArrow(write, columns).toArrow()
+
+
+def _write_part(
+    made: Iterable[pa.RecordBatch], uri: str, path: str, table: Table, sums: tuple[str, ...]
+) -> Iterator[pa.RecordBatch]:
+    filesystem, folder = file_system(uri)
+    place = f"{folder}/{path}"
+    totals = dict.fromkeys(("rows", *sums), 0)
+
+    def counted() -> Iterator[pa.RecordBatch]:
+        for batch in made:
+            totals["rows"] += len(batch)
+            for name in sums:
+                totals[name] += pc.sum(batch.column(name), min_count=0).as_py()
+            yield conform_batch(batch, table)
+
+    small_columns = [column.name for column in table.columns if column.kind not in ("binary", "vector")]
+    with (
+        filesystem.open_output_stream(place) as stream,
+        # Large cells hardly repeat, and statistics would hold the smallest and the largest of them whole.
+        pq.ParquetWriter(
+            stream, arrow_schema(table), use_dictionary=small_columns, write_statistics=small_columns
+        ) as writer,
+    ):
+        for group in _groups(counted()):
+            writer.write_table(group)
+    if not totals["rows"]:
+        filesystem.delete_file(place)
+        return
+    stored = filesystem.get_file_info(place)
+    facts = {"path": path, "bytes": stored.size, "modified_ms": stored.mtime_ns // 1_000_000} | totals
+    yield pa.RecordBatch.from_pylist([facts])
+
+
+def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows of one row group after the other."""
+    group: list[pa.RecordBatch] = []
+    held_bytes = 0
+    for batch in batches:
+        group.append(batch)
+        held_bytes += batch.nbytes
+        if held_bytes >= _ROW_GROUP_BYTES:
+            yield pa.Table.from_batches(group)
+            group, held_bytes = [], 0
+    if group:
+        yield pa.Table.from_batches(group)

@@ -1,0 +1,131 @@
+"""The settings file: one TOML, checked key by key. `pipeline.toml` explains every key; this file says what is legal.
+
+It lives beside the tables because jobs and model both read it and neither may import the other (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError, model_validator
+
+from schemas.errors import SettingsError
+from schemas.settings.data import (
+    DateSettings,
+    DemoWorldSettings,
+    FeatureSettings,
+    InputSettings,
+    QueryEncoderSettings,
+    TaskSettings,
+    TrainingTableSettings,
+    WarehouseSettings,
+)
+from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
+from schemas.settings.section import Section
+from schemas.settings.serving import EvaluateSettings, ScoreSettings
+from schemas.storage import absolute_uri
+from schemas.tasks import PAPER_TASKS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class Settings(Section):
+    """The whole settings file."""
+
+    warehouse: WarehouseSettings
+    dates: DateSettings
+    inputs: InputSettings = InputSettings()
+    tasks: tuple[TaskSettings, ...] = tuple(
+        TaskSettings(query_kind=task.query_kind, engagement=task.engagement) for task in PAPER_TASKS
+    )
+    features: FeatureSettings = FeatureSettings()
+    query_encoder: QueryEncoderSettings = QueryEncoderSettings()
+    training_tables: TrainingTableSettings = TrainingTableSettings()
+    model: ModelSettings = ModelSettings()
+    loss: LossSettings = LossSettings()
+    train: TrainSettings = TrainSettings()
+    score: ScoreSettings = ScoreSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    demo_world: DemoWorldSettings = DemoWorldSettings()
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Settings:
+        names = [entry.task.name for entry in self.tasks]
+        if not names or len(set(names)) != len(names):
+            raise ValueError("tasks: name at least one task, each once")
+        if len(names) > self.train.batch_size // self.train.processes:
+            raise ValueError("train.batch_size: every process needs at least one pair of every task; raise it")
+        if "images" in self.model.sequence and not self.inputs.has_images:
+            raise ValueError('inputs.has_images is false: take "images" out of model.sequence')
+        return self
+
+    def table_uri(self, name: str) -> str:
+        """Where a table lies: the URI named in [inputs], else `<warehouse>/<name>`."""
+        named = getattr(self.inputs, name, "")
+        return absolute_uri(named or f"{self.warehouse.uri.rstrip('/')}/{name}")
+
+
+def load_settings(path: str | Path, overrides: list[str] | None = None) -> Settings:
+    """Read a TOML settings file, apply `a.b=c` overrides and check the result.
+
+    Args:
+        path: The TOML file.
+        overrides: `section.key=value`; the value is read as TOML, or as a string where it is no TOML.
+
+    Raises:
+        SettingsError: the file is missing or no TOML, or a key is unknown, mistyped or impossible.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SettingsError(f"settings file {path} does not exist; copy pipeline.toml and edit it") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"settings file {path} is no valid TOML: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"settings file {path} cannot be read: {error}; give a text file in UTF-8") from error
+    for override in overrides or []:
+        _override(values, override)
+    try:
+        # Through JSON, because pydantic's strict mode then takes lists and dates as TOML has them, and nothing else.
+        return Settings.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        raise SettingsError(f"settings file {path}:\n" + "\n".join(_explain(e) for e in error.errors())) from error
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    *sections, name = key.strip().split(".")
+    if not separator or not sections or not all([*sections, name]):
+        raise SettingsError(f"--set {override}: write section.key=value, such as train.steps=500")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise SettingsError(f"--set {override}: {section} is no section of the settings file")
+    try:
+        values[name] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        values[name] = text.strip()
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "the file"
+    if error["type"] == "extra_forbidden":
+        return f"  {where}: unknown key; remove it or correct its spelling (pipeline.toml lists every key)"
+    if error["type"] == "missing":
+        return f"  {where}: missing; add it (pipeline.toml explains it)"
+    # A whole section as the finding would repeat the file.
+    found = "" if isinstance(error["input"], dict) else f" (found {error['input']!r})"[:300]
+    return f"  {where}: {error['msg'].removeprefix('Value error, ')}{found}"
+
+
+__all__ = [
+    "DateSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings", "InputSettings", "LossSettings",
+    "ModelSettings", "QueryEncoderSettings", "ScoreSettings", "Section", "Settings", "TaskSettings", "TrainSettings",
+    "TrainingTableSettings", "WarehouseSettings", "load_settings",
+]  # fmt: skip

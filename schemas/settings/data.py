@@ -1,0 +1,121 @@
+"""Where tables come from and how they are cut: warehouse, inputs, dates, features, query encoder, training tables."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta, timezone
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from schemas.settings.section import Section
+from schemas.tables import EMBEDDING_DIM, TEXT_FEATURES
+from schemas.tasks import Task
+
+
+class TaskSettings(Section):
+    """One task and its share of every batch, relative to the other tasks' shares."""
+
+    query_kind: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    engagement: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    share: float = Field(default=1.0, gt=0)
+
+    @property
+    def task(self) -> Task:
+        """The task without its share."""
+        return Task(self.query_kind, self.engagement)
+
+
+class WarehouseSettings(Section):
+    """Where everything lies that the pipeline writes: tables at `<uri>/<table name>`."""
+
+    uri: str = Field(min_length=1)
+
+
+class InputSettings(Section):
+    """URIs of the input tables, Delta or Parquet; empty = `<warehouse>/<table name>`."""
+
+    items: str = ""
+    item_images: str = ""
+    queries: str = ""
+    engagement_logs: str = ""
+    has_images: bool = True
+
+
+class DateSettings(Section):
+    """The log window, counted back from `as_of`: train_days, then gap_days, then test_days."""
+
+    as_of: date
+    train_days: int = Field(ge=1)
+    gap_days: int = Field(default=0, ge=0)
+    test_days: int = Field(ge=1)
+
+    @property
+    def end(self) -> datetime:
+        """First instant after the window (midnight UTC of as_of)."""
+        return datetime(self.as_of.year, self.as_of.month, self.as_of.day, tzinfo=timezone.utc)
+
+    @property
+    def test_start(self) -> datetime:
+        """First instant of the held-out window."""
+        return self.end - timedelta(days=self.test_days)
+
+    @property
+    def train_end(self) -> datetime:
+        """First instant after the training window."""
+        return self.test_start - timedelta(days=self.gap_days)
+
+    @property
+    def train_start(self) -> datetime:
+        """First instant of the training window."""
+        return self.train_end - timedelta(days=self.train_days)
+
+
+class FeatureSettings(Section):
+    """Text features and vocabulary sizes. The defaults are the paper's (section 1.3 of its notes)."""
+
+    text_features: tuple[str, ...] = tuple(TEXT_FEATURES)
+    char_trigrams: int = Field(default=64_000, ge=0)
+    word_unigrams: int = Field(default=200_000, ge=1)
+    word_bigrams: int = Field(default=1_000_000, ge=0)
+    min_token_count: int = Field(default=1, ge=1)
+    max_tokens_per_feature: int = Field(default=2_000, ge=1)
+
+    @field_validator("text_features")
+    @classmethod
+    def _known_features(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in names if name not in TEXT_FEATURES]
+        if unknown or not names or len(set(names)) != len(names):
+            raise ValueError(f"use distinct names out of {', '.join(TEXT_FEATURES)}; remove {unknown or 'repeats'}")
+        return names
+
+
+class QueryEncoderSettings(Section):
+    """The frozen text encoder that fills missing query embeddings."""
+
+    kind: Literal["lsa", "sentence_transformers"] = "lsa"
+    folder: str = ""
+    lsa_vocabulary: int = Field(default=50_000, ge=EMBEDDING_DIM)
+
+    @model_validator(mode="after")
+    def _folder_where_needed(self) -> QueryEncoderSettings:
+        if self.kind == "sentence_transformers" and not self.folder:
+            raise ValueError("kind sentence_transformers needs folder = the model's local folder")
+        return self
+
+
+class TrainingTableSettings(Section):
+    """How the training tables are cut."""
+
+    max_pairs_per_item: int = Field(default=0, ge=0)
+    max_pairs_per_query: int = Field(default=0, ge=0)
+    recency_half_life_days: float = Field(default=0, ge=0)
+    rows_per_file: int = Field(default=2_048, ge=1)
+    max_reject_share: float = Field(default=0.2, ge=0, le=1)
+
+
+class DemoWorldSettings(Section):
+    """The synthetic shop of `make demo`; other warehouses ignore it."""
+
+    items: int = Field(default=20_000, ge=100)
+    events: int = Field(default=400_000, ge=1_000)
+    seed: int = Field(default=7, ge=0)

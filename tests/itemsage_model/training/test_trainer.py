@@ -1,0 +1,156 @@
+"""The training loop on real tables: golden curve, resuming, two ranks against one, unequal tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from deltalake import DeltaTable, write_deltalake
+
+from itemsage_model import train as training
+from itemsage_model.data.mixing import MixedBatches
+from itemsage_model.encoders.model_files import CheckpointError
+from itemsage_model.training.checkpoint import checkpoint_steps
+from itemsage_model.training.trainer import Trainer, TrainingError
+from schemas.records import read_record
+from schemas.settings import Settings
+from tests.itemsage_model.factories import write_catalog
+from tests.itemsage_model.warehouses import losses_of, make_warehouse, trained_weights
+
+ROOT = Path(__file__).resolve().parents[3]
+GOLDEN = ROOT / "tests" / "golden" / "loss_curve.json"
+
+
+@pytest.mark.parametrize("form", ["sum", "literal", "mixed", "corrected", "full"])
+def test_the_loss_curve_is_the_golden_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str):
+    """Rewrite after a change that is meant to move numbers: UPDATE_GOLDEN=1 python -m pytest -k golden."""
+    settings = make_warehouse(tmp_path, {"click": [30, 20], "save": [9]}, loss={"form": form})
+    curve = losses_of(settings, monkeypatch)
+    assert len(curve) == 20
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+        GOLDEN.write_text(json.dumps(golden | {form: curve}, indent=0, sort_keys=True) + "\n")
+    expected = json.loads(GOLDEN.read_text())[form]
+    torch.testing.assert_close(torch.tensor(curve), torch.tensor(expected), rtol=1e-3, atol=1e-3)
+
+
+def test_negatives_are_mixed_over_as_many_rows_as_the_settings_say_however_many_tasks_there_are(tmp_path: Path):
+    settings = make_warehouse(tmp_path, {"click": [30], "save": [9]})
+    batches = training.make_batches(training.pin_inputs(settings), settings, 0)
+    assert isinstance(batches, MixedBatches)
+    assert batches.catalog is not None
+    assert [stream.pool_rows for stream in (batches.catalog, *batches.tasks)] == [64, 21, 21]
+
+
+def test_negatives_of_a_batch_come_from_all_over_a_file_that_is_sorted_by_item(tmp_path: Path):
+    rows = {f"kind_{number}": [30] for number in range(8)}
+    settings = make_warehouse(tmp_path, rows, train={"batch_size": 16, "negative_count": 16})
+    shutil.rmtree(tmp_path / "item_features")
+    write_catalog(tmp_path / "item_features", items=160, files=1, row_group_rows=4)
+    batches = iter(training.make_batches(training.pin_inputs(settings), settings, 0))
+    for _ in range(3):
+        batch = next(batches)
+        row_groups = (batch.item_keys[batch.negatives] - 1000) // 4
+        # Of the 16 row groups of a pool of 64 rows; a pool shared by nine streams would hold two.
+        assert len(row_groups.unique()) >= 8
+
+
+def test_training_lowers_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = make_warehouse(
+        tmp_path,
+        {"click": [30]},
+        train={"steps": 60, "learning_rate": 5e-3, "table_learning_rate": 5e-3},
+        loss={"form": "full", "frequency": "exact"},
+    )
+    curve = losses_of(settings, monkeypatch)
+    assert sum(row[0] for row in curve[-10:]) < 0.7 * sum(row[0] for row in curve[:10])
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = make_warehouse(tmp_path / "whole", {"click": [30, 20], "save": [9]}, train={"checkpoint_every": 4})
+    training.train(whole, torch.device("cpu"))
+    broken = make_warehouse(tmp_path / "broken", {"click": [30, 20], "save": [9]}, train={"checkpoint_every": 4})
+    step = Trainer.train_step
+
+    def fail_at_11(self: Trainer, batch: Any) -> Any:
+        if self.step == 11:
+            raise RuntimeError("killed")
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", fail_at_11)
+    with pytest.raises(RuntimeError, match="killed"):
+        training.train(broken, torch.device("cpu"))
+    (folder,) = (tmp_path / "broken" / "checkpoints").iterdir()
+    assert checkpoint_steps(str(folder)) == [4, 8]
+    monkeypatch.setattr(Trainer, "train_step", step)
+    training.train(broken, torch.device("cpu"))
+    assert checkpoint_steps(str(folder)) == []
+    for name, tensor in trained_weights(broken).items():
+        assert torch.equal(tensor, trained_weights(whole)[name]), name
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = make_warehouse(tmp_path, {"click": [30]}, train={"checkpoint_every": 4})
+    monkeypatch.setattr(training, "_finish", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+    with pytest.raises(RuntimeError, match="killed"):
+        training.train(settings, torch.device("cpu"))
+    (weights,) = tmp_path.glob("checkpoints/*/step_000000016/weights.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors is damaged"):
+        training.train(settings, torch.device("cpu"))
+
+
+def test_a_gradient_that_is_never_finite_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = make_warehouse(tmp_path, {"click": [30]})
+    monkeypatch.setattr("itemsage_model.training.trainer.gradient_norm", lambda _: torch.tensor(float("nan")))
+    with pytest.raises(TrainingError, match="not finite in 10 steps"):
+        training.train(settings, torch.device("cpu"))
+
+
+def run_torchrun(settings: Settings, processes: int, folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "settings.json"
+    path.write_text(settings.model_dump_json())
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    command += [
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "127.0.0.1:0",
+        "-m",
+        "tests.itemsage_model.train_from_json",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, str(path)], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_two_ranks_finish_on_tables_of_very_unequal_sizes(tmp_path: Path):
+    rows = {"click": [40, 40, 40, 13], "checkout": [3]}
+    settings = make_warehouse(tmp_path / "w", rows, train={"processes": 2, "steps": 12, "checkpoint_every": 5})
+    output = run_torchrun(settings, 2, tmp_path)
+    assert "step 12/12" in output
+    record = read_record(settings.warehouse.uri, "train")
+    assert record["figures"]["processes"] == 2
+    assert [e["rows"] for e in record["inputs"]][:2] == [133, 3]
+
+
+def test_the_record_names_versions_and_a_new_version_is_not_read(tmp_path: Path):
+    settings = make_warehouse(tmp_path, {"click": [30, 20]}, train={"steps": 2})
+    table = DeltaTable(tmp_path / "training_closeup_click").to_pyarrow_table()
+    write_deltalake(str(tmp_path / "training_closeup_click"), table.slice(0, 1), mode="overwrite")
+    training.train(settings, torch.device("cpu"))
+    record = read_record(settings.warehouse.uri, "train")
+    assert (record["inputs"][0]["version"], record["inputs"][0]["rows"]) == (0, 50)

@@ -1,0 +1,81 @@
+"""Warehouses that a trainer can run on, made without Spark; and what a run on one leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from deltalake import write_deltalake
+
+from itemsage_model import train as training
+from itemsage_model.encoders.model_files import build_tower, load_model
+from itemsage_model.training.trainer import Trainer
+from schemas.records import read_record, write_record
+from schemas.settings import Settings
+from tests.itemsage_model.factories import VOCABULARY, write_catalog, write_pairs
+
+
+def make_warehouse(folder: Path, file_rows: dict[str, list[int]], **sections: Any) -> Settings:
+    """A warehouse after build_training_tables, written without Spark, and settings that train on it."""
+    values: dict[str, Any] = {
+        "warehouse": {"uri": str(folder)},
+        "dates": {"as_of": "2026-03-01", "train_days": 20, "test_days": 7},
+        "tasks": [{"query_kind": "closeup", "engagement": name} for name in file_rows],
+        "features": {"text_features": ["title", "brand", "size"]},
+        "model": {"width": 16, "heads": 2, "feed_forward_width": 24, "head_width": 16, "hash_rows": 64},
+        "loss": {"sketch_width": 4096},
+        "train": {
+            "batch_size": 8, "negative_count": 8, "steps": 20, "warmup_steps": 4, "log_every": 1, "shuffle_rows": 64,
+            "checkpoint_every": 1000, "threads": 1, "precision": "float32",
+        },
+    }  # fmt: skip
+    for name, keys in sections.items():
+        values[name] = values[name] | keys
+    settings = Settings.model_validate(values)
+    counts, outputs = [], []
+    for number, (name, rows) in enumerate(file_rows.items()):
+        table = f"training_closeup_{name}"
+        keys = write_pairs(folder / table, rows, seed=number + 1)
+        outputs.append(entry(folder, table, 0, len(keys)))
+        counts += [
+            {"item_id": f"i{key - 1000}", "item_key": int(key), "task": f"closeup_{name}",
+             "pair_count": int((keys == key).sum()), "engagement_count": 1}
+            for key in sorted(set(keys))
+        ]  # fmt: skip
+    write_catalog(folder / "item_features")
+    import pyarrow as pa
+
+    write_deltalake(str(folder / "item_counts"), pa.Table.from_pylist(counts))
+    outputs.append(entry(folder, "item_counts", 0, len(counts)))
+    features = {"vocabulary_size": VOCABULARY, "vocabulary_hash": "abc"}
+    for stage, entries, figures in (
+        ("build_training_tables", outputs, {}),
+        ("build_item_features", [entry(folder, "item_features", 0, 20)], features),
+        ("embed_queries", [], {"embedding_spaces": {"closeup": "pinsage-1"}}),
+    ):
+        write_record(str(folder), stage, {"stage": stage, "outputs": entries, "figures": figures})
+    return settings
+
+
+def entry(folder: Path, table: str, version: int, rows: int) -> dict[str, Any]:
+    return {"table": table, "uri": str(folder / table), "version": version, "rows": rows}
+
+
+def trained_weights(settings: Settings) -> dict[str, torch.Tensor]:
+    weights, spec, _ = load_model(read_record(settings.warehouse.uri, "train")["figures"]["model_uri"])
+    return build_tower(weights, spec).state_dict()
+
+
+def losses_of(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
+    """Train, and return the losses of every step and task."""
+    reports = []
+    original = Trainer.fit
+    monkeypatch.setattr(
+        Trainer,
+        "fit",
+        lambda self, batches, report, save: original(self, batches, lambda r: (reports.append(r), report(r)), save),
+    )
+    training.train(settings, torch.device("cpu"))
+    return [[round(loss, 6) for loss in report.losses] for report in reports]

@@ -1,0 +1,95 @@
+"""The door to storage: pinned reads, one commit per write, NOT NULL kept, no deletion vectors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+from pyspark.sql import SparkSession
+
+from jobs.runtime import table_io
+from schemas.columns import Column
+from schemas.errors import TableError
+from schemas.storage import data_files
+from tests.jobs.runtime.prices import PRICES, prices, rows_at
+
+
+def test_a_version_stays_readable_after_it_is_replaced(spark: SparkSession, uri: str) -> None:
+    first = table_io.write(prices(spark, ("a", 1), ("b", None)), uri, PRICES, run_id="one")
+    pinned = table_io.read(spark, uri, PRICES)
+    second = table_io.write(prices(spark, ("c", 3)), uri, PRICES, run_id="two")
+    assert (first.rows, second.rows) == (2, 1)
+    assert table_io.latest_version(spark, uri) == second.version == first.version + 1
+    assert sorted(tuple(row) for row in pinned.collect()) == [("a", 1), ("b", None)]
+    assert rows_at(spark, uri, first.version) == [("a", 1), ("b", None)]
+    assert rows_at(spark, uri) == [("c", 3)]
+
+
+def test_the_log_says_which_run_wrote_and_that_deletion_vectors_are_off(spark: SparkSession, uri: str) -> None:
+    table_io.write(prices(spark, ("a", 1)), uri, PRICES, run_id="build-1")
+    written = DeltaTable(uri)
+    assert written.history(1)[0]["userMetadata"] == "build-1"
+    assert written.metadata().configuration["delta.enableDeletionVectors"] == "false"
+    assert written.protocol().min_reader_version == 1
+    assert [field.nullable for field in written.schema().fields] == [False, True]
+
+
+def test_a_null_where_none_may_be_is_refused_and_the_old_rows_stay(spark: SparkSession, uri: str) -> None:
+    table_io.write(prices(spark, ("a", 1)), uri, PRICES, run_id="one")
+    with pytest.raises(TableError, match=r"table prices, column item_id: expected a value in every row"):
+        table_io.write(prices(spark, ("b", 2), (None, 3)), uri, PRICES, run_id="two")
+    assert rows_at(spark, uri) == [("a", 1)]
+
+
+def test_a_row_that_fails_a_check_is_refused_and_the_old_rows_stay(spark: SparkSession, uri: str) -> None:
+    checks = {"price_is_positive": "price > 0"}
+    table_io.write(prices(spark, ("a", 1)), uri, PRICES, run_id="one", checks=checks)
+    with pytest.raises(TableError, match=r"table prices, column price_is_positive: expected \(?price > 0"):
+        table_io.write(prices(spark, ("b", -2)), uri, PRICES, run_id="two", checks=checks)
+    assert rows_at(spark, uri) == [("a", 1)]
+
+
+def test_a_changed_table_replaces_the_old_one(spark: SparkSession, uri: str) -> None:
+    first = table_io.write(prices(spark, ("a", 1)), uri, PRICES, run_id="one")
+    changed = replace(PRICES, columns=(PRICES.columns[0], Column("weight", "float32", "grams")))
+    weights = spark.createDataFrame([("a", 2.5)], "item_id string, weight float")
+    second = table_io.write(weights, uri, changed, run_id="two")
+    assert [tuple(row) for row in table_io.read(spark, uri, changed).collect()] == [("a", 2.5)]
+    assert second.version > first.version
+    assert rows_at(spark, uri, first.version) == [("a", 1)]
+    with pytest.raises(TableError, match=r"table prices, column weight"):
+        table_io.write(spark.createDataFrame([("a", None)], weights.schema), uri, changed, run_id="three")
+
+
+def test_rows_per_file_is_exact(spark: SparkSession, uri: str) -> None:
+    rows = prices(spark, *[(f"i{n}", n) for n in range(10)]).coalesce(1)
+    table_io.write(rows, uri, PRICES, run_id="one", rows_per_file=4)
+    assert sorted(pq.ParquetFile(file).metadata.num_rows for file in data_files(uri)) == [2, 4, 4]
+
+
+def test_parquet_files_are_an_input_too(spark: SparkSession, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"item_id": ["a"], "price": pa.array([1], pa.int32())}), tmp_path / "part.parquet")
+    assert table_io.latest_version(spark, str(tmp_path)) is None
+    assert rows_at(spark, str(tmp_path)) == [("a", 1)]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_missing_or_empty_place_is_named(spark: SparkSession, tmp_path: Path, exists: bool) -> None:
+    place = tmp_path / "nowhere"
+    if exists:
+        place.mkdir()
+    with pytest.raises(TableError) as caught:
+        table_io.read(spark, str(place), PRICES)
+    assert "table prices, column (all)" in str(caught.value)
+    assert f"a Delta or Parquet table at {place}" in str(caught.value)
+    assert "correct the URI in the settings" in str(caught.value)
+
+
+def test_a_version_that_is_not_there_is_named(spark: SparkSession, uri: str) -> None:
+    table_io.write(prices(spark, ("a", 1)), uri, PRICES, run_id="one")
+    with pytest.raises(TableError, match="version 9"):
+        rows_at(spark, uri, 9)
