@@ -5,17 +5,18 @@ FROM ?=
 DATA ?=
 SET ?=
 BIN := .venv/bin
-RUN := $(BIN)/python -m pipeline
+RUN := $(BIN)/itemsage run
 # What pip waits for a registry that does not answer, in seconds.
 PIP_TIMEOUT ?= 30
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --timeout $(PIP_TIMEOUT) --retries 2 --no-deps --require-hashes
 
-.PHONY: help demo pipeline online-retail test check bench requirements sentence-transformers clean
+.PHONY: help demo pipeline online-retail doctor test check bench requirements sentence-transformers clean
 
 help:
 	@echo "make demo                                 the whole pipeline on a synthetic shop, into ./demo-warehouse"
 	@echo "make pipeline SETTINGS=shop.toml [FROM=train] [SET='a.b=c ...']   the same on your own tables"
 	@echo "make online-retail DATA=by-day.tar.xz     the same on the UCI Online Retail log"
+	@echo "make doctor SETTINGS=shop.toml           what would go wrong with these settings on this machine, in seconds"
 	@echo "make test | check | bench                 tests | ruff, mypy, import-linter | speed, side by side"
 	@echo "make sentence-transformers                adds the extra text encoder to .venv"
 
@@ -42,6 +43,9 @@ online-retail: ready
 	@test -n "$(DATA)" || { echo "error: say where the archive is: make online-retail DATA=.../by-day.tar.xz"; exit 2; }
 	@$(RUN) --settings examples/online_retail/settings.toml $(if $(FROM),--from $(FROM)) $(foreach s,$(SET),--set $(s)) \
 		--prepare "examples/online_retail/prepare.py --data $(DATA)"
+
+doctor: .venv/installed
+	@$(BIN)/itemsage doctor --settings $(SETTINGS) $(foreach s,$(SET),--set $(s))
 
 test: ready
 	@$(BIN)/python -m pytest

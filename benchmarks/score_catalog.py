@@ -33,10 +33,12 @@ from itemsage_model.encoders.model_files import ModelSpec, load_model, save_mode
 from itemsage_model.serving.scorer import Scorer
 from jobs import score_catalog
 from schemas.cells import to_list_column, to_matrix
+from schemas.metrics import ItemMetrics, TrainMetrics
 from schemas.presets import paper
-from schemas.records import write_record
+from schemas.records import RunRecord, TableVersion, write_record
 from schemas.settings import LossSettings, Settings
 from schemas.storage import data_files
+from schemas.warehouse import Warehouse
 
 OURS, CEILING = "score_catalog", "two processes, pyarrow + scorer"
 OTHERS = {"predict_batch_udf": predict_batch_udf_turn, "mapInPandas": map_in_pandas_turn, "Ray Data": ray_turn}
@@ -75,11 +77,12 @@ def prepare(options: Options) -> Work:
     write_plain(options.scratch / "plain", catalog, few, rows_per_file=few // 2)
     write_plain(options.scratch / "tiny", catalog, 64, rows_per_file=32)
     spec = ModelSpec(sizes, LossSettings(), feature_sizes, catalog.vocabulary_size, {})
-    model_uri, _ = save_model(str(warehouse / "models"), spec.build(), spec, {})
-    features = {"table": "item_features", "uri": str(warehouse / "item_features"), "version": 0}
-    figures = {"model_uri": model_uri, "vocabulary_hash": "synthetic"}
-    for stage in ("train", "build_item_features"):
-        write_record(str(warehouse), stage, {"stage": stage, "outputs": [features], "figures": figures})
+    model_uri, model_id = save_model(str(warehouse / "models"), spec.build(), spec, {})
+    features = TableVersion("item_features", str(warehouse / "item_features"), 0, catalog.items)
+    made = ItemMetrics(catalog.vocabulary_size, "synthetic")
+    layout = Warehouse(str(warehouse))
+    write_record(layout, RunRecord("build_item_features", made, outputs=(features,)))
+    write_record(layout, RunRecord("train", TrainMetrics(model_id, model_uri, "synthetic")))
     return Work(catalog, model_uri, options.scratch, few)
 
 

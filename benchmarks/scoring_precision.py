@@ -17,6 +17,8 @@ from itemsage_model.evaluation.recall import HeldOut, hits
 from itemsage_model.serving.scorer import Scorer
 from schemas.cells import to_matrix
 from schemas.records import read_record
+from schemas.stages import TRAIN
+from schemas.warehouse import Warehouse
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 _MOST_PAIRS = 10_000
@@ -28,7 +30,7 @@ def recall_in_bfloat16(warehouse: Path) -> tuple[float, str]:
     Args:
         warehouse: What the pipeline has left.
     """
-    weights, spec, _ = load_model(read_record(str(warehouse), "train")["figures"]["model_uri"])
+    weights, spec, _ = load_model(read_record(Warehouse(str(warehouse)), TRAIN).metrics.model_uri)
     features = _table(warehouse / "item_features").sort_by("item_key").combine_chunks()
     vectors = {}
     for precision in PRECISIONS:

@@ -27,10 +27,13 @@ from benchmarks.report import Options, main, print_outcome
 from benchmarks.spark_tables import event_log_settings, session, task_rows, task_seconds, worst_straggler
 from benchmarks.synthetic import Catalog, item_ids, list_cells, write_item_features
 from jobs import build_training_tables
+from schemas.metrics import ItemMetrics, QueryMetrics
 from schemas.presets import demo
-from schemas.records import read_record, write_record
+from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.settings import Settings
+from schemas.stages import BUILD_TRAINING_TABLES
 from schemas.tables import EMBEDDING_DIM, QUERY_EMBEDDINGS
+from schemas.warehouse import Warehouse
 
 SKEWED, EVEN = "60 % of the events on one item", "spread evenly"
 HOT_SHARE = 0.6
@@ -97,12 +100,11 @@ def write_shop(warehouse: Path, events: int, hot_share: float) -> None:
         "engagement": pa.array(["click"] * events),
     }
     _write(warehouse / "engagement_logs", pa.table(log))
-    for stage, table, version in (
-        ("build_item_features", "item_features", 0),
-        ("embed_queries", "query_embeddings", None),
-    ):
-        entry = {"table": table, "uri": str(warehouse / table), "version": version}
-        write_record(str(warehouse), stage, {"stage": stage, "outputs": [entry]})
+    features = TableVersion("item_features", str(warehouse / "item_features"), 0, catalog.items)
+    embeddings = TableVersion("query_embeddings", str(warehouse / "query_embeddings"), None, events)
+    layout = Warehouse(str(warehouse))
+    write_record(layout, RunRecord("build_item_features", ItemMetrics(1, "synthetic"), outputs=(features,)))
+    write_record(layout, RunRecord("embed_queries", QueryMetrics(None, 0, {}), outputs=(embeddings,)))
 
 
 def job_turn(scratch: Path, name: str) -> Turn:
@@ -123,9 +125,9 @@ def job_turn(scratch: Path, name: str) -> Turn:
             started = time.perf_counter()
             build_training_tables.run(spark, settings)
             seconds = time.perf_counter() - started
-        figures = read_record(str(warehouse), "build_training_tables")["figures"]
-        require(figures["events"]["read_events"] == events, "events are missing")
-        pairs = sum(task["training_pairs"] for task in figures["tasks"].values())
+        metrics = read_record(Warehouse(str(warehouse)), BUILD_TRAINING_TABLES).metrics
+        require(metrics.events.read_events == events, "events are missing")
+        pairs = sum(counts.training_pairs for counts in metrics.tasks.values())
         straggler, stage = worst_straggler(task_seconds(log), LEAST_SHARE * seconds)
         row_straggler, row_stage = worst_straggler(task_rows(log), LEAST_SHARE * events, "rows")
         return {

@@ -26,10 +26,10 @@ from benchmarks.report import Options, main, print_outcome
 from benchmarks.synthetic import Catalog, item_keys, write_item_features, write_training_table
 from itemsage_model.data.batch import PairBatch
 from itemsage_model.data.pinned_files import pin_files
-from itemsage_model.data.prefetch import Ahead
+from itemsage_model.data.prefetch import Prefetch
 from itemsage_model.encoders.model_files import ModelSpec
 from itemsage_model.encoders.precision import choose
-from itemsage_model.train import Inputs, make_batches, make_objective
+from itemsage_model.training.inputs import Inputs, make_batches, make_objective
 from itemsage_model.training.trainer import Trainer
 from schemas.presets import paper
 from schemas.settings import Settings
@@ -87,7 +87,7 @@ def training_turn(kind: str, warehouse: Path, pairs: int, steps: int) -> Turn:
     inputs = make_inputs(settings, make_catalog(pairs))
     trainer = make_trainer(kind, inputs, settings)
     gate = _Gate(make_batches(inputs, settings, 0))
-    batches = iter(Ahead(gate, settings.train.prefetch_batches))
+    batches = iter(Prefetch(gate, settings.train.prefetch_batches))
     first_loss: list[float] = []
 
     def turn() -> Figures:
@@ -120,7 +120,8 @@ def make_inputs(settings: Settings, catalog: Catalog) -> Inputs:
         keys,
         np.full(len(keys), 1 / len(keys)),
         spec,
-        [],
+        "synthetic",
+        (),
     )
 
 

@@ -25,32 +25,35 @@ from pyspark.sql import functions as F
 from itemsage_model.text.tokenizer import Tokenizer, load_tokenizer, pack_vocabulary
 from itemsage_model.text.tokens import TOKEN_KINDS
 from jobs.runtime import command_line
-from jobs.runtime.job_run import Run
+from jobs.runtime.job_run import JobRun
 from jobs.runtime.worker_rows import WorkerRows
 from jobs.transforms.item_images import images_by_item, packed_images, split_images
 from jobs.transforms.items import joined_texts, split_items
+from jobs.transforms.keys import item_key
 from schemas.cells import pack_cells
 from schemas.errors import TableError
+from schemas.metrics import ItemMetrics
 from schemas.settings import Settings
+from schemas.stages import BUILD_ITEM_FEATURES
 from schemas.tables import ITEM_FEATURES, ITEM_IMAGES, ITEMS, REJECTED_ITEMS, VOCABULARY
 
-STAGE = "build_item_features"
+STAGE = BUILD_ITEM_FEATURES
 
 _ROWS_AT_ONCE = 512
 """Items that are tokenised together; bounds the memory of a worker where texts are long."""
 
-_FIGURES = (
+_COUNTS = (
     "tokens", "out_of_vocabulary_tokens", "truncated_tokens", "images", "images_beyond_limit",
     "items_without_text", "items_without_images",
 )  # fmt: skip
-"""Counts over all items, kept in the run record."""
+"""Summed over all items into the run record; see `ItemMetrics`."""
 
 
 class ItemFeatures(NamedTuple):
     """What `build` makes.
 
     Attributes:
-        features: Rows of ITEM_FEATURES, with the sums of _FIGURES.
+        features: Rows of ITEM_FEATURES, with the sums of _COUNTS.
         rejected: Rows of REJECTED_ITEMS.
     """
 
@@ -87,8 +90,8 @@ def build(items: DataFrame, images: DataFrame | None, vocabulary: bytes, setting
             for start in range(0, len(batch), _ROWS_AT_ONCE):
                 yield pack_items(batch.slice(start, _ROWS_AT_ONCE), tokenizer)
 
-    keyed = with_images.withColumn("item_key", F.xxhash64("item_id"))
-    return ItemFeatures(WorkerRows(keyed, pack, _FIGURES), rejects)
+    keyed = with_images.withColumn("item_key", item_key("item_id"))
+    return ItemFeatures(WorkerRows(keyed, pack, _COUNTS), rejects)
 
 
 def packed_vocabulary(vocabulary: DataFrame) -> bytes:
@@ -131,7 +134,7 @@ def pack_items(batch: pa.RecordBatch, tokenizer: Tokenizer) -> pa.RecordBatch:
         pc.binary_join(batch.column("images"), b"").fill_null(b""),
     ]
     image_counts = pc.list_value_length(batch.column("images")).fill_null(0).to_numpy()
-    figures = {
+    counted = {
         "tokens": token_counts,
         "out_of_vocabulary_tokens": missing.sum(axis=1),
         "truncated_tokens": truncated.sum(axis=1),
@@ -149,7 +152,7 @@ def pack_items(batch: pa.RecordBatch, tokenizer: Tokenizer) -> pa.RecordBatch:
         "out_of_vocabulary_count": pa.array(missing.sum(axis=1), pa.int32()),
         "features_hash": pa.array(_hashes(cells)),
     }
-    return pa.RecordBatch.from_pydict(columns | {name: pa.array(figures[name]) for name in _FIGURES})
+    return pa.RecordBatch.from_pydict(columns | {name: pa.array(counted[name]) for name in _COUNTS})
 
 
 def _hashes(cells: list[pa.Array]) -> list[str]:
@@ -161,23 +164,23 @@ def _hashes(cells: list[pa.Array]) -> list[str]:
 
 def run(spark: SparkSession, settings: Settings) -> None:
     """Read the items, their images and the vocabulary; write the features and what was rejected."""
-    with Run(spark, settings, STAGE) as run:
-        items = run.read(ITEMS)
-        images = packed_images(run.read(ITEM_IMAGES)).persist() if settings.inputs.has_images else None
-        vocabulary = packed_vocabulary(run.read(VOCABULARY, made_by="build_vocabulary", may_be_empty=True))
+    with JobRun(spark, settings, STAGE) as job:
+        items = job.read(ITEMS)
+        images = packed_images(job.read(ITEM_IMAGES)).persist() if settings.inputs.has_images else None
+        vocabulary = packed_vocabulary(job.read(VOCABULARY, may_be_empty=True))
         built = build(items, images, vocabulary, settings)
-        run.figures |= run.write_worker_rows(built.features, ITEM_FEATURES).sums
-        run.write_rejected(built.rejected, REJECTED_ITEMS)
+        sums = job.write_worker_rows(built.features, ITEM_FEATURES).sums
+        job.write_rejected(built.rejected, REJECTED_ITEMS)
         # What training and scoring compare: token ids mean something only with the vocabulary that made them.
-        run.figures["vocabulary_size"] = run.inputs[-1]["rows"]
-        run.figures["vocabulary_hash"] = mmh3.mmh3_x64_128_digest(vocabulary, 0).hex()
+        vocabulary_hash = mmh3.mmh3_x64_128_digest(vocabulary, 0).hex()
+        job.metrics = ItemMetrics(job.row_count(VOCABULARY), vocabulary_hash, **sums)
         if images is not None:
             images.unpersist()
 
 
 def main() -> None:
     """Run the job from its command line."""
-    command_line.main(STAGE, run, __doc__)
+    command_line.main(STAGE.name, run, __doc__)
 
 
 if __name__ == "__main__":

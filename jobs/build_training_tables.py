@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.runtime import command_line
-from jobs.runtime.job_run import Run, side_by_side
+from jobs.runtime.job_run import JobRun, side_by_side
 from jobs.transforms.engagements import BAD_REASONS, HELD_OUT, TRAINING, checked_engagements
 from jobs.transforms.hot_keys import hot_keys
 from jobs.transforms.quarantine import accepted, rejected
@@ -33,7 +33,9 @@ from jobs.transforms.training_pairs import (
 )
 from schemas.columns import Table
 from schemas.errors import TableError
+from schemas.metrics import EventCounts, TaskCounts, TrainingTableMetrics
 from schemas.settings import Settings
+from schemas.stages import BUILD_TRAINING_TABLES
 from schemas.tables import (
     ENGAGEMENT_LOGS,
     ITEM_COUNTS,
@@ -45,7 +47,7 @@ from schemas.tables import (
 )
 from schemas.tasks import Task
 
-STAGE = "build_training_tables"
+STAGE = BUILD_TRAINING_TABLES
 
 _KEYS = ("query_id", "item_id")
 _HELD_OUT_ROWS_PER_FILE = 1_000_000
@@ -57,9 +59,8 @@ def build_engagements(
     logs: DataFrame, queries: DataFrame, items: DataFrame, settings: Settings, *, event_count: int
 ) -> DataFrame:
     """Every event of the logs once, with its task, its window and its verdict; see `checked_engagements`."""
-    tasks = [entry.task for entry in settings.tasks]
     hot = hot_keys(logs, _KEYS, row_count=event_count)
-    return checked_engagements(logs, queries, items, dates=settings.dates, tasks=tasks, hot=hot)
+    return checked_engagements(logs, queries, items, dates=settings.dates, tasks=settings.task_list, hot=hot)
 
 
 def build_pairs(engagements: DataFrame, settings: Settings) -> DataFrame:
@@ -103,76 +104,77 @@ def build_item_counts(pairs: DataFrame) -> DataFrame:
 
 def run(spark: SparkSession, settings: Settings) -> None:
     """Read the logs, queries and features; write the tables of every task, the item counts and the rejects."""
-    with Run(spark, settings, STAGE) as run:
-        logs = run.read(ENGAGEMENT_LOGS)
-        queries = run.read(QUERY_EMBEDDINGS, made_by="embed_queries")
-        features = run.read(ITEM_FEATURES, made_by="build_item_features")
-        event_count = run.inputs[0]["rows"]
+    with JobRun(spark, settings, STAGE) as job:
+        logs = job.read(ENGAGEMENT_LOGS)
+        queries = job.read(QUERY_EMBEDDINGS)
+        features = job.read(ITEM_FEATURES)
+        event_count = job.row_count(ENGAGEMENT_LOGS)
         _require_unique(queries, QUERY_EMBEDDINGS)
         _require_unique(features, ITEM_FEATURES)
         engagements = build_engagements(logs, queries, features, settings, event_count=event_count).persist()
         pairs = build_pairs(engagements, settings).persist()
         packed_queries = packed(queries).persist()
         try:
-            run.write_rejected(rejected(engagements, REJECTED_EVENTS), REJECTED_EVENTS)
-            _require_few_rejects(run, event_count)
-            _write_tasks(run, pairs, packed_queries, features)
+            job.write_rejected(rejected(engagements, REJECTED_EVENTS), REJECTED_EVENTS)
+            _require_few_rejects(job, event_count)
+            _write_tasks(job, pairs, packed_queries, features)
         finally:
             for cached in (engagements, pairs, packed_queries):
                 cached.unpersist()
 
 
-def _write_tasks(run: Run, pairs: DataFrame, packed_queries: DataFrame, features: DataFrame) -> None:
+def _write_tasks(
+    job: JobRun[TrainingTableMetrics], pairs: DataFrame, packed_queries: DataFrame, features: DataFrame
+) -> None:
     """Count the pairs, check the counts, and only then write the item counts and every task's tables."""
-    settings, cut = run.settings, run.settings.training_tables
+    settings, cut = job.settings, job.settings.training_tables
     training = pairs.where(F.col("window") == TRAINING)
     kept = capped(training, per_item=cut.max_pairs_per_item, per_query=cut.max_pairs_per_query)
-    figures = _figures(pairs, kept, [entry.task for entry in settings.tasks])
-    run.figures["tasks"] = figures
-    _require_balance(run)
-    _require_pairs(figures, settings)
-    run.write(build_item_counts(kept), ITEM_COUNTS)
-    hot = hot_keys(kept, _KEYS, row_count=sum(counts["training_pairs"] for counts in figures.values()))
+    counts = _task_counts(pairs, kept, settings.task_list)
+    job.metrics = TrainingTableMetrics(counts, _balanced_events(job, counts))
+    _require_pairs(counts, settings)
+    job.write(build_item_counts(kept), ITEM_COUNTS)
+    hot = hot_keys(kept, _KEYS, row_count=sum(of_task.training_pairs for of_task in counts.values()))
 
     def write_training(task: Task) -> None:
-        pair_count = figures[task.name]["training_pairs"]
+        pair_count = counts[task.name].training_pairs
         rows_per_file = even_file_rows(pair_count, cut.rows_per_file)
         of_task = kept.where(F.col("task") == task.name)
         rows = build_training(
             of_task, packed_queries, features, pair_count=pair_count, rows_per_file=rows_per_file, hot=hot
         )
-        written = run.write(rows, training_pairs(task), rows_per_file=rows_per_file, checks=_TRAINING_CHECKS)
+        written = job.write(rows, training_pairs(task), rows_per_file=rows_per_file, checks=_TRAINING_CHECKS)
         _require_equal(written.table, "pairs", pair_count, written.rows)
 
     def write_held_out(task: Task) -> None:
-        pair_count = figures[task.name]["held_out_pairs"]
+        pair_count = counts[task.name].held_out_pairs
         of_task = pairs.where((F.col("window") == HELD_OUT) & (F.col("task") == task.name))
         # One narrow file per million pairs, not one per partition of the cache.
         rows = of_task.coalesce(1 + pair_count // _HELD_OUT_ROWS_PER_FILE)
-        written = run.write(rows, held_out_pairs(task), checks=_PAIR_CHECKS)
+        written = job.write(rows, held_out_pairs(task), checks=_PAIR_CHECKS)
         _require_equal(written.table, "pairs", pair_count, written.rows)
 
-    tasks = [entry.task for entry in settings.tasks]
-    side_by_side([partial(write, task) for write in (write_training, write_held_out) for task in tasks])
+    writes = (write_training, write_held_out)
+    side_by_side([partial(write, task) for write in writes for task in settings.task_list])
 
 
-def _figures(pairs: DataFrame, kept: DataFrame, tasks: list[Task]) -> dict[str, dict[str, int]]:
-    """Pairs and events of each task: in training, held out, and cut off by the caps."""
+def _task_counts(pairs: DataFrame, kept: DataFrame, tasks: list[Task]) -> dict[str, TaskCounts]:
+    """Pairs and events of each task, by its name."""
     before, after = _totals(pairs), _totals(kept)
-    figures = {}
+    counts = {}
     for task in tasks:
         all_pairs, all_events = before.get((task.name, TRAINING), (0, 0))
         training_pairs, training_events = after.get((task.name, TRAINING), (0, 0))
         held_out_pairs, held_out_events = before.get((task.name, HELD_OUT), (0, 0))
-        figures[task.name] = {
-            "training_pairs": training_pairs,
-            "training_events": training_events,
-            "held_out_pairs": held_out_pairs,
-            "held_out_events": held_out_events,
-            "capped_pairs": all_pairs - training_pairs,
-            "capped_events": all_events - training_events,
-        }
-    return figures
+        counts[task.name] = TaskCounts(
+            training_pairs=training_pairs,
+            training_events=training_events,
+            held_out_pairs=held_out_pairs,
+            held_out_events=held_out_events,
+            capped_pairs=all_pairs - training_pairs,
+            capped_events=all_events - training_events,
+        )
+    return counts
 
 
 def _totals(pairs: DataFrame) -> dict[tuple[str, str], tuple[int, int]]:
@@ -201,34 +203,34 @@ def _require_unique(df: DataFrame, table: Table) -> None:
         )
 
 
-def _require_few_rejects(run: Run, event_count: int) -> None:
+def _require_few_rejects(job: JobRun[TrainingTableMetrics], event_count: int) -> None:
     """Stop before training on a log that is broken as a whole.
 
     Raises:
         TableError: more events are bad than the settings allow.
     """
-    most = run.settings.training_tables.max_reject_share
-    counts = {reason: run.rejected.get(f"{ENGAGEMENT_LOGS.name}: {reason}", 0) for reason in BAD_REASONS}
+    max_share = job.settings.training_tables.max_reject_share
+    counts = {reason: job.rejected.get(f"{ENGAGEMENT_LOGS.name}: {reason}", 0) for reason in BAD_REASONS}
     bad = {reason: count for reason, count in counts.items() if count}
-    if sum(bad.values()) > most * event_count:
+    if sum(bad.values()) > max_share * event_count:
         raise TableError(
             ENGAGEMENT_LOGS.name,
             "(all)",
-            expected=f"at most {most:.1%} bad events (training_tables.max_reject_share)",
+            expected=f"at most {max_share:.1%} bad events (training_tables.max_reject_share)",
             found=f"{sum(bad.values()):,} of {event_count:,}: " + ", ".join(f"{k} {v:,}" for k, v in bad.items()),
-            cure=f"See {run.settings.table_uri(REJECTED_EVENTS.name)}; correct the log, or raise the share.",
+            cure=f"See {job.settings.table_uri(REJECTED_EVENTS.name)}; correct the log, or raise the share.",
         )
 
 
-def _require_pairs(figures: dict[str, dict[str, int]], settings: Settings) -> None:
+def _require_pairs(counts: dict[str, TaskCounts], settings: Settings) -> None:
     """A task without training pairs cannot fill its share of a batch; one without held-out pairs cannot be measured.
 
     Raises:
         TableError: a task has no training pair.
     """
     dates = settings.dates
-    for name, counts in figures.items():
-        if not counts["training_pairs"]:
+    for name, of_task in counts.items():
+        if not of_task.training_pairs:
             raise TableError(
                 f"training_{name}",
                 "(all)",
@@ -236,22 +238,24 @@ def _require_pairs(figures: dict[str, dict[str, int]], settings: Settings) -> No
                 found="none among the events that passed the checks",
                 cure="Correct dates.as_of or raise dates.train_days, or take the task out of [[tasks]].",
             )
-        if not counts["held_out_pairs"]:
+        if not of_task.held_out_pairs:
             print(f"  warning: task {name} has no held-out pair, so its recall cannot be measured", flush=True)
 
 
-def _require_balance(run: Run) -> None:
-    """Every event read is counted, capped or rejected, exactly once; `run.figures["events"]` says how many.
+def _balanced_events(job: JobRun[TrainingTableMetrics], counts: dict[str, TaskCounts]) -> EventCounts:
+    """What became of every event: each is counted, capped or rejected, exactly once.
 
     Raises:
         TableError: events are lost or counted twice.
     """
-    parts = ("training_events", "held_out_events", "capped_events")
-    events = {part: sum(counts[part] for counts in run.figures["tasks"].values()) for part in parts}
-    events["rejected_events"] = sum(run.rejected.values())
-    event_count = run.inputs[0]["rows"]
-    run.figures["events"] = {"read_events": event_count} | events
-    _require_equal(ENGAGEMENT_LOGS.name, "events", event_count, sum(events.values()))
+    read = job.row_count(ENGAGEMENT_LOGS)
+    training, held_out, capped = (
+        sum(getattr(of_task, name) for of_task in counts.values())
+        for name in ("training_events", "held_out_events", "capped_events")
+    )
+    rejected_events = sum(job.rejected.values())
+    _require_equal(ENGAGEMENT_LOGS.name, "events", read, training + held_out + capped + rejected_events)
+    return EventCounts(read, training, held_out, capped, rejected_events)
 
 
 def _require_equal(table: str, noun: str, expected: int, found: int) -> None:
@@ -267,7 +271,7 @@ def _require_equal(table: str, noun: str, expected: int, found: int) -> None:
 
 def main() -> None:
     """The command line."""
-    command_line.main(STAGE, run, __doc__)
+    command_line.main(STAGE.name, run, __doc__)
 
 
 if __name__ == "__main__":

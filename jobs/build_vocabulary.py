@@ -22,14 +22,16 @@ from pyspark.sql import functions as F
 
 from itemsage_model.text.tokens import TOKEN_KINDS, token_kinds
 from jobs.runtime import command_line
-from jobs.runtime.job_run import Run
+from jobs.runtime.job_run import JobRun
 from jobs.transforms.items import joined_texts, split_items
+from schemas.metrics import VocabularyMetrics
 from schemas.settings import FeatureSettings, Settings
+from schemas.stages import BUILD_VOCABULARY
 from schemas.tables import ITEMS, VOCABULARY
 
-STAGE = "build_vocabulary"
+STAGE = BUILD_VOCABULARY
 
-_MOST_TOKENS = 1_000_000
+_MAX_TOKENS = 1_000_000
 """Distinct tokens that one task holds before it hands on its counts; bounds a worker's memory, not the result."""
 
 
@@ -73,7 +75,7 @@ def _count(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for text in batch.column("texts").flatten().to_numpy(zero_copy_only=False):
             for counter, tokens in zip(counters, token_kinds(text), strict=True):
                 counter.update(tokens)
-        if sum(map(len, counters)) > _MOST_TOKENS:
+        if sum(map(len, counters)) > _MAX_TOKENS:
             yield from _hand_on(counters)
     yield from _hand_on(counters)
 
@@ -87,17 +89,17 @@ def _hand_on(counters: tuple[Counter[str], ...]) -> Iterator[pa.RecordBatch]:
 
 def run(spark: SparkSession, settings: Settings) -> None:
     """Read the items, count, write the vocabulary."""
-    with Run(spark, settings, STAGE) as run:
-        counts = count_tokens(run.read(ITEMS), settings.features).persist()  # read once per kind
-        run.write(most_frequent(counts, settings.features), VOCABULARY)
-        for row in counts.groupBy("token_kind").agg(F.count("*").alias("distinct")).orderBy("token_kind").collect():
-            run.figures[f"distinct_{row['token_kind']}s"] = row["distinct"]
+    with JobRun(spark, settings, STAGE) as job:
+        counts = count_tokens(job.read(ITEMS), settings.features).persist()  # read once per kind
+        job.write(most_frequent(counts, settings.features), VOCABULARY)
+        distinct = counts.groupBy("token_kind").agg(F.count("*").alias("distinct")).collect()
+        job.metrics = VocabularyMetrics(**{f"distinct_{row['token_kind']}s": row["distinct"] for row in distinct})
         counts.unpersist()
 
 
 def main() -> None:
     """Run the job from its command line."""
-    command_line.main(STAGE, run, __doc__)
+    command_line.main(STAGE.name, run, __doc__)
 
 
 if __name__ == "__main__":

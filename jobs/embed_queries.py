@@ -19,17 +19,19 @@ from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from itemsage_model.encoders.frozen_text.stored import encoder_uri, fit_encoder, from_bytes, save, to_bytes
+from itemsage_model.encoders.frozen_text.stored import fit_encoder, from_bytes, save, to_bytes
 from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
 from jobs.runtime import command_line
-from jobs.runtime.job_run import Run
+from jobs.runtime.job_run import JobRun
 from jobs.transforms.quarantine import Check, accepted, not_a_vector, rejected, with_reject
 from schemas.cells import to_list_column, to_matrix
 from schemas.errors import SettingsError, TableError
+from schemas.metrics import QueryMetrics
 from schemas.settings import QueryEncoderSettings, Settings
+from schemas.stages import EMBED_QUERIES
 from schemas.tables import EMBEDDING_DIM, ITEMS, QUERIES, QUERY_EMBEDDINGS, REJECTED_QUERIES, TEXT_FEATURES
 
-STAGE = "embed_queries"
+STAGE = EMBED_QUERIES
 
 FIT_ITEMS = 100_000
 """Most catalog items the encoder is fitted on, chosen by hash: a whole catalog need not fit on the driver."""
@@ -135,22 +137,22 @@ def build(verdicts: DataFrame, encoder: TextEncoder | None, group_count: int) ->
 
 def run(spark: SparkSession, settings: Settings) -> None:
     """Read the queries, fit the encoder where it is needed, embed, write."""
-    with Run(spark, settings, STAGE) as run:
-        verdicts = with_verdicts(run.read(QUERIES)).persist(StorageLevel.MEMORY_AND_DISK)
+    with JobRun(spark, settings, STAGE) as job:
+        verdicts = with_verdicts(job.read(QUERIES)).persist(StorageLevel.MEMORY_AND_DISK)
         usable = accepted(verdicts)
         text_count = usable.where("query_embedding is null").count()
         encoder = None
         if usable.where("has_text").limit(1).count():
-            encoder = _fit(run.read(ITEMS), settings.query_encoder)
-            save(encoder, encoder_uri(settings.warehouse.uri))
-            run.figures["explained_variance"] = round(encoder.explained_variance, 4)
+            encoder = _fit(job.read(ITEMS), settings.query_encoder)
+            save(encoder, settings.layout.query_encoder)
         name = encoder.name if encoder else None
-        run.figures |= {"encoder": name, "texts_encoded": text_count}
-        run.figures["embedding_spaces"] = check_spaces(usable, name)
+        spaces = check_spaces(usable, name)
         embedded = build(verdicts, encoder, 1 + text_count // TEXTS_PER_GROUP).persist(StorageLevel.MEMORY_AND_DISK)
-        run.write(accepted(embedded), QUERY_EMBEDDINGS)
+        job.write(accepted(embedded), QUERY_EMBEDDINGS)
         refused = [rejected(rows, REJECTED_QUERIES) for rows in (verdicts, embedded)]
-        run.write_rejected(refused[0].unionByName(refused[1]), REJECTED_QUERIES)
+        job.write_rejected(refused[0].unionByName(refused[1]), REJECTED_QUERIES)
+        explained = round(encoder.explained_variance, 4) if encoder else None
+        job.metrics = QueryMetrics(name, text_count, spaces, explained)
         embedded.unpersist()
         verdicts.unpersist()
 
@@ -200,7 +202,7 @@ def _to_unit_length(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatc
 
 def main() -> None:
     """Run the job from the command line."""
-    command_line.main(STAGE, run, __doc__)
+    command_line.main(STAGE.name, run, __doc__)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from itemsage_model.encoders.frozen_text.stored import encoder_uri, load_if_saved
+from itemsage_model.encoders.frozen_text.stored import load_if_saved
 from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
 from itemsage_model.evaluation import baselines
 from itemsage_model.evaluation.recall import HeldOut, ScoreQueries, hits, weighted_mean
@@ -34,14 +34,15 @@ from jobs.evaluation.candidates import (
     exists,
 )
 from jobs.runtime import command_line
-from jobs.runtime.job_run import Run, side_by_side
+from jobs.runtime.job_run import JobRun, side_by_side
 from schemas.columns import Table
+from schemas.metrics import EvaluationMetrics
 from schemas.settings import Settings
 from schemas.spark import struct_type
-from schemas.tables import EVALUATION, QUERIES, QUERY_EMBEDDINGS, TRUE_QUERY_VECTORS, training_pairs
+from schemas.stages import EVALUATE
+from schemas.tables import EVALUATED_SYSTEMS, EVALUATION, QUERIES, QUERY_EMBEDDINGS, TRUE_QUERY_VECTORS, training_pairs
 
-STAGE = "evaluate"
-SYSTEMS = ("itemsage", "untrained", "random", "popularity", "co_occurrence", "frozen_query", "sum", "oracle")
+STAGE = EVALUATE
 
 Figure = tuple[str, str, str, str, float, int]
 """A row of the table evaluation."""
@@ -82,7 +83,7 @@ def measure(pairs: TaskPairs, candidates: Candidates, systems: dict[str, ScoreQu
     slices = {"all": torch.ones(len(positive), dtype=torch.bool)}
     slices["unseen"] = torch.from_numpy(candidates.engagement_count[positive] == 0)
     rows: list[Figure] = []
-    for system in SYSTEMS:
+    for system in EVALUATED_SYSTEMS:
         if system in systems:
             hit = hits(held_out, systems[system], k)
             for name, chosen in slices.items():
@@ -93,32 +94,34 @@ def measure(pairs: TaskPairs, candidates: Candidates, systems: dict[str, ScoreQu
 
 def run(spark: SparkSession, settings: Settings) -> None:
     """Evaluate every task that has held-out pairs."""
-    with Run(spark, settings, STAGE) as run:
-        task_pairs = side_by_side([partial(collect_pairs, run, entry.task) for entry in settings.tasks])
+    with JobRun(spark, settings, STAGE) as job:
+        task_pairs = side_by_side([partial(collect_pairs, job, task) for task in settings.task_list])
         task_pairs = [pairs for pairs in task_pairs if len(pairs.query)]
-        encoder = load_if_saved(encoder_uri(settings.warehouse.uri))
-        candidates = collect_candidates(run, task_pairs, encoder)
-        queries = _collect_queries(run, task_pairs, encoder)
-        engagements = _collect_engagements(run)
+        encoder = load_if_saved(settings.layout.query_encoder)
+        candidates = collect_candidates(job, task_pairs, encoder)
+        queries = _collect_queries(job, task_pairs, encoder)
+        engagements = _collect_engagements(job)
 
         def measure_task(pairs: TaskPairs) -> list[Figure]:
             return measure(pairs, candidates, _systems(pairs, candidates, queries, engagements), settings.evaluate.k)
 
         measured = side_by_side([partial(measure_task, pairs) for pairs in task_pairs])
         rows = [figure for figures in measured for figure in figures]
-        run.figures["distractors"] = int(candidates.is_distractor.sum())
-        run.write(spark.createDataFrame(rows, struct_type(EVALUATION)), EVALUATION)
+        job.metrics = EvaluationMetrics(int(candidates.is_distractor.sum()))
+        job.write(spark.createDataFrame(rows, struct_type(EVALUATION)), EVALUATION)
 
 
-def _collect_queries(run: Run, task_pairs: list[TaskPairs], encoder: TextEncoder | None) -> Queries:
+def _collect_queries(
+    job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs], encoder: TextEncoder | None
+) -> Queries:
     """The queries of all tasks at once: a query may stand in several."""
     ids = np.unique(np.concatenate([pairs.query_ids for pairs in task_pairs]))
-    wanted = F.broadcast(run.spark.createDataFrame(pa.table({"query_id": ids.tolist()})))
+    wanted = F.broadcast(job.spark.createDataFrame(pa.table({"query_id": ids.tolist()})))
 
-    def known(table: Table, made_by: str | None = None) -> DataFrame:
-        return run.read(table, made_by=made_by).join(wanted, on="query_id", how="left_semi")
+    def known(table: Table) -> DataFrame:
+        return job.read(table).join(wanted, on="query_id", how="left_semi")
 
-    embeddings = by_query(known(QUERY_EMBEDDINGS, "embed_queries").select("query_id", "query_embedding"), ids)
+    embeddings = by_query(known(QUERY_EMBEDDINGS).select("query_id", "query_embedding"), ids)
     texts, has_text = None, np.zeros(len(ids), bool)
     if encoder is not None:
         rows = known(QUERIES).select("query_id", "text").toArrow().to_pydict()
@@ -126,7 +129,7 @@ def _collect_queries(run: Run, task_pairs: list[TaskPairs], encoder: TextEncoder
         has_text = np.array([bool(text_of.get(name)) for name in ids])
         texts = encoder.encode([text_of.get(name) or "" for name in ids])
     true_vectors = {}
-    if exists(run, TRUE_QUERY_VECTORS):
+    if exists(job, TRUE_QUERY_VECTORS):
         rows_of = known(TRUE_QUERY_VECTORS)
         for engagement in sorted({pairs.task.engagement for pairs in task_pairs}):
             of_engagement = rows_of.where(F.col("engagement") == engagement).select("query_id", "true_vector")
@@ -134,12 +137,9 @@ def _collect_queries(run: Run, task_pairs: list[TaskPairs], encoder: TextEncoder
     return Queries(ids, embeddings, texts, has_text, true_vectors)
 
 
-def _collect_engagements(run: Run) -> baselines.ItemPairs:
+def _collect_engagements(job: JobRun[EvaluationMetrics]) -> baselines.ItemPairs:
     """(query item, item, engagements) summed over the training tables of all tasks."""
-    made_by = "build_training_tables"
-    parts = side_by_side(
-        [partial(run.read, training_pairs(entry.task), made_by=made_by) for entry in run.settings.tasks]
-    )
+    parts = side_by_side([partial(job.read, training_pairs(task)) for task in job.settings.task_list])
     columns = [part.select("query_item_key", "item_key", "engagement_count") for part in parts]
     pairs = reduce(DataFrame.unionByName, columns).where("query_item_key != 0")
     table = pairs.groupBy("query_item_key", "item_key").agg(F.sum("engagement_count").alias("total")).toArrow()
@@ -178,7 +178,7 @@ def _systems(
 
 def main() -> None:
     """Entry point of spark-submit."""
-    command_line.main(STAGE, run, __doc__)
+    command_line.main(STAGE.name, run, __doc__)
 
 
 if __name__ == "__main__":

@@ -18,16 +18,18 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
 from jobs.demo_world.engagements import engagement_taste, make_log
 from jobs.demo_world.shop import Items, Shop, generator, make_images, make_shop
 from jobs.demo_world.words import item_texts
 from jobs.runtime import command_line
-from jobs.runtime.job_run import Run, side_by_side
+from jobs.runtime.job_run import JobRun, side_by_side
+from schemas.cells import to_list_column
 from schemas.columns import Table
+from schemas.metrics import NoMetrics
 from schemas.settings import Settings
+from schemas.stages import MAKE_DEMO_WORLD
 from schemas.tables import (
     ENGAGEMENT_LOGS,
     ITEM_IMAGES,
@@ -38,11 +40,11 @@ from schemas.tables import (
     TRUE_QUERY_VECTORS,
 )
 
-STAGE = "make_demo_world"
+STAGE = MAKE_DEMO_WORLD
 
 _EVENTS_PER_SEARCH_QUERY, _EVENTS_PER_IMAGE_QUERY = 20, 10
 # A cap keeps the work linear in the number of items.
-_MOST_QUERIES = 20_000
+_MAX_QUERIES = 20_000
 
 
 def build(settings: Settings) -> dict[Table, pa.Table]:
@@ -58,7 +60,7 @@ def build(settings: Settings) -> dict[Table, pa.Table]:
     per_query = {
         kind: _EVENTS_PER_SEARCH_QUERY if kind == "search" else _EVENTS_PER_IMAGE_QUERY for kind in engagements
     }
-    counts = {kind: min(size.events // len(engagements) // n, _MOST_QUERIES) for kind, n in per_query.items()}
+    counts = {kind: min(size.events // len(engagements) // n, _MAX_QUERIES) for kind, n in per_query.items()}
     shop = make_shop(size.seed, size.items, counts)
     log = make_log(shop, engagements, settings.dates, size.events)
     return {
@@ -73,25 +75,23 @@ def build(settings: Settings) -> dict[Table, pa.Table]:
                 **{name: log[name] for name in ("query_id", "item_id", "engagement")},
             }
         ),
-        TRUE_ITEM_VECTORS: pa.table({"item_id": shop.items.ids, "true_vector": _lists(shop.items.true_vectors)}),
+        TRUE_ITEM_VECTORS: pa.table(
+            {"item_id": shop.items.ids, "true_vector": to_list_column(shop.items.true_vectors)}
+        ),
         TRUE_QUERY_VECTORS: _true_queries_table(shop, engagements),
     }
 
 
 def run(spark: SparkSession, settings: Settings) -> None:
     """Write the world."""
-    with Run(spark, settings, STAGE) as run_:
+    with JobRun(spark, settings, STAGE) as job:
         world = build(settings)
         # Spark cuts an Arrow table into a partition, and so a file, per 2,048 rows; one per core is enough.
         parts = spark.sparkContext.defaultParallelism
         side_by_side(
-            [partial(run_.write, spark.createDataFrame(rows).coalesce(parts), table) for table, rows in world.items()]
+            [partial(job.write, spark.createDataFrame(rows).coalesce(parts), table) for table, rows in world.items()]
         )
-
-
-def _lists(matrix: NDArray[np.float32]) -> pa.ListArray:
-    offsets = np.arange(len(matrix) + 1, dtype=np.int32) * matrix.shape[1]
-    return pa.ListArray.from_arrays(offsets, np.ascontiguousarray(matrix, dtype=np.float32).ravel())
+        job.metrics = NoMetrics()
 
 
 def _items_table(items: Items, seed: int) -> pa.Table:
@@ -107,7 +107,9 @@ def _items_table(items: Items, seed: int) -> pa.Table:
 def _images_table(items: Items, seed: int) -> pa.Table:
     item, position, embeddings = make_images(items, seed)
     ids = np.array(items.ids)[item]
-    return pa.table({"item_id": ids, "position": position.astype(np.int32), "image_embedding": _lists(embeddings)})
+    return pa.table(
+        {"item_id": ids, "position": position.astype(np.int32), "image_embedding": to_list_column(embeddings)}
+    )
 
 
 def _queries_table(shop: Shop) -> pa.Table:
@@ -117,7 +119,7 @@ def _queries_table(shop: Shop) -> pa.Table:
                 "query_id": queries.ids,
                 "query_kind": [kind] * len(queries.ids),
                 "text": pa.array(queries.texts, pa.string()),
-                "query_embedding": _lists(queries.embeddings),
+                "query_embedding": to_list_column(queries.embeddings),
                 "embedding_space": [f"demo-{kind}-1"] * len(queries.ids),
                 "query_item_id": pa.array(
                     [shop.items.ids[row] if row >= 0 else None for row in queries.items], pa.string()
@@ -135,7 +137,7 @@ def _true_queries_table(shop: Shop, engagements: dict[str, list[str]]) -> pa.Tab
             {
                 "query_id": queries.ids,
                 "engagement": [engagement] * len(queries.ids),
-                "true_vector": _lists(queries.true_vectors + engagement_taste(shop.seed, engagement)),
+                "true_vector": to_list_column(queries.true_vectors + engagement_taste(shop.seed, engagement)),
             }
         )
         for kind, queries in shop.queries.items()
@@ -146,7 +148,7 @@ def _true_queries_table(shop: Shop, engagements: dict[str, list[str]]) -> pa.Tab
 
 def main() -> None:
     """Run the job from its command line."""
-    command_line.main(STAGE, run, __doc__)
+    command_line.main(STAGE.name, run, __doc__)
 
 
 if __name__ == "__main__":

@@ -23,15 +23,17 @@ from itemsage_model.encoders.model_files import ModelSpec, load_model
 from itemsage_model.encoders.precision import Precision, choose
 from itemsage_model.serving.scorer import batch_function, load_once
 from jobs.runtime import command_line
-from jobs.runtime.job_run import Run
+from jobs.runtime.job_run import JobRun
 from jobs.runtime.worker_rows import WorkerRows
 from schemas.arrow import arrow_schema
-from schemas.errors import TableError
-from schemas.records import read_record, recorded_output
+from schemas.errors import InputError, TableError
+from schemas.metrics import ItemMetrics, ScoreMetrics, TrainMetrics
+from schemas.records import TableVersion, read_record
 from schemas.settings import Settings
+from schemas.stages import BUILD_ITEM_FEATURES, SCORE_CATALOG, TRAIN
 from schemas.tables import ITEM_EMBEDDINGS, ITEM_FEATURES
 
-STAGE = "score_catalog"
+STAGE = SCORE_CATALOG
 MAX_BROADCAST_BYTES = 1 << 30
 
 _ROWS_PER_READ = 2048
@@ -83,49 +85,51 @@ def build(
 
 def run(spark: SparkSession, settings: Settings) -> None:
     """Score and publish."""
-    with Run(spark, settings, STAGE) as run_:
-        trained = read_record(settings.warehouse.uri, "train")
-        weights, spec, facts = load_model(trained["figures"]["model_uri"])
-        if len(weights) > MAX_BROADCAST_BYTES:
-            raise TableError(
-                "model",
-                "weights",
-                expected=f"at most {MAX_BROADCAST_BYTES:,} bytes, to be broadcast",
-                found=f"{len(weights):,} bytes",
-                cure="Lower model.hash_rows or the vocabulary sizes in [features].",
-            )
+    with JobRun(spark, settings, STAGE) as job:
+        trained = read_record(settings.layout, TRAIN)
+        weights, spec, facts = load_model(trained.metrics.model_uri)
+        _refuse_large(weights)
         # The version that the record names: a newer one, of a run that died, may have ids of another vocabulary.
-        made = read_record(settings.warehouse.uri, "build_item_features")
-        _refuse_other_vocabulary(made, trained)
-        features = recorded_output(made, ITEM_FEATURES.name)
-        files = pin_files(ITEM_FEATURES.name, features["uri"], features["version"])
-        run_.count_input(ITEM_FEATURES, files.version, files.row_count)
+        made = read_record(settings.layout, BUILD_ITEM_FEATURES)
+        _refuse_other_vocabulary(made.metrics, trained.metrics)
+        features = made.output(ITEM_FEATURES.name)
+        files = pin_files(ITEM_FEATURES.name, features.uri, features.version)
+        job.count_input(TableVersion(ITEM_FEATURES.name, features.uri, files.version, files.row_count))
         # Decided once, so that all rows of a version are computed alike.
         precision = choose(settings.score.precision, torch.device("cpu"))
-        run_.figures["precision"] = precision
         constants = {"model_id": facts["model_id"], "scored_ts": settings.dates.end}
         scored = build(spark, files, (weights, spec), constants, settings.score.rows_per_batch, precision)
-        run_.write_worker_rows(scored, ITEM_EMBEDDINGS, row_count=files.row_count)
-        run_.figures["model_id"] = facts["model_id"]
+        job.write_worker_rows(scored, ITEM_EMBEDDINGS, row_count=files.row_count)
+        job.metrics = ScoreMetrics(facts["model_id"], precision)
 
 
-def _refuse_other_vocabulary(made: dict[str, Any], trained: dict[str, Any]) -> None:
+def _refuse_large(weights: bytes) -> None:
+    """Weights that cannot be broadcast."""
+    if len(weights) > MAX_BROADCAST_BYTES:
+        raise InputError(
+            "model",
+            "weights",
+            expected=f"at most {MAX_BROADCAST_BYTES:,} bytes, to be broadcast",
+            found=f"{len(weights):,} bytes",
+            cure="Lower model.hash_rows or the vocabulary sizes in [features].",
+        )
+
+
+def _refuse_other_vocabulary(made: ItemMetrics, trained: TrainMetrics) -> None:
     """Token ids mean something only with the vocabulary they were made with."""
-    expected = trained["figures"]["vocabulary_hash"]
-    found = made["figures"]["vocabulary_hash"]
-    if found != expected:
+    if made.vocabulary_hash != trained.vocabulary_hash:
         raise TableError(
             ITEM_FEATURES.name,
             "text_token_ids",
-            expected=f"ids of the vocabulary that the model was trained with ({expected})",
-            found=f"ids of another one ({found})",
+            expected=f"ids of the vocabulary that the model was trained with ({trained.vocabulary_hash})",
+            found=f"ids of another one ({made.vocabulary_hash})",
             cure="Train again, or restore the vocabulary table and run build_item_features.",
         )
 
 
 def main() -> None:
     """Entry point of spark-submit."""
-    command_line.main(STAGE, run, __doc__)
+    command_line.main(STAGE.name, run, __doc__)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Train from Spark: the same entry as torchrun's, started by pyspark's TorchDistributor.
+"""Train from Spark: the entry that torchrun starts, started by pyspark's TorchDistributor instead.
 
-Reads: what itemsage_model/train.py reads.  Writes: what it writes; one row is as there.
+Reads: training_<task>, item_features and item_counts, at the versions that the run records name.
+Writes: the model, its checkpoints while it runs, and the run record of train; no table, so no "one row".
 Safe to rerun: an unfinished run of the same inputs and settings resumes from its last checkpoint.
 
     spark-submit --properties-file spark-defaults.conf jobs/train.py --settings pipeline.toml
@@ -15,47 +16,41 @@ from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
 from jobs.runtime import command_line
-from schemas.errors import TableError
+from schemas.errors import SettingsError, leaving_a_worker
 from schemas.settings import Settings
+from schemas.stages import TRAIN
 
-STAGE = "train"
+STAGE = TRAIN
 
 
-def train_on_this_rank(settings_json: str) -> None:
+def train_in_executor(settings_json: str) -> None:
     """What each rank runs; settings travel as text, since executors share neither arguments nor environment."""
-    from itemsage_model.train import train  # noqa: PLC0415
-    from itemsage_model.training import distributed  # noqa: PLC0415 (imported on the executor)
+    from itemsage_model.train import train_on_this_rank  # noqa: PLC0415 (imported on the executor)
 
-    device = distributed.start()
-    try:
-        train(Settings.model_validate_json(settings_json), device)
-    finally:
-        distributed.stop()
+    with leaving_a_worker():
+        train_on_this_rank(Settings.model_validate_json(settings_json))
 
 
 def run(spark: SparkSession, settings: Settings) -> None:
     """Start the ranks and wait for them.
 
     Raises:
-        TableError: the cluster has fewer task slots than ranks; the distributor would wait for them without a word.
+        SettingsError: the cluster has fewer task slots than ranks; the distributor would wait for them without a word.
     """
     is_local = (spark.sparkContext.master or "").startswith("local")
     slots = spark.sparkContext.defaultParallelism
     if not is_local and slots < settings.train.processes:
-        raise TableError(
-            "(settings)",
-            "train.processes",
-            expected=f"at most {slots}, the cluster's task slots",
-            found=str(settings.train.processes),
-            cure="Lower train.processes or give the application more cores.",
+        raise SettingsError(
+            f"train.processes: expected at most {slots}, the cluster's task slots; found {settings.train.processes}. "
+            "Lower it, or give the application more cores."
         )
     distributor = TorchDistributor(num_processes=settings.train.processes, local_mode=is_local, use_gpu=False)
-    distributor.run(train_on_this_rank, settings.model_dump_json())
+    distributor.run(train_in_executor, settings.model_dump_json())
 
 
 def main() -> None:
     """Entry point of spark-submit."""
-    command_line.main(STAGE, run, __doc__)
+    command_line.main(STAGE.name, run, __doc__)
 
 
 if __name__ == "__main__":

@@ -5,80 +5,74 @@ Reads the run records and two Delta tables without a JVM, as any consumer would.
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
 
-from schemas.records import read_record, record_uri, recorded_output
+from schemas.records import RunRecord, TableVersion, read_record
 from schemas.settings import Settings
-from schemas.storage import data_files
-from schemas.tables import EVALUATION, ITEM_EMBEDDINGS, ITEMS
+from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, Stage
+from schemas.storage import file_system, read_columns
+from schemas.tables import EVALUATED_SYSTEMS, EVALUATION, ITEM_EMBEDDINGS, ITEMS
 
-RECORDED_STAGES = (
-    "make_demo_world",
-    "prepare",
-    "embed_queries",
-    "build_vocabulary",
-    "build_item_features",
-    "build_training_tables",
-    "train",
-    "score_catalog",
-    "evaluate",
-)
-
-
-def read_delta(uri: str, version: int | None, columns: list[str]) -> pa.Table:
-    """Some columns of one version of a Delta table, without a JVM."""
-    return pa.concat_tables(pq.read_table(file, columns=columns) for file in data_files(uri, version))
+_MAX_SEARCHED = 50_000
+"""Items among which neighbours are searched."""
 
 
 def print_summary(settings: Settings) -> None:
     """Print everything."""
-    records = [read_record(settings.warehouse.uri, stage) for stage in RECORDED_STAGES if _ran(settings, stage)]
-    _print_rows(records)
+    _print_rows(recorded_runs(settings))
     _print_evaluation(settings)
-    published = recorded_output(read_record(settings.warehouse.uri, "score_catalog"), ITEM_EMBEDDINGS.name)
+    published = read_record(settings.layout, SCORE_CATALOG).output(ITEM_EMBEDDINGS.name)
     _print_neighbours(settings, published)
-    print(f"\nembeddings: {published['uri']}, Delta version {published['version']}, {published['rows']:,} rows")
+    print(f"\nembeddings: {published.uri}, Delta version {published.version}, {published.rows:,} rows")
     print("read them without Spark:")
-    print(f"  import polars; polars.scan_delta({published['uri']!r}, version={published['version']}).collect()")
+    print(f"  import polars; polars.scan_delta({published.uri!r}, version={published.version}).collect()")
 
 
-def _ran(settings: Settings, stage: str) -> bool:
-    try:
-        read_record(settings.warehouse.uri, stage)
-    except ValueError:
-        return False
-    return True
+def recorded_runs(settings: Settings) -> list[RunRecord[Any]]:
+    """The records in the warehouse: of what made the input tables, if it left one, then of the stages in order."""
+    system, folder = file_system(settings.layout.records)
+    found = system.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+    names = sorted(info.base_name.removesuffix(".json") for info in found if info.base_name.endswith(".json"))
+    known = {stage.name: stage for stage in PIPELINE}
+    before: list[Stage[Any]] = [Stage(name, (), (), dict) for name in names if name not in known]
+    return [read_record(settings.layout, stage) for stage in (*before, *PIPELINE) if stage.name in names]
 
 
-def _print_rows(records: list[dict[str, object]]) -> None:
+def _print_rows(records: list[RunRecord[Any]]) -> None:
     print("rows")
     for record in records:
-        print(f"  {record['stage']} ({record['seconds']} s)")
-        for direction, sign in (("inputs", "in "), ("outputs", "out")):
-            for entry in record[direction]:  # type: ignore[attr-defined]
-                version = "" if entry["version"] is None else f"version {entry['version']}"
-                print(f"    {sign} {entry['table']:<32} {entry['rows']:>12,}  {version}")
-        for reason, count in record["rejected"].items():  # type: ignore[attr-defined]
+        print(f"  {record.stage} ({record.seconds} s)")
+        for sign, versions in (("in ", record.inputs), ("out", record.outputs)):
+            for entry in versions:
+                version = "" if entry.version is None else f"version {entry.version}"
+                print(f"    {sign} {entry.table:<32} {entry.rows:>12,}  {version}")
+        for reason, count in record.rejected.items():
             print(f"    rejected  {reason:<28} {count:>10,}")
-        for name, value in record["figures"].items():  # type: ignore[attr-defined]
-            print(f"    {name}: {value}")
+        metrics = record.metrics if isinstance(record.metrics, dict) else asdict(record.metrics)
+        for name, value in metrics.items():
+            if name == "tasks":  # a line each: there may be many
+                for task, counts in value.items():
+                    print(f"    {task}: {json.dumps(counts)}")
+            else:
+                print(f"    {name}: {value}")
 
 
 def _print_evaluation(settings: Settings) -> None:
-    entry = recorded_output(read_record(settings.warehouse.uri, "evaluate"), EVALUATION.name)
-    rows = read_delta(entry["uri"], entry["version"], list(EVALUATION.column_names)).to_pylist()
-    systems = list(dict.fromkeys(row["system"] for row in rows))
-    systems.sort(key=_SYSTEM_ORDER.index)
+    entry = read_record(settings.layout, EVALUATE).output(EVALUATION.name)
+    rows = read_columns(entry.uri, entry.version, list(EVALUATION.column_names)).to_pylist()
+    systems = [system for system in EVALUATED_SYSTEMS if system in {row["system"] for row in rows}]
     for part in ("all", "unseen"):
         chosen = [row for row in rows if row["slice"] == part and row["pair_count"]]
         if not chosen:
             continue
-        print(
-            f"\n{chosen[0]['metric']}, {part} held-out pairs (record: {record_uri(settings.warehouse.uri, 'evaluate')})"
-        )
+        print(f"\n{chosen[0]['metric']}, {part} held-out pairs (record: {settings.layout.record(EVALUATE.name)})")
         print(f"  {'task':<24}{'pairs':>9}" + "".join(f"{system:>14}" for system in systems))
         for task in sorted({row["task"] for row in chosen}):
             of_task = {row["system"]: row for row in chosen if row["task"] == task}
@@ -86,22 +80,19 @@ def _print_evaluation(settings: Settings) -> None:
             print(f"  {task:<24}{next(iter(of_task.values()))['pair_count']:>9,}" + "".join(cells))
 
 
-_SYSTEM_ORDER = ["itemsage", "untrained", "random", "popularity", "co_occurrence", "frozen_query", "sum", "oracle"]
-
-
-def _print_neighbours(settings: Settings, published: dict[str, object]) -> None:
-    """Three products and their nearest neighbours, searched among at most 50,000 items."""
-    table = read_delta(str(published["uri"]), int(str(published["version"])), ["item_id", "embedding"])
-    table = table.slice(0, 50_000).sort_by("item_id")
+def _print_neighbours(settings: Settings, published: TableVersion) -> None:
+    """Three products and their nearest neighbours."""
+    table = read_columns(published.uri, published.version, ["item_id", "embedding"])
+    table = table.slice(0, _MAX_SEARCHED).sort_by("item_id")
     vectors: npt.NDArray[np.float32] = table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
     ids = table["item_id"].to_pylist()
     titles = _titles(settings, set(ids))
-    chosen = [place for place in range(0, len(ids), max(1, len(ids) // 50)) if titles.get(ids[place])][1:40:13]
+    chosen = [row for row in range(0, len(ids), max(1, len(ids) // 50)) if titles.get(ids[row])][1:40:13]
     print("\nnearest neighbours")
-    for place in chosen:
-        print(f"  {titles[ids[place]]}")
-        similarity = vectors @ vectors[place]
-        similarity[place] = -np.inf
+    for row in chosen:
+        print(f"  {titles[ids[row]]}")
+        similarity = vectors @ vectors[row]
+        similarity[row] = -np.inf
         for neighbour in np.argsort(-similarity, kind="stable")[:5]:
             print(f"    {similarity[neighbour]:.3f}  {titles.get(ids[neighbour]) or '(no title)'}")
 
@@ -109,7 +100,7 @@ def _print_neighbours(settings: Settings, published: dict[str, object]) -> None:
 def _titles(settings: Settings, ids: set[str]) -> dict[str, str | None]:
     uri = settings.table_uri(ITEMS.name)
     try:
-        table = read_delta(uri, None, ["item_id", "title"])
+        table = read_columns(uri, None, ["item_id", "title"])
     except Exception:  # a Parquet input, or one without titles
         table = pq.read_table(uri)
         if "title" not in table.column_names:

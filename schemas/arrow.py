@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -36,11 +38,53 @@ def conform_batch(batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=arrow_schema(table))
 
 
+def column_fault(schema: pa.Schema, table: Table, column: Column) -> TableError | None:
+    """What is wrong with a column of an input table's files, as Spark's `conform` would say it; None = nothing."""
+    index = schema.get_field_index(column.name)
+    if index < 0:
+        if column.optional:
+            return None
+        expected, found = f"a column of type {_TYPES[column.kind]} ({column.doc})", ", ".join(sorted(schema.names))
+        cure = "Add or rename the column in the table, or point the settings at another table."
+        return TableError(table.name, column.name, expected=expected, found=f"no such column among {found}", cure=cure)
+    kind = schema.field(index).type
+    if _ACCEPTED[column.kind](kind):
+        return None
+    expected = f"type {_TYPES[column.kind]} ({column.doc})"
+    cure = "Cast it where the table is written."
+    return TableError(table.name, column.name, expected=expected, found=f"type {kind}", cure=cure)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or (
+        pa.types.is_dictionary(kind) and _is_text(kind.value_type)
+    ))  # fmt: skip
+
+
+def _is_list_of(kind: pa.DataType, is_element: Callable[[pa.DataType], bool]) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(is_list and is_element(kind.value_type))
+
+
+# What Spark reads these types of files as is what schemas/spark.py accepts.
+_ACCEPTED: dict[Kind, Callable[[pa.DataType], bool]] = {
+    "string": _is_text,
+    "int32": lambda kind: pa.types.is_integer(kind) and kind.bit_width <= 32,
+    "int64": pa.types.is_integer,
+    "float32": pa.types.is_float32,
+    "float64": lambda kind: pa.types.is_float32(kind) or pa.types.is_float64(kind),
+    "timestamp": lambda kind: pa.types.is_timestamp(kind) and kind.tz is not None,
+    "binary": lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
+    "vector": lambda kind: _is_list_of(kind, lambda of: pa.types.is_float32(of) or pa.types.is_float64(of)),
+    "strings": lambda kind: _is_text(kind) or _is_list_of(kind, _is_text),
+}
+
+
 def _conform_column(batch: pa.RecordBatch, table: Table, column: Column) -> pa.Array:
-    place = batch.schema.get_field_index(column.name)
-    if place < 0:
+    index = batch.schema.get_field_index(column.name)
+    if index < 0:
         raise _refusal(table, column, f"a column of type {_TYPES[column.kind]}", "none of that name")
-    values = batch.column(place)
+    values = batch.column(index)
     if values.type != _TYPES[column.kind]:
         raise _refusal(table, column, f"type {_TYPES[column.kind]}", f"type {values.type}")
     if values.null_count and not column.nullable:

@@ -1,61 +1,110 @@
-"""Run records: the JSON files at `<warehouse>/_runs/` in which a stage says which table versions it read and wrote.
+"""Run records: what a stage's last complete run read, wrote and counted, as JSON at `<warehouse>/_runs/<stage>.json`.
 
-They are the contract between stages: the trainer reads exactly the versions that the record of
-build_training_tables names. Read and written through pyarrow's file systems, so a warehouse may lie on an object store.
+They are the contract between stages: each reads the tables of another at exactly the versions that its record names.
+Read and written through pyarrow's file systems, so a warehouse may lie on an object store.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, TypeVar
 
-from schemas.errors import TableError
+from pydantic import TypeAdapter, ValidationError
+
+from schemas.errors import InputError
+from schemas.stages import Stage
 from schemas.storage import read_bytes, write_bytes
+from schemas.warehouse import Warehouse
+
+Metrics = TypeVar("Metrics")
 
 
-def record_uri(warehouse: str, stage: str) -> str:
-    """Where the record of a stage's last complete run lies."""
-    return f"{warehouse.rstrip('/')}/_runs/{stage}.json"
+@dataclass(frozen=True)
+class TableVersion:
+    """A table as a stage read or wrote it; version None = files without a Delta log."""
+
+    table: str
+    uri: str
+    version: int | None
+    rows: int
 
 
-def write_record(warehouse: str, stage: str, record: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class RunRecord(Generic[Metrics]):
+    """One complete run of a stage.
+
+    Attributes:
+        stage: The stage's name.
+        metrics: What the stage counted and found out.
+        run_id: Hash of the work: equal for a rerun of the same.
+        seconds: How long it took.
+        inputs: What it read, by table name.
+        outputs: What it wrote, by table name.
+        rejected: `<source table>: <reason>` -> rows that went to a rejected_* table.
+        settings: All settings, resolved.
+    """
+
+    stage: str
+    metrics: Metrics
+    run_id: str = ""
+    seconds: float = 0.0
+    inputs: tuple[TableVersion, ...] = ()
+    outputs: tuple[TableVersion, ...] = ()
+    rejected: dict[str, int] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def output(self, table: str) -> TableVersion:
+        """A table that the stage wrote.
+
+        Raises:
+            InputError: it wrote no such table.
+        """
+        for written in self.outputs:
+            if written.table == table:
+                return written
+        raise InputError(
+            f"run record of {self.stage}",
+            f"table {table}",
+            expected=f"a table written by {self.stage}",
+            found=", ".join(written.table for written in self.outputs),
+            cure=f"The settings name a task that the run of {self.stage} did not have: run it again.",
+        )
+
+
+def by_table(versions: Sequence[TableVersion]) -> tuple[TableVersion, ...]:
+    """In a fixed order: tables are read and written side by side."""
+    return tuple(sorted(versions, key=lambda version: version.table))
+
+
+def write_record(warehouse: Warehouse, record: RunRecord[Any]) -> None:
     """Replace the record of a stage; the last act of a complete run."""
-    write_bytes(record_uri(warehouse, stage), (json.dumps(record, indent=2) + "\n").encode())
+    write_bytes(warehouse.record(record.stage), (json.dumps(asdict(record), indent=2) + "\n").encode())
 
 
-def read_record(warehouse: str, stage: str) -> dict[str, Any]:
+def read_record(warehouse: Warehouse, stage: Stage[Metrics]) -> RunRecord[Metrics]:
     """The record of a stage's last complete run.
 
     Raises:
-        TableError: the stage has not completed in this warehouse.
+        InputError: the stage has not completed in this warehouse, or its record is damaged.
     """
-    uri = record_uri(warehouse, stage)
+    uri = warehouse.record(stage.name)
     try:
-        record: dict[str, Any] = json.loads(read_bytes(uri))
+        values = json.loads(read_bytes(uri))
+        # Written under this name before version 0.2.
+        values["metrics"] = values.pop("figures", values.get("metrics", {}))
+        record: RunRecord[Metrics] = TypeAdapter(RunRecord[stage.metrics]).validate_python(values)  # type: ignore[name-defined]
     except FileNotFoundError as error:
-        raise TableError(
-            stage,
-            "(run record)",
-            expected=f"a complete run of {stage}, recorded at {uri}",
-            found="no record",
-            cure=f"Run that stage first, such as `make pipeline SETTINGS=... FROM={stage}`.",
+        raise _no_record(stage.name, f"a complete run of {stage.name}, recorded at {uri}", "no record") from error
+    except (ValueError, AttributeError, ValidationError) as error:
+        cause = " ".join(str(error).split())[:300]
+        raise _no_record(
+            stage.name, f"the record of a run of {stage.name} at {uri}", f"a damaged one: {cause}"
         ) from error
     return record
 
 
-def recorded_output(record: dict[str, Any], table: str) -> dict[str, Any]:
-    """The entry {table, uri, version, rows} of one table that a stage wrote.
-
-    Raises:
-        TableError: the stage wrote no such table.
-    """
-    for entry in record["outputs"]:
-        if entry["table"] == table:
-            return dict(entry)
-    raise TableError(
-        table,
-        "(run record)",
-        expected=f"a table written by {record['stage']}",
-        found=", ".join(entry["table"] for entry in record["outputs"]),
-        cure=f"The settings name a task that the run of {record['stage']} did not have: run it again.",
-    )
+def _no_record(stage: str, expected: str, found: str) -> InputError:
+    cure = f"Run that stage first, such as `make pipeline SETTINGS=... FROM={stage}`."
+    return InputError(f"run record of {stage}", "", expected=expected, found=found, cure=cure)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from pyarrow import fs
 
-from schemas.errors import TableError
+from schemas.errors import InputError
 
 
 def absolute_uri(uri: str) -> str:
@@ -23,12 +25,12 @@ def file_system(uri: str) -> tuple[fs.FileSystem, str]:
     """The pyarrow file system of a URI or absolute path, and the path inside it.
 
     Raises:
-        TableError: pyarrow knows no such kind of URI.
+        InputError: pyarrow knows no such kind of URI.
     """
     try:
         system, path = fs.FileSystem.from_uri(absolute_uri(uri))
     except pa.ArrowInvalid as error:
-        raise TableError(
+        raise InputError(
             "warehouse",
             "uri",
             expected="a path or a URI that pyarrow, deltalake and Spark open alike (file://, s3://, gs://, hdfs://)",
@@ -67,8 +69,67 @@ def read_bytes(uri: str) -> bytes:
     return content
 
 
+@dataclass(frozen=True)
+class DataFile:
+    """One Parquet file of a table.
+
+    Attributes:
+        uri: A URI with its scheme, percent-encoded.
+        rows: How many it holds; None = the table's log does not say.
+    """
+
+    uri: str
+    rows: int | None
+
+    @property
+    def path(self) -> str:
+        """What pyarrow opens: the path of a local file, else the URI."""
+        return unquote(self.uri.removeprefix("file://")) if self.uri.startswith("file://") else self.uri
+
+
+@dataclass(frozen=True)
+class VersionFiles:
+    """What one version of a Delta table consists of.
+
+    Attributes:
+        version: The version.
+        files: Its files.
+        reader_features: What a reader must know beside Parquet, such as deletionVectors.
+    """
+
+    version: int
+    files: tuple[DataFile, ...]
+    reader_features: frozenset[str]
+
+
+def version_files(table_uri: str, version: int | None = None) -> VersionFiles:
+    """Resolve one version of a Delta table to its files; None = the newest.
+
+    Raises:
+        TableNotFoundError: there is no Delta table at the URI (deltalake's own error).
+    """
+    delta = DeltaTable(table_uri, version=version)
+    actions = delta.get_add_actions(flatten=True)
+    paths, rows = (actions.column(name).to_pylist() for name in ("path", "num_records"))
+    # Both in the order of names, which the folder before them does not change.
+    by_path = sorted(zip(paths, rows, strict=True))
+    files = [
+        # A local file comes as its path, percent-encoded.
+        DataFile(uri if "://" in uri else f"file://{uri}", count)
+        for uri, (_, count) in zip(sorted(delta.file_uris()), by_path, strict=True)
+    ]
+    return VersionFiles(delta.version(), tuple(files), frozenset(delta.protocol().reader_features or []))
+
+
 def data_files(table_uri: str, version: int | None = None) -> list[str]:
     """Paths or URIs of the Parquet files of one version of a Delta table; None = the newest."""
-    files = DeltaTable(table_uri, version=version).file_uris()
-    # Local paths come percent-encoded, and no file is found under that name where the path has a blank.
-    return [file if "://" in file else unquote(file) for file in files]
+    return [file.path for file in version_files(table_uri, version).files]
+
+
+def read_columns(table_uri: str, version: int | None, columns: list[str]) -> pa.Table:
+    """Some columns of one version of a Delta table, whole, without a JVM; None = the newest."""
+    files = data_files(table_uri, version)
+    if not files:
+        schema = pa.schema(DeltaTable(table_uri, version=version).schema().to_arrow())
+        return pa.schema([schema.field(name) for name in columns]).empty_table()
+    return pa.concat_tables(pq.read_table(file, columns=columns) for file in files)

@@ -261,6 +261,11 @@ ITEM_EMBEDDINGS = Table(
     key=("item_id",),
 )
 
+EVALUATED_SYSTEMS = (
+    "itemsage", "untrained", "random", "popularity", "co_occurrence", "frozen_query", "sum", "oracle"
+)  # fmt: skip
+"""What is compared, in the order in which reports show it."""
+
 EVALUATION = Table(
     "evaluation",
     "one figure of one system on one task",

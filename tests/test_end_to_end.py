@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ import pytest
 import torch
 from deltalake import DeltaTable, write_deltalake
 
-from itemsage_model import train as training
 from itemsage_model.data.feature_cells import FEATURE_CELLS, unpack_items
 from itemsage_model.encoders.model_files import load_model
 from itemsage_model.serving.scorer import Scorer
+from itemsage_model.training import run as training
 from schemas.errors import TableError
-from schemas.records import read_record
+from schemas.records import RunRecord, read_record
 from schemas.settings import Settings
+from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, SCORE_CATALOG, TRAIN, Stage
 from schemas.storage import data_files
+from schemas.warehouse import Warehouse
 
 # The first test pays for the whole pipeline, the rerun for a second one.
 pytestmark = pytest.mark.timeout(1200)
@@ -102,10 +105,10 @@ def test_delta_rs_and_polars_read_the_embeddings(portal: Settings):
 
 
 def test_sparks_scores_equal_a_direct_call(portal: Settings):
-    weights, spec, facts = load_model(read_record(portal.warehouse.uri, "train")["figures"]["model_uri"])
+    weights, spec, facts = load_model(read_record(portal.layout, TRAIN).metrics.model_uri)
     features = rows_of(portal, "item_features").sort_by("item_id")
     cells = {name: features[name] for name in FEATURE_CELLS}
-    precision = read_record(portal.warehouse.uri, "score_catalog")["figures"]["precision"]
+    precision = read_record(portal.layout, SCORE_CATALOG).metrics.precision
     direct = Scorer(weights, spec, precision=precision).score(
         unpack_items("item_features", cells, 12, spec.vocabulary_size)
     )
@@ -126,7 +129,7 @@ def test_a_rerun_of_every_job_gives_the_same_rows(spark: Any, portal: Settings):
 
 
 def test_every_event_is_counted_or_rejected_with_a_reason(portal: Settings):
-    events = read_record(portal.warehouse.uri, "build_training_tables")["figures"]["events"]
+    events = asdict(read_record(portal.layout, BUILD_TRAINING_TABLES).metrics.events)
     assert events["read_events"] == sum(v for k, v in events.items() if k != "read_events")
     reasons = set(rows_of(portal, "rejected_events")["reason"].to_pylist())
     assert {"duplicate_event", "gap"} <= reasons
@@ -137,10 +140,10 @@ def test_scoring_with_another_vocabulary_is_refused(spark: Any, portal: Settings
 
     original = score_catalog.read_record
 
-    def changed(warehouse: str, stage: str) -> dict[str, Any]:
+    def changed(warehouse: Warehouse, stage: Stage[Any]) -> RunRecord[Any]:
         record = original(warehouse, stage)
-        if stage == "build_item_features":
-            record["figures"]["vocabulary_hash"] = "another"
+        if stage is BUILD_ITEM_FEATURES:
+            return replace(record, metrics=replace(record.metrics, vocabulary_hash="another"))
         return record
 
     monkeypatch.setattr(score_catalog, "read_record", changed)
@@ -166,4 +169,4 @@ def test_spark_starts_the_trainer_through_torch_distributor(spark: Any, portal: 
 
     settings = portal.model_copy(update={"train": portal.train.model_copy(update={"processes": 2, "steps": 3})})
     train.run(spark, settings)
-    assert read_record(portal.warehouse.uri, "train")["figures"]["processes"] == 2
+    assert read_record(portal.layout, TRAIN).metrics.processes == 2

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from functools import partial
 
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -30,13 +31,28 @@ from examples.online_retail.raw_rows import (
     split_rows,
 )
 from jobs.runtime import command_line
-from jobs.runtime.job_run import Run
+from jobs.runtime.job_run import JobRun
 from jobs.transforms.quarantine import accepted
 from schemas.errors import SettingsError, TableError
+from schemas.records import TableVersion
 from schemas.settings import Settings
+from schemas.stages import Stage
 from schemas.tables import ENGAGEMENT_LOGS, ITEMS, QUERIES
 
-STAGE = "prepare_online_retail"
+
+@dataclass(frozen=True)
+class RawRowMetrics:
+    """What became of every raw row: reason, or `used` -> rows."""
+
+    raw_rows: dict[str, int]
+
+
+STAGE = Stage(
+    "prepare_online_retail",
+    (RAW_ROWS,),
+    (ITEMS, QUERIES, ENGAGEMENT_LOGS, REJECTED_RAW_ROWS, RAW_ROWS_ACCOUNTING),
+    RawRowMetrics,
+)
 
 COLORS = (
     "aqua beige black blue brown copper cream gold green grey ivory lilac mint navy orange pink purple red silver "
@@ -95,23 +111,23 @@ def run(spark: SparkSession, settings: Settings, archive: str | None) -> None:
     """Read the archive, split its rows, write the input tables and the accounting."""
     if archive is None:
         raise SettingsError("--data: name the archive of daily CSV files, by-day.tar.xz")
-    with Run(spark, settings, STAGE) as run:
+    with JobRun(spark, settings, STAGE) as job:
         raw_rows = read_archive(archive)
-        run.inputs.append({"table": RAW_ROWS.name, "uri": archive, "version": None, "rows": raw_rows.num_rows})
+        job.count_input(TableVersion(RAW_ROWS.name, archive, None, raw_rows.num_rows))
         # Spark cuts an Arrow table into a partition per 2,048 rows; one per core is enough for 50 MB.
         lines = checked_lines(spark.createDataFrame(raw_rows).coalesce(spark.sparkContext.defaultParallelism)).persist()
         used, rejected = (rows.persist() for rows in split_rows(lines))
         items = build_items(accepted(lines)).persist()
-        run.write(items, ITEMS)
-        run.write(build_queries(items), QUERIES)
-        run.write(build_engagement_logs(used), ENGAGEMENT_LOGS)
-        run.write_rejected(rejected, REJECTED_RAW_ROWS)
+        job.write(items, ITEMS)
+        job.write(build_queries(items), QUERIES)
+        job.write(build_engagement_logs(used), ENGAGEMENT_LOGS)
+        job.write_rejected(rejected, REJECTED_RAW_ROWS)
         accounting = build_accounting(used, rejected).persist()
-        run.write(accounting, RAW_ROWS_ACCOUNTING)
+        job.write(accounting, RAW_ROWS_ACCOUNTING)
         counts = {row["reason"]: int(row["row_count"]) for row in accounting.collect()}
         for kept in (accounting, items, rejected, used, lines):
             kept.unpersist()
-        run.figures["raw_rows"] = counts
+        job.metrics = RawRowMetrics(counts)
         _print_accounting(counts, raw_rows.num_rows)
 
 
@@ -145,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--data")
     arguments, sys.argv[1:] = parser.parse_known_args()
-    command_line.main(STAGE, partial(run, archive=arguments.data), __doc__)
+    command_line.main(STAGE.name, partial(run, archive=arguments.data), __doc__)
 
 
 if __name__ == "__main__":

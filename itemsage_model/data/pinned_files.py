@@ -1,13 +1,13 @@
-"""The files of one version of a Delta table, with their row counts: what every reader of ours starts from."""
+"""A table pinned to the files of one version, with their row counts: what the trainer and the scorer start from."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from schemas.errors import TableError
+from schemas.storage import version_files
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,17 @@ def pin_files(table: str, uri: str, version: int | None = None) -> TableFiles:
         TableError: there is no such table, it is empty, has deletion vectors, or its log names no row counts.
     """
     try:
-        delta = DeltaTable(uri, version=version)
+        found = version_files(uri, version)
     except TableNotFoundError as error:
         raise unreadable(table, uri, "a Delta table", "none", "Run the job that writes it.") from error
-    if "deletionVectors" in (delta.protocol().reader_features or []):
+    if "deletionVectors" in found.reader_features:
         raise unreadable(table, uri, "no deletion vectors", "a table that has them", "Rewrite it without them.")
-    actions = delta.get_add_actions(flatten=True)
-    columns = {name: actions.column(name).to_pylist() for name in ("path", "num_records")}
-    by_path = dict(zip(columns["path"], columns["num_records"], strict=True))
-    if any(count is None for count in by_path.values()):
+    if any(file.rows is None for file in found.files):
         raise unreadable(table, uri, "row counts in the Delta log", "files without", "Write it with Delta statistics.")
-    uris = dict(zip(sorted(by_path), sorted(delta.file_uris()), strict=True))
-    kept = sorted(name for name, count in by_path.items() if count)
+    kept = [(file.uri, file.rows) for file in found.files if file.rows]
     if not kept:
         raise unreadable(table, uri, "at least one row", "an empty table", "Check [dates] and [[tasks]].")
-    urls = tuple(uris[name] if "://" in uris[name] else f"file://{uris[name]}" for name in kept)
-    return TableFiles(table, delta.version(), urls, tuple(int(by_path[name]) for name in kept))
+    return TableFiles(table, found.version, tuple(name for name, _ in kept), tuple(rows for _, rows in kept))
 
 
 def unreadable(table: str, uri: str, expected: str, found: str, cure: str) -> TableError:

@@ -1,4 +1,4 @@
-"""Doing the next things while the last one is used."""
+"""Prefetching: a background thread makes items while the consumer works."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-Thing = TypeVar("Thing")
+Item = TypeVar("Item")
 
 
-class Ahead(Generic[Thing]):
-    """Things made ahead of use in a thread of their own; an error there is raised where the next one is taken.
+class Prefetch(Generic[Item]):
+    """Items made by a background thread; an error there is raised where the next item is taken.
 
     Args:
-        things: What makes them; it may be endless.
+        source: What makes the items; it may be endless.
         depth: How many may wait.
     """
 
-    def __init__(self, things: Iterable[Thing], depth: int) -> None:
+    def __init__(self, source: Iterable[Item], depth: int) -> None:
         self._queue: queue.Queue[Any] = queue.Queue(depth)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._fill, args=(iter(things),), daemon=True)
+        self._thread = threading.Thread(target=self._fill, args=(iter(source),), daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> Iterator[Thing]:
+    def __iter__(self) -> Iterator[Item]:
         while True:
-            thing = self._queue.get()
-            if thing is _END:
+            item = self._queue.get()
+            if item is _END:
                 return
-            if isinstance(thing, BaseException):
-                raise thing
-            yield thing
+            if isinstance(item, BaseException):
+                raise item
+            yield item
 
     def close(self) -> None:
-        """Stop making things."""
+        """Stop the thread."""
         self._stop.set()
         while self._thread.is_alive():
-            # Makes room for a thing that the thread may be waiting to put down.
+            # Makes room for an item that the thread may be waiting to put down.
             with suppress(queue.Empty):
                 self._queue.get_nowait()
             self._thread.join(0.01)
 
-    def _fill(self, things: Iterator[Thing]) -> None:
+    def _fill(self, source: Iterator[Item]) -> None:
         try:
-            for thing in things:
-                self._queue.put(thing)
+            for item in source:
+                self._queue.put(item)
                 if self._stop.is_set():
                     return
             self._queue.put(_END)

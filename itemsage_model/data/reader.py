@@ -20,13 +20,13 @@ import pyarrow as pa
 from itemsage_model.data.epochs import epoch_seed, share_of_epoch
 from itemsage_model.data.feature_cells import FEATURE_CELLS, all_finite, unpack_items
 from itemsage_model.data.pinned_files import TableFiles, unreadable
-from itemsage_model.data.prefetch import Ahead
+from itemsage_model.data.prefetch import Prefetch
 from itemsage_model.data.ragged import ItemRows, gather_rows
 from schemas.cells import unpack_cells
 from schemas.errors import TableError
 from schemas.tables import EMBEDDING_DIM
 
-_BLOCKS_AHEAD = 2
+_PREFETCHED_BLOCKS = 2
 """Row groups of a stream that are read and checked while the last ones are used."""
 
 PAIR_COLUMNS = ("query_key", "item_key", "query_item_key", "pair_weight", "query_embedding")
@@ -129,7 +129,7 @@ class RowStream:
         while skip_rows >= (rows := self._share(epoch).rows):
             skip_rows -= rows
             epoch += 1
-        blocks = Ahead(self._epochs(epoch), _BLOCKS_AHEAD)
+        blocks = Prefetch(self._epochs(epoch), _PREFETCHED_BLOCKS)
         pending: list[Any] = []
         try:
             for pool, order in self._pools(blocks, epoch):

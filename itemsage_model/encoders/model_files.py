@@ -12,12 +12,15 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from itemsage_model.encoders.item_tower import ItemTower
+from schemas.errors import EXIT_INPUT
 from schemas.settings import FeatureSettings, LossSettings, ModelSettings
 from schemas.storage import read_bytes, write_bytes
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is damaged, or belongs to another configuration."""
+    """A saved model or a checkpoint that is damaged, or belongs to another configuration."""
+
+    exit_code = EXIT_INPUT
 
 
 @dataclass(frozen=True)

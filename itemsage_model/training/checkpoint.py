@@ -51,6 +51,13 @@ def checkpoint_steps(folder: str) -> list[int]:
     return sorted(int(name.removeprefix("step_")) for name in complete)
 
 
+def remove_checkpoints(folder: str) -> None:
+    """Delete the checkpoints of a run that has ended."""
+    if checkpoint_steps(folder):
+        system, path = file_system(folder)
+        system.delete_dir(path)
+
+
 def load_checkpoint(
     folder: str, step: int, optimizer: torch.optim.Optimizer, facts: dict[str, Any]
 ) -> dict[str, Tensor]:

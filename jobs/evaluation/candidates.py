@@ -15,11 +15,14 @@ from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
 from itemsage_model.encoders.model_files import load_model, model_bytes
 from itemsage_model.serving.scorer import batch_function, load_once, sum_of_images, unpack_rows
 from jobs.runtime import table_io
-from jobs.runtime.job_run import Run
+from jobs.runtime.job_run import JobRun
+from jobs.transforms.keys import item_key
 from schemas.cells import to_matrix
 from schemas.columns import Table
+from schemas.metrics import EvaluationMetrics
 from schemas.records import read_record
 from schemas.settings import Settings
+from schemas.stages import TRAIN
 from schemas.tables import (
     EMBEDDING_DIM,
     ITEM_COUNTS,
@@ -75,11 +78,11 @@ class Candidates:
     vectors: dict[str, Vectors]
 
 
-def collect_pairs(run: Run, task: Task) -> TaskPairs:
+def collect_pairs(job: JobRun[EvaluationMetrics], task: Task) -> TaskPairs:
     """At most `evaluate.max_pairs_per_task` held-out pairs, the first by a hash of the pair."""
-    table = run.read(held_out_pairs(task), made_by="build_training_tables", may_be_empty=True)
+    table = job.read(held_out_pairs(task), may_be_empty=True)
     by_hash = table.orderBy(F.xxhash64("query_id", "item_id"), "query_id", "item_id")
-    chosen = by_hash.limit(run.settings.evaluate.max_pairs_per_task)
+    chosen = by_hash.limit(job.settings.evaluate.max_pairs_per_task)
     columns = chosen.select("query_id", "item_key", "query_item_key", "engagement_count").toArrow()
     ids = np.array(columns["query_id"].to_pylist(), dtype=str)
     distinct, first, query = np.unique(ids, return_index=True, return_inverse=True)
@@ -93,37 +96,39 @@ def collect_pairs(run: Run, task: Task) -> TaskPairs:
     )
 
 
-def collect_candidates(run: Run, task_pairs: list[TaskPairs], encoder: TextEncoder | None) -> Candidates:
+def collect_candidates(
+    job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs], encoder: TextEncoder | None
+) -> Candidates:
     """The whole catalog, or about `evaluate.max_distractors` of it chosen by hash; and every pair's item.
 
     Args:
-        run: Reads the tables.
+        job: Reads the tables.
         task_pairs: The pairs of all tasks.
         encoder: The frozen text encoder, where the pipeline has one.
     """
-    chosen = _chosen(run, task_pairs).persist()
+    chosen = _chosen(job, task_pairs).persist()
     table = chosen.select("item_key", "is_distractor", "embedding").toArrow()
     table = table.take(np.argsort(table["item_key"].to_numpy(), kind="stable"))
     keys = table["item_key"].to_numpy()
     ids = chosen.select("item_id")
-    features = run.read(ITEM_FEATURES, made_by="build_item_features").join(ids, on="item_id", how="left_semi")
-    vectors = {"itemsage": to_matrix(table["embedding"])} | _feature_vectors(features, keys, run.settings)
+    features = job.read(ITEM_FEATURES).join(ids, on="item_id", how="left_semi")
+    vectors = {"itemsage": to_matrix(table["embedding"])} | _feature_vectors(features, keys, job.settings)
     if encoder is not None:
         vectors["frozen_query"] = _title_vectors(
-            run.read(ITEMS).join(ids, on="item_id", how="left_semi"), keys, encoder
+            job.read(ITEMS).join(ids, on="item_id", how="left_semi"), keys, encoder
         )
-    if exists(run, TRUE_ITEM_VECTORS):
-        true_vectors = run.read(TRUE_ITEM_VECTORS).join(ids, on="item_id", how="left_semi")
-        vectors["oracle"] = by_item(true_vectors.select(F.xxhash64("item_id"), "true_vector"), keys)
+    if exists(job, TRUE_ITEM_VECTORS):
+        true_vectors = job.read(TRUE_ITEM_VECTORS).join(ids, on="item_id", how="left_semi")
+        vectors["oracle"] = by_item(true_vectors.select(item_key("item_id"), "true_vector"), keys)
     is_distractor = table["is_distractor"].to_numpy(zero_copy_only=False)
-    candidates = Candidates(keys, is_distractor, _engagements(run, keys), vectors)
+    candidates = Candidates(keys, is_distractor, _engagements(job, keys), vectors)
     chosen.unpersist()
     return candidates
 
 
-def exists(run: Run, table: Table) -> bool:
+def exists(job: JobRun[EvaluationMetrics], table: Table) -> bool:
     """Whether the warehouse has the table: only the demo world knows true vectors."""
-    return table_io.latest_version(run.spark, run.settings.table_uri(table.name)) is not None
+    return table_io.latest_version(job.spark, job.settings.table_uri(table.name)) is not None
 
 
 def by_item(df: DataFrame, keys: Keys) -> Vectors:
@@ -139,14 +144,14 @@ def by_query(df: DataFrame, ids: npt.NDArray[np.str_]) -> Vectors:
     return _aligned(table["vector"], np.searchsorted(ids, names), len(ids))
 
 
-def _chosen(run: Run, task_pairs: list[TaskPairs]) -> DataFrame:
+def _chosen(job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs]) -> DataFrame:
     """Published embeddings of the candidates, with `item_key` and `is_distractor`."""
-    published = run.read(ITEM_EMBEDDINGS, made_by="score_catalog").withColumn("item_key", F.xxhash64("item_id"))
-    share = min(1.0, run.settings.evaluate.max_distractors / int(run.inputs[-1]["rows"]))
+    published = job.read(ITEM_EMBEDDINGS).withColumn("item_key", item_key("item_id"))
+    share = min(1.0, job.settings.evaluate.max_distractors / job.row_count(ITEM_EMBEDDINGS))
     place = F.pmod(F.xxhash64(F.lit("distractors"), "item_id"), F.lit(_SHARES))
     with_share = published.withColumn("is_distractor", place < F.lit(int(share * _SHARES)))
     keys = np.unique(np.concatenate([pairs.item_key for pairs in task_pairs]))
-    positives = run.spark.createDataFrame(pa.table({"item_key": keys})).withColumn("is_positive", F.lit(True))
+    positives = job.spark.createDataFrame(pa.table({"item_key": keys})).withColumn("is_positive", F.lit(True))
     # The broadcast side is unique by item_key.
     flagged = with_share.join(F.broadcast(positives), on="item_key", how="left")
     return flagged.where("is_distractor OR is_positive").select("item_key", "item_id", "is_distractor", "embedding")
@@ -154,7 +159,7 @@ def _chosen(run: Run, task_pairs: list[TaskPairs]) -> DataFrame:
 
 def _feature_vectors(features: DataFrame, keys: Keys, settings: Settings) -> dict[str, Vectors]:
     """Vectors of the untrained model and, where there are images, of their sum."""
-    _, spec, _ = load_model(read_record(settings.warehouse.uri, "train")["figures"]["model_uri"])
+    _, spec, _ = load_model(read_record(settings.layout, TRAIN).metrics.model_uri)
     untrained = model_bytes(spec.build(seed=settings.train.seed))
 
     def add_images(batch: pa.RecordBatch) -> Vectors:
@@ -174,7 +179,7 @@ def _feature_vectors(features: DataFrame, keys: Keys, settings: Settings) -> dic
 
 def _title_vectors(items: DataFrame, keys: Keys, encoder: TextEncoder) -> Vectors:
     """The frozen text encoder's vector of each candidate's title; zero where it has none."""
-    one_each = items.groupBy(F.xxhash64("item_id").alias("item_key")).agg(F.min("title").alias("title"))
+    one_each = items.groupBy(item_key("item_id").alias("item_key")).agg(F.min("title").alias("title"))
     table = one_each.toArrow()
     vectors = np.zeros((len(keys), EMBEDDING_DIM), np.float32)
     titles = [title or "" for title in table["title"].to_pylist()]
@@ -182,9 +187,9 @@ def _title_vectors(items: DataFrame, keys: Keys, encoder: TextEncoder) -> Vector
     return vectors
 
 
-def _engagements(run: Run, keys: Keys) -> Keys:
+def _engagements(job: JobRun[EvaluationMetrics], keys: Keys) -> Keys:
     """Training engagements of each candidate over all tasks."""
-    counts = run.read(ITEM_COUNTS, made_by="build_training_tables")
+    counts = job.read(ITEM_COUNTS)
     totals = counts.groupBy("item_key").agg(F.sum("engagement_count").alias("total")).toArrow()
     items = totals["item_key"].to_numpy()
     place = np.minimum(np.searchsorted(keys, items), len(keys) - 1)

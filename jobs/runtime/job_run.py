@@ -11,7 +11,8 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from dataclasses import asdict
+from typing import Generic, TypeVar
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -20,32 +21,37 @@ from jobs.runtime import publish, table_io
 from jobs.runtime.worker_rows import WorkerRows
 from schemas.columns import Table
 from schemas.errors import TableError
-from schemas.records import read_record, recorded_output, write_record
+from schemas.records import RunRecord, TableVersion, by_table, read_record, write_record
 from schemas.settings import Settings
+from schemas.stages import Metrics, Stage, is_among, maker_of
 
-_AT_ONCE = 4
+_MAX_CONCURRENT_TABLES = 4
 
 Result = TypeVar("Result")
 
 
-class Run:
+class JobRun(Generic[Metrics]):
     """The tables a job reads and writes, counted.
 
     Args:
         spark: The session; the run never stops it.
         settings: The resolved settings, saved with the record.
-        stage: The job's name, which is the record's file name.
+        stage: The stage that runs: its name is the record's, and it opens no other tables than it declares.
+
+    Attributes:
+        metrics: What the job counted; the job sets it before the run ends.
+        rejected: `<source table>: <reason>` -> rows.
     """
 
-    def __init__(self, spark: SparkSession, settings: Settings, stage: str) -> None:
+    def __init__(self, spark: SparkSession, settings: Settings, stage: Stage[Metrics]) -> None:
         self.spark, self.settings, self.stage = spark, settings, stage
-        self.inputs: list[dict[str, Any]] = []
-        self.outputs: list[dict[str, Any]] = []
+        self.metrics: Metrics | None = None
         self.rejected: dict[str, int] = {}
-        self.figures: dict[str, Any] = {}
+        self._inputs: list[TableVersion] = []
+        self._outputs: list[TableVersion] = []
         self._started = time.monotonic()
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> JobRun[Metrics]:
         return self
 
     def __exit__(self, kind: object, value: object, trace: object) -> None:
@@ -55,23 +61,27 @@ class Run:
     @property
     def run_id(self) -> str:
         """Hash of stage, settings and input versions: equal for a rerun of the same work."""
-        text = json.dumps([self.stage, self.settings.model_dump(mode="json"), _by_table(self.inputs)], sort_keys=True)
-        return f"{self.stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        inputs = [asdict(version) for version in by_table(self._inputs)]
+        text = json.dumps([self.stage.name, self.settings.model_dump(mode="json"), inputs], sort_keys=True)
+        return f"{self.stage.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
-    def read(self, table: Table, *, made_by: str | None = None, may_be_empty: bool = False) -> DataFrame:
+    def read(self, table: Table, *, may_be_empty: bool = False) -> DataFrame:
         """Read one version of a table, pin and count it.
+
+        What another stage writes is read at the version that its record names, what the shop supplies at the newest.
 
         Args:
             table: What to read.
-            made_by: The stage whose record names the version; None = the newest, of a table that the shop supplies.
             may_be_empty: Whether no row is an error.
 
         Raises:
-            TableError: the stage has not completed, or the table is absent, misshapen or empty.
+            InputError: the stage that writes the table has not completed.
+            TableError: the table is absent, misshapen or empty.
         """
+        self._require_declared(table.name, self.stage.reads, "reads")
         uri = self.settings.table_uri(table.name)
-        if made_by:
-            version = recorded_output(read_record(self.settings.warehouse.uri, made_by), table.name)["version"]
+        if maker := maker_of(table.name):
+            version = read_record(self.settings.layout, maker).output(table.name).version
         else:
             version = table_io.latest_version(self.spark, uri)
         rows = table_io.read(self.spark, uri, table, version=version)
@@ -84,32 +94,37 @@ class Run:
                 found=f"an empty table at {uri}",
                 cure="Check the job that fills it and the dates in [dates]; nothing was written.",
             )
-        self.count_input(table, version, count)
+        self.count_input(TableVersion(table.name, uri, version, count))
         return rows
 
-    def count_input(self, table: Table, version: int | None, rows: int) -> None:
-        """Note an input: its pinned version and its rows."""
-        uri = self.settings.table_uri(table.name)
-        self.inputs.append({"table": table.name, "uri": uri, "version": version, "rows": rows})
+    def count_input(self, version: TableVersion) -> None:
+        """Note an input that the job reads by other means than `read`."""
+        self._inputs.append(version)
+
+    def row_count(self, table: Table) -> int:
+        """Rows of an input of this run."""
+        return next(version.rows for version in self._inputs if version.table == table.name)
 
     def write(
         self, df: DataFrame, table: Table, *, rows_per_file: int = 0, checks: dict[str, str] | None = None
     ) -> table_io.Written:
-        """Replace one table of the warehouse in one commit and count it."""
-        uri = self.settings.table_uri(table.name)
+        """Replace one table of the warehouse in one commit and count it; see `table_io.write`."""
+        uri = self._uri_to_write(table)
         return self._count(
             table_io.write(df, uri, table, run_id=self.run_id, rows_per_file=rows_per_file, checks=checks)
         )
 
     def write_worker_rows(self, rows: WorkerRows, table: Table, row_count: int | None = None) -> table_io.Written:
-        """The same for rows that Python workers make and write."""
-        uri = self.settings.table_uri(table.name)
+        """Replace one table by rows that Python workers make, in one commit; see `publish.write_worker_rows`."""
+        uri = self._uri_to_write(table)
         return self._count(publish.write_worker_rows(rows, uri, table, run_id=self.run_id, row_count=row_count))
 
+    def _uri_to_write(self, table: Table) -> str:
+        self._require_declared(table.name, self.stage.writes, "writes")
+        return self.settings.table_uri(table.name)
+
     def _count(self, written: table_io.Written) -> table_io.Written:
-        self.outputs.append(
-            {"table": written.table, "uri": written.uri, "version": written.version, "rows": written.rows}
-        )
+        self._outputs.append(TableVersion(written.table, written.uri, written.version, written.rows))
         # With its newline in one piece: tables are written side by side.
         print(f"  wrote {written.table}: {written.rows:,} rows, version {written.version}\n", end="", flush=True)
         return written
@@ -119,22 +134,28 @@ class Run:
         written = self.write(df, table)
         uri = self.settings.table_uri(table.name)
         stored = table_io.read(self.spark, uri, table, version=written.version)
-        for row in stored.groupBy("source_table", "reason").agg(F.count("*").alias("n")).collect():
-            self.rejected[f"{row['source_table']}: {row['reason']}"] = int(row["n"])
+        for row in stored.groupBy("source_table", "reason").agg(F.count("*").alias("row_count")).collect():
+            self.rejected[f"{row['source_table']}: {row['reason']}"] = int(row["row_count"])
         return written.rows
 
+    def _require_declared(self, name: str, declared: tuple[Table, ...], does: str) -> None:
+        if not is_among(name, declared):
+            raise ValueError(f"stage {self.stage.name} {does} table {name}, which schemas/stages.py does not say")
+
     def _save(self) -> None:
-        record = {
-            "stage": self.stage,
-            "run_id": self.run_id,
-            "seconds": round(time.monotonic() - self._started, 2),
-            "inputs": _by_table(self.inputs),
-            "outputs": _by_table(self.outputs),
-            "rejected": dict(sorted(self.rejected.items())),
-            "figures": self.figures,
-            "settings": self.settings.model_dump(mode="json"),
-        }
-        write_record(self.settings.warehouse.uri, self.stage, record)
+        if self.metrics is None:
+            raise ValueError(f"stage {self.stage.name} has ended without its {self.stage.metrics.__name__}")
+        record = RunRecord(
+            self.stage.name,
+            self.metrics,
+            self.run_id,
+            round(time.monotonic() - self._started, 2),
+            by_table(self._inputs),
+            by_table(self._outputs),
+            dict(sorted(self.rejected.items())),
+            self.settings.model_dump(mode="json"),
+        )
+        write_record(self.settings.layout, record)
 
 
 def side_by_side(calls: list[Callable[[], Result]]) -> list[Result]:
@@ -143,11 +164,6 @@ def side_by_side(calls: list[Callable[[], Result]]) -> list[Result]:
     Returns:
         The results, in order. The first error is raised when all calls have ended.
     """
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
+    with ThreadPoolExecutor(_MAX_CONCURRENT_TABLES) as threads:
         futures = [threads.submit(call) for call in calls]
     return [future.result() for future in futures]
-
-
-def _by_table(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """In a fixed order: tables are read and written side by side."""
-    return sorted(entries, key=lambda entry: str(entry["table"]))

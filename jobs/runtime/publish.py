@@ -15,7 +15,7 @@ from jobs.runtime.table_io import Written
 from jobs.runtime.worker_rows import WorkerRows, write_parts
 from schemas.arrow import arrow_schema
 from schemas.columns import Table
-from schemas.errors import TableError
+from schemas.errors import TableError, from_worker
 from schemas.storage import file_system
 
 
@@ -54,7 +54,7 @@ def write_worker_rows(
     try:
         files = write_parts(rows, uri, table).to_pylist()
     except PythonException as error:
-        if refusal := TableError.from_text(str(error)):
+        if refusal := from_worker(str(error)):
             raise refusal from error
         raise
     written = sum(file["rows"] for file in files)

@@ -19,6 +19,7 @@ from pyspark.sql import DataFrame
 
 from schemas.arrow import arrow_schema, conform_batch
 from schemas.columns import Table
+from schemas.errors import leaving_a_worker
 from schemas.storage import file_system
 
 Make = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
@@ -61,7 +62,8 @@ def write_parts(rows: WorkerRows, uri: str, table: Table) -> pa.Table:
         context = TaskContext.get()
         assert context is not None
         path = f"part-{context.partitionId():05}-{uuid4()}.parquet"
-        yield from _write_part(make(batches), uri, path, table, sums)
+        with leaving_a_worker():
+            yield from _write_part(make(batches), uri, path, table, sums)
 
     columns = ", ".join([_PART_COLUMNS, *(f"{name} long" for name in sums)])
     return rows.source.mapInArrow(write, columns).toArrow()

@@ -10,6 +10,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from jobs.transforms.hot_keys import spread_join
+from jobs.transforms.keys import query_item_key
 from jobs.transforms.quarantine import Check, with_reject
 from schemas.settings import DateSettings
 from schemas.tables import ENGAGEMENT_LOGS
@@ -42,10 +43,7 @@ def checked_engagements(
         tasks: The tasks of the settings.
         hot: Frequent query_ids and item_ids of the events; see `hot_keys`.
     """
-    query_item_key = F.when(F.col("query_item_id").isNotNull(), F.xxhash64("query_item_id"))
-    known_queries = queries.select(
-        "query_id", "query_kind", F.coalesce(query_item_key, F.lit(0).cast("long")).alias("query_item_key")
-    )
+    known_queries = queries.select("query_id", "query_kind", query_item_key("query_item_id").alias("query_item_key"))
     known_items = items.select("item_id", "item_key")
     numbered = _with_delivery(events)
     matched = spread_join(numbered, known_queries, on="query_id", how="left", hot=hot["query_id"], spread_by="event_id")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
+from jobs.transforms.keys import item_key
 from jobs.transforms.quarantine import Check, accepted, rejected, with_reject
 from schemas.tables import ITEMS, REJECTED_ITEMS
 
@@ -28,7 +29,7 @@ def split_items(items: DataFrame) -> tuple[DataFrame, DataFrame]:
     is_blank = F.col("item_id").isNull() | (F.trim("item_id") == "")
     named = with_reject(items, ITEMS, [Check("null_id", is_blank, "item_id", "an id that is not blank", cure)])
     # By key, as numbers are counted faster than strings; two ids with one key only take the longer way.
-    sound = accepted(named).withColumn("item_key", F.xxhash64("item_id"))
+    sound = accepted(named).withColumn("item_key", item_key("item_id"))
     counted = sound.groupBy("item_key").agg(F.count("*").alias("row_count"))
     repeated = counted.where("row_count > 1").select("item_key")
     # `repeated` is unique by item_key, so neither join multiplies rows.
@@ -47,6 +48,6 @@ def split_items(items: DataFrame) -> tuple[DataFrame, DataFrame]:
 def joined_texts(items: DataFrame, text_features: Sequence[str]) -> DataFrame:
     """Each item's `texts`: one string per text feature, its values joined by a blank, null as an empty text.
 
-    Source: ItemSage section 1.2 of its notes (several values are concatenated into one string).
+    Source: ItemSage section 3.1 (several values are concatenated into one string).
     """
     return items.select("item_id", F.array(*[F.concat_ws(" ", name) for name in text_features]).alias("texts"))

@@ -11,6 +11,7 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from jobs.transforms.hot_keys import spread_join
+from jobs.transforms.keys import query_key
 from schemas.tables import EMBEDDING_DIM
 
 _UNITS = float(1 << 32)
@@ -37,7 +38,7 @@ def pairs_of(engagements: DataFrame, *, train_end: datetime, half_life_days: flo
     sums = engagements.groupBy(*keys).agg(F.count("*").alias("engagement_count"), F.sum(units).alias("units"))
     return sums.select(
         *keys,
-        F.xxhash64("query_id").alias("query_key"),
+        query_key("query_id").alias("query_key"),
         "engagement_count",
         (F.col("units") / F.lit(_UNITS)).cast("float").alias("pair_weight"),
     )

@@ -27,7 +27,8 @@ from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
 from schemas.settings.section import Section
 from schemas.settings.serving import EvaluateSettings, ScoreSettings
 from schemas.storage import absolute_uri
-from schemas.tasks import PAPER_TASKS
+from schemas.tasks import PAPER_TASKS, Task
+from schemas.warehouse import Warehouse
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -65,10 +66,20 @@ class Settings(Section):
             raise ValueError('inputs.has_images is false: take "images" out of model.sequence')
         return self
 
+    @property
+    def layout(self) -> Warehouse:
+        """What lies where in the warehouse."""
+        return Warehouse(self.warehouse.uri)
+
+    @property
+    def task_list(self) -> list[Task]:
+        """The tasks without their shares."""
+        return [entry.task for entry in self.tasks]
+
     def table_uri(self, name: str) -> str:
         """Where a table lies: the URI named in [inputs], else `<warehouse>/<name>`."""
         named = getattr(self.inputs, name, "")
-        return absolute_uri(named or f"{self.warehouse.uri.rstrip('/')}/{name}")
+        return absolute_uri(named) if named else self.layout.table(name)
 
 
 def load_settings(path: str | Path, overrides: list[str] | None = None) -> Settings:

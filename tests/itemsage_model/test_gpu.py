@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu_training import make_batch, make_tower
 from itemsage_model.data.batch import ItemBatch, PairBatch
-from itemsage_model.data.prefetch import Ahead
+from itemsage_model.data.prefetch import Prefetch
 from itemsage_model.encoders.hash_embedding import HashEmbedding
 from itemsage_model.training.frequency import CountMinSketch
 from itemsage_model.training.objective import Objective
@@ -78,7 +78,7 @@ def losses_on(device: torch.device, precision: str, batch: PairBatch) -> list[fl
     settings = TrainSettings(
         batch_size=64, negative_count=64, precision=precision, steps=4, warmup_steps=2, log_every=1
     )
-    batches = Ahead(map(PairBatch.pin_memory, repeat(batch)) if device == GPU else repeat(batch), 2)
+    batches = Prefetch(map(PairBatch.pin_memory, repeat(batch)) if device == GPU else repeat(batch), 2)
     losses: list[float] = []
     Trainer(tower, objective, settings, 1).fit(batches, lambda report: losses.extend(report.losses), lambda: None)
     batches.close()
@@ -88,7 +88,7 @@ def losses_on(device: torch.device, precision: str, batch: PairBatch) -> list[fl
 
 def test_batches_come_to_the_gpu_as_they_were():
     batches = [make_batch(size) for size in (16, 32, 8, 64)]
-    there = [batch.to(GPU) for batch in Ahead(map(PairBatch.pin_memory, batches), 2)]
+    there = [batch.to(GPU) for batch in Prefetch(map(PairBatch.pin_memory, batches), 2)]
     for found, expected in zip(there, batches, strict=True):
         for name in ("item_keys", "positive", "negatives", "query_embedding", "weights", "tasks"):
             assert torch.equal(getattr(found, name).cpu(), getattr(expected, name)), name

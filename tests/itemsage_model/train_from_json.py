@@ -5,11 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from itemsage_model.train import train
-from itemsage_model.training import distributed
+from itemsage_model.train import train_on_this_rank
 from schemas.settings import Settings
 
 if __name__ == "__main__":
-    device = distributed.start()
-    train(Settings.model_validate_json(Path(sys.argv[1]).read_text()), device)
-    distributed.stop()
+    train_on_this_rank(Settings.model_validate_json(Path(sys.argv[1]).read_text()))

@@ -9,11 +9,13 @@ import pytest
 import torch
 from deltalake import write_deltalake
 
-from itemsage_model import train as training
 from itemsage_model.encoders.model_files import build_tower, load_model
+from itemsage_model.training import run as training
 from itemsage_model.training.trainer import Trainer
-from schemas.records import read_record, write_record
+from schemas.metrics import EventCounts, ItemMetrics, QueryMetrics, TrainingTableMetrics
+from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.settings import Settings
+from schemas.stages import TRAIN
 from tests.itemsage_model.factories import VOCABULARY, write_catalog, write_pairs
 
 
@@ -49,22 +51,24 @@ def make_warehouse(folder: Path, file_rows: dict[str, list[int]], **sections: An
 
     write_deltalake(str(folder / "item_counts"), pa.Table.from_pylist(counts))
     outputs.append(entry(folder, "item_counts", 0, len(counts)))
-    features = {"vocabulary_size": VOCABULARY, "vocabulary_hash": "abc"}
-    for stage, entries, figures in (
-        ("build_training_tables", outputs, {}),
-        ("build_item_features", [entry(folder, "item_features", 0, 20)], features),
-        ("embed_queries", [], {"embedding_spaces": {"closeup": "pinsage-1"}}),
+    features = (entry(folder, "item_features", 0, 20),)
+    for record in (
+        RunRecord(
+            "build_training_tables", TrainingTableMetrics({}, EventCounts(0, 0, 0, 0, 0)), outputs=tuple(outputs)
+        ),
+        RunRecord("build_item_features", ItemMetrics(VOCABULARY, "abc"), outputs=features),
+        RunRecord("embed_queries", QueryMetrics(None, 0, {"closeup": "pinsage-1"})),
     ):
-        write_record(str(folder), stage, {"stage": stage, "outputs": entries, "figures": figures})
+        write_record(settings.layout, record)
     return settings
 
 
-def entry(folder: Path, table: str, version: int, rows: int) -> dict[str, Any]:
-    return {"table": table, "uri": str(folder / table), "version": version, "rows": rows}
+def entry(folder: Path, table: str, version: int, rows: int) -> TableVersion:
+    return TableVersion(table, str(folder / table), version, rows)
 
 
 def trained_weights(settings: Settings) -> dict[str, torch.Tensor]:
-    weights, spec, _ = load_model(read_record(settings.warehouse.uri, "train")["figures"]["model_uri"])
+    weights, spec, _ = load_model(read_record(settings.layout, TRAIN).metrics.model_uri)
     return build_tower(weights, spec).state_dict()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from functools import reduce
 from typing import Any
 
@@ -22,7 +23,8 @@ from jobs.build_item_features import ItemFeatures, packed_vocabulary
 from jobs.transforms.item_images import packed_images
 from schemas.arrow import conform_batch
 from schemas.errors import TableError
-from schemas.records import read_record, write_record
+from schemas.metrics import VocabularyMetrics
+from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.settings import Settings
 from schemas.spark import conform, struct_type
 from schemas.tables import ITEM_FEATURES, ITEM_IMAGES, ITEMS, REJECTED_ITEMS, VOCABULARY
@@ -209,8 +211,8 @@ def write_inputs(spark: SparkSession, settings: Settings, vocabulary: list[Any])
     spark.createDataFrame([("1", 0, vector(1)), ("2", 0, [])], IMAGE).write.parquet(settings.table_uri("item_images"))
     rows = spark.createDataFrame(vocabulary, struct_type(VOCABULARY))
     rows.write.format("delta").save(settings.table_uri("vocabulary"))
-    entry = {"table": "vocabulary", "uri": settings.table_uri("vocabulary"), "version": 0}
-    write_record(settings.warehouse.uri, "build_vocabulary", {"stage": "build_vocabulary", "outputs": [entry]})
+    version = TableVersion("vocabulary", settings.table_uri("vocabulary"), 0, len(vocabulary))
+    write_record(settings.layout, RunRecord("build_vocabulary", VocabularyMetrics(), outputs=(version,)))
 
 
 def test_a_run_writes_tables_figures_and_rejects(spark: SparkSession, make_settings: MakeSettings) -> None:
@@ -219,12 +221,12 @@ def test_a_run_writes_tables_figures_and_rejects(spark: SparkSession, make_setti
     build_item_features.run(spark, settings)
     [row] = spark.read.format("delta").load(settings.table_uri(ITEM_FEATURES.name)).collect()
     assert ids(row["text_token_ids"]) == [0, 1]
-    record = read_record(settings.warehouse.uri, "build_item_features")
-    assert record["rejected"] == {"item_images: bad_vector": 1, "items: duplicate_item": 1}
-    assert {entry["table"]: entry["rows"] for entry in record["outputs"]} == {
+    record = read_record(settings.layout, build_item_features.STAGE)
+    assert record.rejected == {"item_images: bad_vector": 1, "items: duplicate_item": 1}
+    assert {version.table: version.rows for version in record.outputs} == {
         ITEM_FEATURES.name: 1, REJECTED_ITEMS.name: 2,
     }  # fmt: skip
-    assert record["figures"] == {
+    assert asdict(record.metrics) == {
         "tokens": 2, "out_of_vocabulary_tokens": 2, "truncated_tokens": 0, "images": 1, "images_beyond_limit": 0,
         "items_without_text": 0, "items_without_images": 0, "vocabulary_size": 2,
         "vocabulary_hash": "a303fe13e7922036eecbece43c08de18",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from jobs.runtime import table_io
 from jobs.transforms.training_pairs import even_file_rows
 from schemas.columns import Table
 from schemas.errors import TableError
-from schemas.records import read_record, write_record
+from schemas.metrics import ItemMetrics, QueryMetrics
+from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.settings import Settings
 from schemas.spark import struct_type
 from schemas.tables import (
@@ -71,9 +73,12 @@ def shop(spark: SparkSession, make_settings: Callable[..., Settings]) -> Shop:
         items = [(f"i{n}", 100 + n, b"t%d" % n, b"c%d" % n, b"v%d" % n, 0, "hash") for n in range(12)]
         put(spark, settings, QUERY_EMBEDDINGS, queries)
         put(spark, settings, ITEM_FEATURES, items)
-        for stage, table in (("embed_queries", QUERY_EMBEDDINGS), ("build_item_features", ITEM_FEATURES)):
-            entry = {"table": table.name, "uri": settings.table_uri(table.name), "version": None}
-            write_record(settings.warehouse.uri, stage, {"stage": stage, "outputs": [entry]})
+        for stage, metrics, table in (
+            ("embed_queries", QueryMetrics(None, 0, {}), QUERY_EMBEDDINGS),
+            ("build_item_features", ItemMetrics(1, "abc"), ITEM_FEATURES),
+        ):
+            version = TableVersion(table.name, settings.table_uri(table.name), None, 1)
+            write_record(settings.layout, RunRecord(stage, metrics, outputs=(version,)))
         put(spark, settings, ENGAGEMENT_LOGS, [tuple(row.values()) for row in events])
         return settings
 
@@ -116,7 +121,7 @@ def changed(spark: SparkSession, key: str, value: str) -> Iterator[None]:
     spark.conf.set(key, before)
 
 
-def test_pairs_counts_rejects_and_figures(spark: SparkSession, shop: Shop) -> None:
+def test_pairs_counts_rejects_and_metrics(spark: SparkSession, shop: Shop) -> None:
     settings = shop(PLAIN)
     job.run(spark, settings)
 
@@ -140,16 +145,16 @@ def test_pairs_counts_rejects_and_figures(spark: SparkSession, shop: Shop) -> No
         ("e7", "unknown_item", "item_id"),
     ]
 
-    record = read_record(settings.warehouse.uri, job.STAGE)
-    assert record["rejected"] == {"engagement_logs: duplicate_event": 1, "engagement_logs: unknown_item": 1}
-    assert record["figures"]["events"] == {
+    record = read_record(settings.layout, job.STAGE)
+    assert record.rejected == {"engagement_logs: duplicate_event": 1, "engagement_logs: unknown_item": 1}
+    assert asdict(record.metrics.events) == {
         "read_events": 8,
         "training_events": 4,
         "held_out_events": 2,
         "capped_events": 0,
         "rejected_events": 2,
     }
-    assert record["figures"]["tasks"]["search_click"]["training_pairs"] == 2
+    assert record.metrics.tasks["search_click"].training_pairs == 2
 
 
 def test_partitions_zones_and_reruns_change_no_row(spark: SparkSession, shop: Shop) -> None:
@@ -174,8 +179,8 @@ def test_caps_cut_pairs_and_account_for_their_events(
     events = [event(f"e{n}", "lampe 🪔", f"i{n % 10}") for n in range(20)]
     settings = shop(events, tasks=TASKS[:1], training_tables={"max_pairs_per_query": 4, "max_pairs_per_item": 1})
     job.run(spark, settings)
-    figures = read_record(settings.warehouse.uri, job.STAGE)["figures"]
-    assert figures["tasks"]["search_click"] == {
+    metrics = read_record(settings.layout, job.STAGE).metrics
+    assert asdict(metrics.tasks["search_click"]) == {
         "training_pairs": 4,
         "training_events": 8,
         "held_out_pairs": 0,
@@ -183,7 +188,7 @@ def test_caps_cut_pairs_and_account_for_their_events(
         "capped_pairs": 6,
         "capped_events": 12,
     }
-    assert figures["events"]["capped_events"] == 12
+    assert metrics.events.capped_events == 12
     assert stored(spark, settings, ITEM_COUNTS).agg(F.sum("engagement_count")).first() == (8,)
     assert stored(spark, settings, held_out_pairs(CLICK)).count() == 0
     assert "warning: task search_click has no held-out pair" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from jobs import build_vocabulary
 from schemas.errors import TableError
+from schemas.metrics import VocabularyMetrics
 from schemas.records import read_record
 from schemas.settings import Settings
 from schemas.spark import conform
@@ -64,7 +65,7 @@ def test_partitions_row_order_and_early_counts_do_not_matter(
 ) -> None:
     settings = make_settings(features={"char_trigrams": 7, "word_unigrams": 5, "word_bigrams": 2})
     expected = tokens(build_vocabulary.build(items_of(spark).repartition(1), settings))
-    monkeypatch.setattr(build_vocabulary, "_MOST_TOKENS", 1)
+    monkeypatch.setattr(build_vocabulary, "_MAX_TOKENS", 1)
     backwards = items_of(spark, SHOP[::-1])
     for partitions in (3, 8):
         assert tokens(build_vocabulary.build(backwards.repartition(partitions), settings)) == expected
@@ -74,9 +75,11 @@ def test_a_run_writes_the_table_and_its_record(spark: SparkSession, make_setting
     settings = make_settings()
     items_of(spark).write.parquet(settings.table_uri("items"))
     build_vocabulary.run(spark, settings)
-    record = read_record(settings.warehouse.uri, "build_vocabulary")
-    assert record["figures"] == {"distinct_char_trigrams": 16, "distinct_word_bigrams": 3, "distinct_word_unigrams": 4}
-    assert record["outputs"][0]["rows"] == 23
+    record = read_record(settings.layout, build_vocabulary.STAGE)
+    assert record.metrics == VocabularyMetrics(
+        distinct_char_trigrams=16, distinct_word_bigrams=3, distinct_word_unigrams=4
+    )
+    assert record.outputs[0].rows == 23
 
 
 def test_an_empty_catalog_is_refused_by_name(spark: SparkSession, make_settings: Callable[..., Settings]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pyspark.sql import DataFrame, Row, SparkSession
 
 from itemsage_model.encoders.frozen_text.lsa import fit_lsa
-from itemsage_model.encoders.frozen_text.stored import encoder_uri, load, load_if_saved
+from itemsage_model.encoders.frozen_text.stored import load, load_if_saved
 from jobs import embed_queries
 from jobs.runtime import table_io
 from jobs.transforms.quarantine import accepted, rejected
@@ -139,13 +139,13 @@ def test_the_job_writes_the_same_rows_whatever_the_partitions(
     queries_of(spark, *reversed(rows)).repartition(3).write.mode("overwrite").parquet(settings.table_uri("queries"))
     embed_queries.run(spark, settings)
     assert embeddings(spark, settings) == first
-    record = read_record(settings.warehouse.uri, "embed_queries")
+    record = read_record(settings.layout, embed_queries.STAGE)
     assert [row["query_id"] for row in first] == ["q0", "q1", "q2", "q3"]
-    assert record["rejected"] == {"queries: no_embedding_no_text": 1, "queries: unknown_text": 1}
-    encoder = load(encoder_uri(settings.warehouse.uri))
-    assert record["figures"]["encoder"] == encoder.name == first[0]["embedding_space"]
-    assert record["figures"]["texts_encoded"] == 5
-    assert record["figures"]["explained_variance"] == pytest.approx(1.0, abs=1e-4)
+    assert record.rejected == {"queries: no_embedding_no_text": 1, "queries: unknown_text": 1}
+    encoder = load(settings.layout.query_encoder)
+    assert record.metrics.encoder == encoder.name == first[0]["embedding_space"]
+    assert record.metrics.texts_encoded == 5
+    assert record.metrics.explained_variance == pytest.approx(1.0, abs=1e-4)
 
 
 def test_the_encoder_is_saved_only_where_a_query_has_text(
@@ -155,10 +155,10 @@ def test_the_encoder_is_saved_only_where_a_query_has_text(
     settings = make_settings()
     write_inputs(spark, settings, own)
     embed_queries.run(spark, settings)
-    assert load_if_saved(encoder_uri(settings.warehouse.uri)) is None
+    assert load_if_saved(settings.layout.query_encoder) is None
     write_inputs(spark, settings, own | {"text": "red"})
     embed_queries.run(spark, settings)
-    assert load_if_saved(encoder_uri(settings.warehouse.uri)) is not None
+    assert load_if_saved(settings.layout.query_encoder) is not None
     assert [row["embedding_space"] for row in embeddings(spark, settings)] == ["searchsage-1"]
 
 

@@ -76,8 +76,8 @@ def test_a_run_writes_every_table_and_the_same_rows_whatever_the_partitions(
 ) -> None:
     settings = make_settings(demo_world=SMALL)
     make_demo_world.run(spark, settings)
-    record = read_record(settings.warehouse.uri, "make_demo_world")
-    rows = {entry["table"]: entry["rows"] for entry in record["outputs"]}
+    record = read_record(settings.layout, make_demo_world.STAGE)
+    rows = {version.table: version.rows for version in record.outputs}
     expected = make_demo_world.build(settings)
     assert rows == {table.name: len(built) for table, built in expected.items()}
     assert rows["items"] == 300

@@ -1,62 +1,84 @@
-"""Run records: written whole or not at all, and a missing one says what to run."""
+"""Run records: written whole or not at all, read back as what was written, and a missing one says what to run."""
 
 from __future__ import annotations
 
-import os
+import json
 from pathlib import Path
 
 import pytest
 
-from schemas.errors import TableError
-from schemas.records import read_record, recorded_output, write_record
-from schemas.storage import absolute_uri, read_bytes, write_bytes
+from schemas.errors import InputError
+from schemas.metrics import EventCounts, QueryMetrics, TaskCounts, TrainingTableMetrics
+from schemas.records import RunRecord, TableVersion, read_record, write_record
+from schemas.stages import BUILD_TRAINING_TABLES, EMBED_QUERIES
+from schemas.storage import read_bytes, write_bytes
+from schemas.warehouse import Warehouse
 
-RECORD = {
-    "stage": "build_vocabulary",
-    "outputs": [{"table": "vocabulary", "uri": "/w/vocabulary", "version": 3, "rows": 9}],
-}
+RECORD = RunRecord(
+    "embed_queries",
+    QueryMetrics("lsa-1", 3, {"search": "lsa-1"}),
+    "embed_queries-1",
+    1.5,
+    outputs=(TableVersion("query_embeddings", "/w/query_embeddings", 3, 9),),
+    rejected={"queries: null_id": 1},
+    settings={"dates": {"as_of": "2026-03-01"}},
+)
 
 
 @pytest.mark.parametrize("folder", ["plain", "ein Laden 🪑"])
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path, folder: str) -> None:
-    warehouse = f"{tmp_path}/{folder}/"
-    write_record(warehouse, "build_vocabulary", {"rows": 1})
-    write_record(warehouse, "build_vocabulary", RECORD)
-    assert read_record(warehouse, "build_vocabulary") == RECORD
-    assert [path.name for path in (Path(warehouse) / "_runs").iterdir()] == ["build_vocabulary.json"]
+    warehouse = Warehouse(f"{tmp_path}/{folder}/")
+    write_record(warehouse, RunRecord("embed_queries", QueryMetrics(None, 0, {})))
+    write_record(warehouse, RECORD)
+    assert read_record(warehouse, EMBED_QUERIES) == RECORD
+    assert [path.name for path in (tmp_path / folder / "_runs").iterdir()] == ["embed_queries.json"]
+
+
+def test_nested_metrics_come_back_as_what_they_were(tmp_path: Path) -> None:
+    metrics = TrainingTableMetrics({"search_click": TaskCounts(training_pairs=2)}, EventCounts(5, 4, 0, 0, 1))
+    write_record(Warehouse(str(tmp_path)), RunRecord("build_training_tables", metrics))
+    assert read_record(Warehouse(str(tmp_path)), BUILD_TRAINING_TABLES).metrics == metrics
 
 
 def test_a_warehouse_may_be_a_uri_or_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    write_record("shop", "build_vocabulary", RECORD)
-    assert read_record(f"file://{tmp_path}/shop", "build_vocabulary") == RECORD
-    assert absolute_uri("s3://bucket/shop") == "s3://bucket/shop"
-    assert absolute_uri("shop") == f"{tmp_path}/shop"
+    write_record(Warehouse("shop"), RECORD)
+    assert read_record(Warehouse(f"file://{tmp_path}/shop"), EMBED_QUERIES) == RECORD
 
 
-def test_a_write_that_dies_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = f"{tmp_path}/file"
-    write_bytes(uri, b"old")
-
-    def no_power(*_: object) -> None:
-        raise OSError("power cut")
-
-    monkeypatch.setattr(os, "fsync", no_power)
-    with pytest.raises(OSError, match="power cut"):
-        write_bytes(uri, b"new")
-    assert read_bytes(uri) == b"old"
+def test_a_record_of_version_0_1_is_read(tmp_path: Path) -> None:
+    old = {
+        "stage": "embed_queries", "run_id": "embed_queries-1", "seconds": 1.5, "inputs": [],
+        "outputs": [{"table": "query_embeddings", "uri": "/w/query_embeddings", "version": 3, "rows": 9}],
+        "rejected": {"queries: null_id": 1}, "settings": {"dates": {"as_of": "2026-03-01"}},
+        "figures": {"encoder": "lsa-1", "texts_encoded": 3, "embedding_spaces": {"search": "lsa-1"}},
+    }  # fmt: skip
+    write_bytes(f"{tmp_path}/_runs/embed_queries.json", json.dumps(old).encode())
+    assert read_record(Warehouse(str(tmp_path)), EMBED_QUERIES) == RECORD
 
 
 def test_a_stage_that_has_not_run_is_named_with_the_command(tmp_path: Path) -> None:
-    with pytest.raises(TableError) as caught:
-        read_record(str(tmp_path), "build_vocabulary")
+    with pytest.raises(InputError) as caught:
+        read_record(Warehouse(str(tmp_path)), EMBED_QUERIES)
     message = str(caught.value)
-    assert "a complete run of build_vocabulary" in message
-    assert f"{tmp_path}/_runs/build_vocabulary.json" in message
-    assert "FROM=build_vocabulary" in message
+    assert "a complete run of embed_queries" in message
+    assert f"{tmp_path}/_runs/embed_queries.json" in message
+    assert "FROM=embed_queries" in message
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda text: text[:-20], lambda text: "[]", lambda text: text.replace(": 3", ': "x"')]
+)
+def test_a_damaged_record_is_refused_by_name(tmp_path: Path, spoil) -> None:
+    warehouse = Warehouse(str(tmp_path))
+    write_record(warehouse, RECORD)
+    uri = warehouse.record("embed_queries")
+    write_bytes(uri, spoil(read_bytes(uri).decode()).encode())
+    with pytest.raises(InputError, match=r"run record of embed_queries: .*a damaged one"):
+        read_record(warehouse, EMBED_QUERIES)
 
 
 def test_an_output_is_found_by_name_or_refused_by_name() -> None:
-    assert recorded_output(RECORD, "vocabulary")["version"] == 3
-    with pytest.raises(TableError, match=r"table training_search_save.*found vocabulary\. .*run it again"):
-        recorded_output(RECORD, "training_search_save")
+    assert RECORD.output("query_embeddings").version == 3
+    with pytest.raises(InputError, match=r"table training_search_save.*found query_embeddings\. .*run it again"):
+        RECORD.output("training_search_save")

@@ -44,11 +44,6 @@ def fit_encoder(settings: QueryEncoderSettings, texts: list[str]) -> TextEncoder
 # ---------------------------------------------------------------- storing
 
 
-def encoder_uri(warehouse: str) -> str:
-    """Where embed_queries leaves the encoder for evaluate."""
-    return f"{warehouse.rstrip('/')}/query_encoder"
-
-
 def to_bytes(encoder: TextEncoder) -> tuple[bytes, bytes]:
     """Write the encoder as (JSON description, safetensors arrays)."""
     if isinstance(encoder, LsaEncoder):

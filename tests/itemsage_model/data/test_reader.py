@@ -16,7 +16,7 @@ from itemsage_model.data.epochs import epoch_seed, share_of_epoch
 from itemsage_model.data.feature_cells import all_finite
 from itemsage_model.data.mixing import CatalogBatches, MixedBatches, pairs_per_task
 from itemsage_model.data.pinned_files import pin_files
-from itemsage_model.data.prefetch import Ahead
+from itemsage_model.data.prefetch import Prefetch
 from itemsage_model.data.ragged import PackedItems
 from itemsage_model.data.reader import CatalogStream, RowFormat, RowStream
 from schemas.errors import TableError
@@ -247,7 +247,7 @@ def test_prefetching_keeps_the_order_and_raises_where_the_batch_is_taken():
         yield from range(5)
         raise ValueError("poison")
 
-    ahead = Ahead(batches(), 2)
+    ahead = Prefetch(batches(), 2)
     seen = []
     with pytest.raises(ValueError, match="poison"):
         seen.extend(iter(ahead))

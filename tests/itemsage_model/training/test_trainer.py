@@ -14,13 +14,15 @@ import pytest
 import torch
 from deltalake import DeltaTable, write_deltalake
 
-from itemsage_model import train as training
 from itemsage_model.data.mixing import MixedBatches
 from itemsage_model.encoders.model_files import CheckpointError
+from itemsage_model.training import run as training
 from itemsage_model.training.checkpoint import checkpoint_steps
+from itemsage_model.training.inputs import make_batches, pin_inputs
 from itemsage_model.training.trainer import Trainer, TrainingError
 from schemas.records import read_record
 from schemas.settings import Settings
+from schemas.stages import TRAIN
 from tests.itemsage_model.factories import write_catalog
 from tests.itemsage_model.warehouses import losses_of, make_warehouse, trained_weights
 
@@ -43,7 +45,7 @@ def test_the_loss_curve_is_the_golden_one(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_negatives_are_mixed_over_as_many_rows_as_the_settings_say_however_many_tasks_there_are(tmp_path: Path):
     settings = make_warehouse(tmp_path, {"click": [30], "save": [9]})
-    batches = training.make_batches(training.pin_inputs(settings), settings, 0)
+    batches = make_batches(pin_inputs(settings), settings, 0)
     assert isinstance(batches, MixedBatches)
     assert batches.catalog is not None
     assert [stream.pool_rows for stream in (batches.catalog, *batches.tasks)] == [64, 21, 21]
@@ -54,7 +56,7 @@ def test_negatives_of_a_batch_come_from_all_over_a_file_that_is_sorted_by_item(t
     settings = make_warehouse(tmp_path, rows, train={"batch_size": 16, "negative_count": 16})
     shutil.rmtree(tmp_path / "item_features")
     write_catalog(tmp_path / "item_features", items=160, files=1, row_group_rows=4)
-    batches = iter(training.make_batches(training.pin_inputs(settings), settings, 0))
+    batches = iter(make_batches(pin_inputs(settings), settings, 0))
     for _ in range(3):
         batch = next(batches)
         row_groups = (batch.item_keys[batch.negatives] - 1000) // 4
@@ -98,7 +100,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path: Path, monkeypa
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = make_warehouse(tmp_path, {"click": [30]}, train={"checkpoint_every": 4})
-    monkeypatch.setattr(training, "_finish", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+    monkeypatch.setattr(training, "_save_trained", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
     with pytest.raises(RuntimeError, match="killed"):
         training.train(settings, torch.device("cpu"))
     (weights,) = tmp_path.glob("checkpoints/*/step_000000016/weights.safetensors")
@@ -142,9 +144,9 @@ def test_two_ranks_finish_on_tables_of_very_unequal_sizes(tmp_path: Path):
     settings = make_warehouse(tmp_path / "w", rows, train={"processes": 2, "steps": 12, "checkpoint_every": 5})
     output = run_torchrun(settings, 2, tmp_path)
     assert "step 12/12" in output
-    record = read_record(settings.warehouse.uri, "train")
-    assert record["figures"]["processes"] == 2
-    assert [e["rows"] for e in record["inputs"]][:2] == [133, 3]
+    record = read_record(settings.layout, TRAIN)
+    assert record.metrics.processes == 2
+    assert [version.rows for version in record.inputs][:2] == [133, 3]
 
 
 def test_the_record_names_versions_and_a_new_version_is_not_read(tmp_path: Path):
@@ -152,5 +154,5 @@ def test_the_record_names_versions_and_a_new_version_is_not_read(tmp_path: Path)
     table = DeltaTable(tmp_path / "training_closeup_click").to_pyarrow_table()
     write_deltalake(str(tmp_path / "training_closeup_click"), table.slice(0, 1), mode="overwrite")
     training.train(settings, torch.device("cpu"))
-    record = read_record(settings.warehouse.uri, "train")
-    assert (record["inputs"][0]["version"], record["inputs"][0]["rows"]) == (0, 50)
+    record = read_record(settings.layout, TRAIN)
+    assert (record.inputs[0].version, record.inputs[0].rows) == (0, 50)

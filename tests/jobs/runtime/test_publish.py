@@ -19,7 +19,7 @@ from pyspark.sql import SparkSession
 from jobs.runtime import publish, table_io, worker_rows
 from jobs.runtime.worker_rows import WorkerRows
 from schemas.columns import Column
-from schemas.errors import TableError
+from schemas.errors import InputError, TableError
 from schemas.storage import data_files
 from tests.jobs.runtime.prices import PRICES, prices, rows_at
 
@@ -142,7 +142,7 @@ def test_a_partitioned_table_is_refused(spark: SparkSession, uri: str) -> None:
 
 
 def test_a_uri_that_workers_could_not_open_is_refused_before_a_table_is_made(spark: SparkSession) -> None:
-    with pytest.raises(TableError, match=r"table warehouse, column uri: expected .*; found s3a://shop/prices"):
+    with pytest.raises(InputError, match=r"^warehouse, uri: expected .*; found s3a://shop/prices"):
         publish.write_worker_rows(worker_prices(spark, ("a", 1)), "s3a://shop/prices", PRICES, run_id="one")
 
 

@@ -1,0 +1,129 @@
+"""What a training run reads: tables pinned to the versions of the run records, and the batches made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from itemsage_model.data.mixing import CPU, CatalogBatches, MixedBatches, pairs_per_task
+from itemsage_model.data.pinned_files import TableFiles, pin_files
+from itemsage_model.data.reader import CatalogItems, CatalogStream, RowFormat, RowStream
+from itemsage_model.encoders.model_files import ModelSpec
+from itemsage_model.training import distributed
+from itemsage_model.training.frequency import CountMinSketch, ExactFrequency
+from itemsage_model.training.objective import Objective
+from schemas.records import TableVersion, read_record
+from schemas.settings import Settings
+from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES
+from schemas.storage import read_columns
+from schemas.tables import ITEM_COUNTS, ITEM_FEATURES
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The pinned tables of a run.
+
+    Attributes:
+        tasks: Files of each task's training table.
+        catalog: Files of item_features.
+        item_keys: int64 [item], sorted keys of the items with a training pair.
+        item_shares: float64 [item], expected share of a batch's rows that have the item.
+        spec: The model to train.
+        vocabulary_hash: Of the vocabulary that the token ids mean something in.
+        versions: Version and rows of every table read.
+    """
+
+    tasks: list[TableFiles]
+    catalog: TableFiles
+    item_keys: npt.NDArray[np.int64]
+    item_shares: npt.NDArray[np.float64]
+    spec: ModelSpec
+    vocabulary_hash: str
+    versions: tuple[TableVersion, ...]
+
+
+def pin_inputs(settings: Settings) -> Inputs:
+    """Resolve every table to the version that the run records name.
+
+    Raises:
+        InputError: a stage has not run, or ran with other tasks or features.
+    """
+    tables = read_record(settings.layout, BUILD_TRAINING_TABLES)
+    features = read_record(settings.layout, BUILD_ITEM_FEATURES)
+    queries = read_record(settings.layout, EMBED_QUERIES)
+    tasks = [tables.output(task.training_table) for task in settings.task_list]
+    catalog, counts = features.output(ITEM_FEATURES.name), tables.output(ITEM_COUNTS.name)
+    kinds = {task.query_kind for task in settings.task_list}
+    spaces = {kind: space for kind, space in queries.metrics.embedding_spaces.items() if kind in kinds}
+    spec = ModelSpec(settings.model, settings.loss, settings.features, features.metrics.vocabulary_size, spaces)
+    keys, shares = _item_shares(counts, settings)
+    return Inputs(
+        [pin_files(version.table, version.uri, version.version) for version in tasks],
+        pin_files(catalog.table, catalog.uri, catalog.version),
+        keys,
+        shares,
+        spec,
+        features.metrics.vocabulary_hash,
+        (*tasks, catalog, counts),
+    )
+
+
+def _item_shares(counts: TableVersion, settings: Settings) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Expected share of a batch's rows per item: the sum over tasks of T_k / B * (pairs of the item / of the task)."""
+    table = read_columns(counts.uri, counts.version, ["item_key", "task", "pair_count"])
+    task = np.array(table["task"].to_pylist())
+    pairs = table["pair_count"].to_numpy().astype(np.float64)
+    sizes = pairs_per_task(settings.train.batch_size, [entry.share for entry in settings.tasks])
+    share = np.zeros(len(pairs))
+    for entry, size in zip(settings.tasks, sizes, strict=True):
+        rows = task == entry.task.name
+        share[rows] = size / settings.train.batch_size * pairs[rows] / pairs[rows].sum()
+    keys, inverse = np.unique(table["item_key"].to_numpy(), return_inverse=True)
+    return keys.astype(np.int64), np.bincount(inverse, share).astype(np.float64)
+
+
+def make_batches(
+    inputs: Inputs, settings: Settings, start_step: int, device: torch.device = CPU
+) -> MixedBatches | CatalogBatches:
+    """This rank's endless batches, in the CPU's memory, but for the catalog of a full softmax."""
+    rank, ranks, train = distributed.rank(), distributed.world_size(), settings.train
+    is_full = settings.loss.form == "full"
+    with_items = RowFormat(len(settings.features.text_features), inputs.spec.vocabulary_size)
+    row_format = RowFormat(with_items.text_count, with_items.vocabulary_size, with_items=not is_full)
+    sizes = pairs_per_task(train.batch_size // ranks, [entry.share for entry in settings.tasks])
+    pool = max(1, train.shuffle_rows // (len(sizes) + 1))
+    streams = [
+        RowStream(files, row_format, pool, train.seed, number, rank, ranks)
+        for number, files in enumerate(inputs.tasks, 1)
+    ]
+    # item_features is sorted by item within a file: negatives of a small pool would be neighbours.
+    catalog = CatalogStream(inputs.catalog, with_items, train.shuffle_rows, train.seed, 0, rank, ranks)
+    if is_full:
+        whole = _candidates(catalog.whole_table(), inputs, settings)
+        return CatalogBatches(streams, sizes, whole, rank, ranks, settings.model.max_images, start_step, device)
+    engaged = inputs.item_keys if train.negatives_from == "engaged" else None
+    count = train.negative_count // ranks
+    return MixedBatches(streams, sizes, catalog, count, engaged, settings.model.max_images, start_step)
+
+
+def _candidates(whole: CatalogItems, inputs: Inputs, settings: Settings) -> CatalogItems:
+    """The items of a full softmax: the catalog, or those with a training pair."""
+    if settings.train.negatives_from == "catalog":
+        return whole
+    rows = np.flatnonzero(np.isin(whole.item_key, inputs.item_keys))
+    return CatalogItems(whole.item_key[rows], whole.items.take(rows))
+
+
+def make_objective(inputs: Inputs, settings: Settings, device: torch.device) -> Objective:
+    """The loss with its frequencies."""
+    loss = settings.loss
+    frequency: CountMinSketch | ExactFrequency
+    if loss.frequency == "sketch":
+        frequency = CountMinSketch(loss.sketch_depth, loss.sketch_width)
+    else:
+        frequency = ExactFrequency(torch.from_numpy(inputs.item_keys), torch.from_numpy(inputs.item_shares))
+    sampled = min(1.0, settings.train.negative_count / inputs.catalog.row_count)
+    return Objective(loss, frequency, settings.train.batch_size, sampled).to(device)

@@ -1,0 +1,107 @@
+"""The console command: `itemsage run | train | score | evaluate | doctor --settings shop.toml [--set a.b=c ...]`.
+
+Runs the same functions as `make pipeline` and as the stages' own spark-submit and torchrun commands. `run` takes all
+stages, or those from one on, in one Spark session; then it prints the summary.
+
+Exit code: that of the stage that failed (schemas/errors.py lists them), else 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.commands import environment, spark_submit, train_command
+from pipeline.doctor import examine
+from pipeline.summary import print_summary
+from schemas.command_line import exit_code_of_errors, settings_of, settings_parser
+from schemas.errors import SettingsError
+from schemas.settings import Settings
+from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, TRAIN, Stage
+
+_SINGLE: dict[str, Stage[Any]] = {"train": TRAIN, "score": SCORE_CATALOG, "evaluate": EVALUATE}
+
+
+def run_command(command: list[str], log: Path) -> None:
+    """Run one command; its own lines go to the terminal, Spark's to the log. Exits with its code if it fails.
+
+    Whatever ends this process ends the command and all that it started; tables change by whole commits or not at all.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as stderr:
+        child = subprocess.Popen(command, stderr=stderr, env=environment(), start_new_session=True)
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        try:
+            code = child.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGTERM)
+                child.wait()
+    if code:
+        print(f"  failed with exit code {code}; Spark's and Python's messages: {log}", flush=True)
+        sys.exit(code if code > 0 else 1)
+
+
+def run_stages(settings: Settings, stages: list[str], passed: list[str], prepare: str = "") -> None:
+    """Run some stages in order: in one Spark session, or, where there is only training, without Spark."""
+    logs = Path(settings.layout.logs)
+    if stages == [TRAIN.name] and not prepare:
+        run_command(train_command(settings, passed), logs / "train.log")
+        return
+    arguments = [*passed, "--stages", ",".join(stages), *(("--prepare", prepare) if prepare else ())]
+    run_command(spark_submit("pipeline/one_session.py", arguments), logs / "spark.log")
+
+
+def stages_from(first: str) -> list[str]:
+    """Names of all stages from one on.
+
+    Raises:
+        SettingsError: there is no such stage.
+    """
+    names = [stage.name for stage in PIPELINE]
+    if first and first not in names:
+        raise SettingsError(f"--from {first}: no such stage; the stages are {', '.join(names)}")
+    return names[names.index(first) :] if first else names
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    command, *rest = sys.argv[1:] or ["--help"]
+    if command not in ("run", "doctor", *_SINGLE):
+        print(__doc__)
+        sys.exit(0 if command in ("-h", "--help") else 2)
+    parser = settings_parser(f"itemsage {command}", __doc__)
+    if command == "run":
+        names = ", ".join(stage.name for stage in PIPELINE)
+        parser.add_argument("--from", dest="first", default="", help=f"first stage: {names}")
+        parser.add_argument("--prepare", default="", help="job script that makes the input tables first")
+    arguments = parser.parse_args(rest)
+    with exit_code_of_errors():
+        settings = settings_of(arguments)
+        if command == "doctor":
+            sys.exit(examine(settings))
+        run_pipeline(command, arguments, settings)
+
+
+def run_pipeline(command: str, arguments: argparse.Namespace, settings: Settings) -> None:
+    """Run all stages and print the summary, or run the one that the command names."""
+    passed = ["--settings", arguments.settings, *(part for one in arguments.set for part in ("--set", one))]
+    if command in _SINGLE:
+        run_stages(settings, [_SINGLE[command].name], passed)
+        return
+    print(f"messages of Spark and Python: {settings.layout.logs}", flush=True)
+    started = time.monotonic()
+    run_stages(settings, stages_from(arguments.first), passed, "" if arguments.first else arguments.prepare)
+    print(f"all stages in {time.monotonic() - started:.0f} s\n")
+    print_summary(settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The commands of the pipeline's stages: what a scheduler would run, and what `itemsage` runs itself."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from schemas.settings import Settings
+from schemas.stages import Stage
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+
+
+def spark_submit(script: str, arguments: list[str]) -> list[str]:
+    """The spark-submit command of one script, with Delta's jars from disk where ITEMSAGE_DELTA_JARS names a folder."""
+    command = [str(BIN / "spark-submit"), "--properties-file", str(ROOT / "spark-defaults.conf")]
+    if folder := os.environ.get("ITEMSAGE_DELTA_JARS"):
+        jars = ",".join(str(jar) for jar in sorted(Path(folder).resolve().glob("*.jar")))
+        command += ["--conf", "spark.jars.packages=", "--conf", f"spark.jars={jars}"]
+    command += shlex.split(os.environ.get("ITEMSAGE_SPARK_SUBMIT", ""))
+    return [*command, str(ROOT / script), *arguments]
+
+
+def train_command(settings: Settings, arguments: list[str]) -> list[str]:
+    """The trainer's command: torchrun where there are several processes, else the trainer itself.
+
+    A single process needs no launcher: that takes seconds to start and turns every exit code into 1.
+    """
+    trainer = ["-m", "itemsage_model.train", *arguments]
+    if settings.train.processes == 1:
+        return [sys.executable, *trainer]
+    processes = ["--nproc-per-node", str(settings.train.processes)]
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    return [sys.executable, "-m", "torch.distributed.run", *processes, *rendezvous, *trainer]
+
+
+def stage_command(stage: Stage[Any], settings: Settings, arguments: list[str]) -> list[str]:
+    """What a scheduler would run for one stage."""
+    if stage.launcher == "torchrun":
+        return train_command(settings, arguments)
+    return spark_submit(f"jobs/{stage.name}.py", arguments)
+
+
+def environment() -> dict[str, str]:
+    """The environment of every command: this Python on the PATH and in Spark's workers, loopback, one BLAS thread."""
+    return os.environ | {
+        "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYSPARK_PYTHON": sys.executable,
+        "PYTHONUNBUFFERED": "1",
+        "SPARK_LOCAL_IP": os.environ.get("SPARK_LOCAL_IP", "127.0.0.1"),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+    }

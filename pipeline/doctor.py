@@ -1,0 +1,246 @@
+"""`itemsage doctor`: what would go wrong with these settings on this machine, found before anything runs.
+
+Looks at the machine (Python, Java, packages, Delta's jars and the places that name its version), and at the input
+tables: their columns, and a sample of their rows. Reads without a JVM, changes nothing, and takes seconds.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
+
+from pipeline.commands import ROOT
+from schemas.arrow import column_fault
+from schemas.columns import Table
+from schemas.errors import EXIT_INPUT
+from schemas.settings import Settings
+from schemas.storage import data_files, file_system
+from schemas.tables import EMBEDDING_DIM, ENGAGEMENT_LOGS, ITEM_IMAGES, ITEMS, QUERIES, TEXT_FEATURES
+
+SAMPLE_ROWS = 10_000
+"""Rows of a table that are looked at: the first of its first files."""
+
+Verdict = Literal["ok", "look", "fault"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: ok; worth a look; or a fault, which would stop a run. The text says what to mend."""
+
+    verdict: Verdict
+    subject: str
+    text: str
+
+
+def examine(settings: Settings) -> int:
+    """Print every finding; returns the exit code: 3 where there is a fault, else 0."""
+    findings = []
+    for finding in all_findings(settings):
+        print(f"  {finding.verdict:<6}{finding.subject}: {finding.text}", flush=True)
+        findings.append(finding)
+    count = {verdict: sum(finding.verdict == verdict for finding in findings) for verdict in ("ok", "look", "fault")}
+    print(f"{count['fault']} faults, {count['look']} to look at, {count['ok']} ok")
+    return EXIT_INPUT if count["fault"] else 0
+
+
+def all_findings(settings: Settings) -> Iterator[Finding]:
+    """Every finding, in the order in which a run would meet what it is about."""
+    yield from machine_findings()
+    yield from version_findings()
+    yield Finding("ok", "settings", f"{len(settings.tasks)} tasks; logs from {settings.dates.train_start:%Y-%m-%d} up "
+                  f"to {settings.dates.end:%Y-%m-%d}; warehouse {settings.layout.uri}")  # fmt: skip
+    samples: dict[str, pa.Table] = {}
+    for table in (ITEMS, ITEM_IMAGES, QUERIES, ENGAGEMENT_LOGS):
+        if table is ITEM_IMAGES and not settings.inputs.has_images:
+            continue
+        sample = yield from table_findings(settings, table)
+        if sample is not None:
+            samples[table.name] = sample
+    yield from content_findings(settings, samples)
+
+
+# ---------------------------------------------------------------- the machine
+
+
+def machine_findings() -> Iterator[Finding]:
+    """Python, Java, and the folder of Delta's jars where one is named: what `make` asks before it installs."""
+    check = [sys.executable, str(ROOT / "pipeline" / "preflight.py")]
+    done = subprocess.run(check, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False)
+    if done.returncode:
+        yield Finding("fault", "Python and Java", done.stdout.strip().removeprefix("error: "))
+    else:
+        yield Finding("ok", "Python and Java", f"Python {platform.python_version()}, a Java that Spark 4 takes")
+
+
+def version_findings() -> Iterator[Finding]:
+    """Packages that must agree: Spark with Delta, and Delta's version in every place that names it."""
+    try:
+        installed = {name: version(name) for name in ("pyspark", "delta-spark", "deltalake", "pyarrow", "torch")}
+    except PackageNotFoundError as error:
+        yield Finding("fault", "packages", f"{error.name} is not installed; run `make .venv/installed`")
+        return
+    yield Finding("ok", "packages", ", ".join(f"{name} {found}" for name, found in installed.items()))
+    places = delta_versions() | {"the installed delta-spark": {installed["delta-spark"]}}
+    named = set().union(*places.values())
+    if len(named) > 1:
+        text = "; ".join(f"{place} {', '.join(sorted(found))}" for place, found in places.items())
+        yield Finding("fault", "Delta's version", f"one everywhere is expected; found {text}")
+    else:
+        yield Finding("ok", "Delta's version", f"{named.pop()} in {', '.join(places)}")
+
+
+def delta_versions() -> dict[str, set[str]]:
+    """Every version of delta-spark that a file of the project names, by file."""
+    patterns = {
+        "pyproject.toml": r"delta-spark==([\d.]+\d)",
+        "spark-defaults.conf": r"delta-spark_2\.13:([\d.]+\d)",
+        "README.md": r"delta-(?:spark_2\.13|storage):([\d.]+\d)",
+        "pipeline/preflight.py": r'DELTA_VERSION = "([\d.]+)"',
+    }
+    return {file: set(re.findall(pattern, (ROOT / file).read_text())) for file, pattern in patterns.items()}
+
+
+# ---------------------------------------------------------------- the input tables
+
+
+def table_findings(settings: Settings, table: Table) -> Generator[Finding, None, pa.Table | None]:
+    """Whether an input table is there, has its columns and has rows; returns a sample of them, None without a table."""
+    uri = settings.table_uri(table.name)
+    try:
+        rows = open_table(uri)
+    except (FileNotFoundError, OSError, pa.ArrowInvalid, ValueError) as error:
+        cause = str(error).strip().splitlines()[0][:200]
+        yield Finding("fault", f"table {table.name}", f"cannot be opened at {uri}: {cause}; set inputs.{table.name}")
+        return None
+    faults = [fault for column in table.columns if (fault := column_fault(rows.schema, table, column))]
+    for fault in faults:
+        yield Finding("fault", f"table {table.name}, column {fault.part}", f"expected {fault.expected}; found "
+                      f"{fault.found}. {fault.cure}")  # fmt: skip
+    known = [name for name in table.column_names if name in rows.schema.names]
+    others = [name for name in rows.schema.names if name not in table.column_names]
+    sample = rows.head(SAMPLE_ROWS, columns=known)
+    if others:
+        yield Finding("look", f"table {table.name}", f"columns that nothing reads: {', '.join(others)}")
+    if not len(sample):
+        yield Finding("fault", f"table {table.name}", f"no row at {uri}")
+        return None
+    if not faults:
+        yield Finding("ok", f"table {table.name}", f"{len(known)} columns, {rows.count_rows():,} rows at {uri}")
+    return sample
+
+
+def open_table(uri: str) -> ds.Dataset:
+    """The files of a Delta table's newest version, or of a folder of Parquet files."""
+    try:
+        files = data_files(uri)
+    except TableNotFoundError:
+        system, path = file_system(uri)
+        return ds.dataset(path, format="parquet", filesystem=system)
+    if not files:
+        return ds.dataset(pa.schema(DeltaTable(uri).schema().to_arrow()).empty_table())
+    system, _ = file_system(files[0])
+    return ds.dataset([file_system(file)[1] for file in files], format="parquet", filesystem=system)
+
+
+def content_findings(settings: Settings, samples: dict[str, pa.Table]) -> Iterator[Finding]:
+    """What the sampled rows say: texts, lengths of vectors, kinds of queries, engagements, dates."""
+    if ITEMS.name in samples:
+        yield from _text_findings(samples[ITEMS.name])
+    if ITEM_IMAGES.name in samples:
+        yield from _length_findings(
+            samples[ITEM_IMAGES.name], ITEM_IMAGES, "image_embedding", EMBEDDING_DIM, "model.image_length"
+        )
+    if QUERIES.name in samples:
+        yield from _query_findings(settings, samples[QUERIES.name])
+    if ENGAGEMENT_LOGS.name in samples:
+        yield from _log_findings(settings, samples[ENGAGEMENT_LOGS.name])
+
+
+def _text_findings(items: pa.Table) -> Iterator[Finding]:
+    present = [name for name in TEXT_FEATURES if name in items.schema.names and items[name].null_count < len(items)]
+    if present:
+        yield Finding("ok", "texts of items", f"{len(present)} of {len(TEXT_FEATURES)} features: {', '.join(present)}")
+    else:
+        found = ", ".join(items.schema.names)
+        yield Finding("fault", "texts of items", f"none of {', '.join(TEXT_FEATURES)} has a value; found {found}; "
+                      "rename the columns that hold texts")  # fmt: skip
+
+
+def _length_findings(rows: pa.Table, table: Table, column: str, expected: int, key: str) -> Iterator[Finding]:
+    if column not in rows.schema.names or not pa.types.is_list(rows.schema.field(column).type):
+        return
+    lengths, counts = np.unique(pc.list_value_length(rows[column].drop_null()).to_numpy(), return_counts=True)
+    found = {int(length): int(count) for length, count in zip(lengths, counts, strict=True)}
+    subject = f"table {table.name}, column {column}"
+    if not found:
+        yield Finding("look", subject, "no value in the sample")
+    elif set(found) != {expected}:
+        text = ", ".join(f"{length} numbers in {count:,} rows" for length, count in found.items())
+        yield Finding("fault", subject, f"expected {expected} numbers ({key}); found {text}; set {key} to the length "
+                      "of the vectors, or correct them")  # fmt: skip
+    else:
+        yield Finding("ok", subject, f"{expected} numbers in each of {sum(found.values()):,} rows")
+
+
+def _query_findings(settings: Settings, queries: pa.Table) -> Iterator[Finding]:
+    subject = "table queries, column query_kind"
+    if "query_kind" in queries.schema.names:
+        wanted = {task.query_kind for task in settings.task_list}
+        found = {kind for kind in queries["query_kind"].unique().to_pylist() if kind}
+        if missing := wanted - found:
+            text = f"no query of kind {_names(missing)} in the sample; found {_names(found)}"
+            yield Finding("look", subject, f"{text}; correct it, or take its [[tasks]] out")
+        else:
+            yield Finding("ok", subject, f"queries of every kind: {_names(wanted)}")
+    if "query_embedding" in queries.schema.names and pa.types.is_list(queries.schema.field("query_embedding").type):
+        lengths = pc.unique(pc.list_value_length(queries["query_embedding"].drop_null())).to_pylist()
+        if others := {str(length) for length in lengths if length != EMBEDDING_DIM}:
+            text = f"{_names(others)} numbers: embed_queries projects them to {EMBEDDING_DIM}"
+            yield Finding("look", "table queries, column query_embedding", text)
+
+
+def _log_findings(settings: Settings, log: pa.Table) -> Iterator[Finding]:
+    names = log.schema.names
+    if "engagement" in names:
+        subject = "table engagement_logs, column engagement"
+        wanted = {task.engagement for task in settings.task_list}
+        found = {name for name in log["engagement"].unique().to_pylist() if name}
+        if wanted & found:
+            yield Finding("ok", subject, f"of the tasks: {_names(wanted & found)}")
+        else:
+            text = f"none of {_names(wanted)}; found {_names(found)}"
+            yield Finding("fault", subject, f"{text}; correct [[tasks]] or the log")
+    if "event_ts" in names and pa.types.is_timestamp(log.schema.field("event_ts").type):
+        dates, instants = settings.dates, log["event_ts"]
+        inside = _count_inside(instants, dates.train_start, dates.end)
+        window = f"{dates.train_start:%Y-%m-%d} up to {dates.end:%Y-%m-%d}"
+        first, last = (str(value)[:19] for value in pc.min_max(instants).as_py().values())
+        text = f"{inside:,} of {len(log):,} events of the sample from {window}; the sample runs from {first} to {last}"
+        cure = "" if inside else "; correct dates.as_of"
+        yield Finding("ok" if inside else "fault", "table engagement_logs, column event_ts", text + cure)
+
+
+def _names(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:20])
+
+
+def _count_inside(instants: pa.ChunkedArray, start: Any, end: Any) -> int:
+    kind = instants.type
+    low, high = (
+        pa.scalar(when if kind.tz else when.replace(tzinfo=None), pa.timestamp("us", kind.tz)).cast(kind)
+        for when in (start, end)
+    )
+    return int(pc.sum(pc.and_(pc.greater_equal(instants, low), pc.less(instants, high)), min_count=0).as_py())

@@ -1,0 +1,50 @@
+"""The command line that jobs, trainer and pipeline share, and how an error becomes an exit code (schemas/errors.py)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from schemas.errors import EXIT_FAILED, from_worker
+from schemas.settings import Settings, load_settings
+
+_MAX_CAUSE = 2_000
+"""Characters of an unexpected error's message; Spark's hold whole plans."""
+
+
+def settings_parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser of `--settings FILE [--set section.key=value ...]`; `doc` is what --help shows."""
+    parser = argparse.ArgumentParser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", required=True, help="the TOML settings file; pipeline.toml explains every key")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override one setting; repeatable")
+    return parser
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The settings that the arguments of `settings_parser` name.
+
+    Raises:
+        SettingsError: they cannot be used.
+    """
+    return load_settings(arguments.settings, arguments.set)
+
+
+@contextmanager
+def exit_code_of_errors() -> Iterator[None]:
+    """End the process with the exit code of the block's error, after one line on standard output that says what it is.
+
+    An error that the project knows says its code itself (`exit_code`). Any other is unexpected: its traceback goes to
+    standard error. An `InputError` that another process raised is found in the message of what arrives here.
+    """
+    try:
+        yield
+    except Exception as error:
+        known = error if hasattr(error, "exit_code") else from_worker(str(error))
+        if known is None:
+            traceback.print_exc()
+        cause = str(known) if known else traceback.format_exc(limit=0).strip().splitlines()[-1][:_MAX_CAUSE]
+        print(f"error: {cause}", flush=True)
+        sys.exit(getattr(known, "exit_code", EXIT_FAILED))

@@ -1,0 +1,136 @@
+"""What each stage counts and finds out: one dataclass a stage, kept in its run record and read by later stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class NoMetrics:
+    """Of a stage that counts nothing but its tables' rows."""
+
+
+@dataclass(frozen=True)
+class QueryMetrics:
+    """Of embed_queries.
+
+    Attributes:
+        encoder: The frozen text encoder's name, which is its embedding space; None where no query has a text.
+        texts_encoded: Queries whose embedding was made from their text.
+        embedding_spaces: Query kind -> the space of its embeddings.
+        explained_variance: What the text encoder's 256 dimensions keep of the texts it was fitted on, 0 to 1.
+    """
+
+    encoder: str | None
+    texts_encoded: int
+    embedding_spaces: dict[str, str]
+    explained_variance: float | None = None
+
+
+@dataclass(frozen=True)
+class VocabularyMetrics:
+    """Of build_vocabulary: distinct tokens of each kind in the catalog, whether the vocabulary keeps them or not."""
+
+    distinct_char_trigrams: int = 0
+    distinct_word_unigrams: int = 0
+    distinct_word_bigrams: int = 0
+
+
+@dataclass(frozen=True)
+class ItemMetrics:
+    """Of build_item_features: sums over all items, and the vocabulary that the token ids mean something in.
+
+    Attributes:
+        vocabulary_size: Number of token ids.
+        vocabulary_hash: 128-bit hash of the vocabulary, hexadecimal.
+        tokens: Token ids written.
+        out_of_vocabulary_tokens: Tokens that the vocabulary lacks.
+        truncated_tokens: Tokens beyond features.max_tokens_per_feature.
+        images: Images written.
+        images_beyond_limit: Images beyond model.max_images of an item.
+        items_without_text: Items no text of which holds a known token.
+        items_without_images: Items without a usable image.
+    """
+
+    vocabulary_size: int
+    vocabulary_hash: str
+    tokens: int = 0
+    out_of_vocabulary_tokens: int = 0
+    truncated_tokens: int = 0
+    images: int = 0
+    images_beyond_limit: int = 0
+    items_without_text: int = 0
+    items_without_images: int = 0
+
+
+@dataclass(frozen=True)
+class TaskCounts:
+    """Pairs of one task, and the events behind them: in training, held out, and cut off by the caps."""
+
+    training_pairs: int = 0
+    training_events: int = 0
+    held_out_pairs: int = 0
+    held_out_events: int = 0
+    capped_pairs: int = 0
+    capped_events: int = 0
+
+
+@dataclass(frozen=True)
+class EventCounts:
+    """What became of every event that was read: the other four sum up to the first."""
+
+    read_events: int
+    training_events: int
+    held_out_events: int
+    capped_events: int
+    rejected_events: int
+
+
+@dataclass(frozen=True)
+class TrainingTableMetrics:
+    """Of build_training_tables: task name -> its counts, and all events."""
+
+    tasks: dict[str, TaskCounts]
+    events: EventCounts
+
+
+@dataclass(frozen=True)
+class TrainMetrics:
+    """Of train.
+
+    Attributes:
+        model_id: Identity of the trained model.
+        model_uri: Where it lies.
+        vocabulary_hash: Of the vocabulary it was trained with; see `ItemMetrics`.
+        parameters: Part of the tower -> number of weights, and their `total`.
+        steps: Steps taken.
+        pairs_per_second: Median over the reports, over all ranks.
+        waiting_for_data: Mean share of the time, 0 to 1.
+        processes: Ranks.
+        precision: What the tower was computed in.
+    """
+
+    model_id: str
+    model_uri: str
+    vocabulary_hash: str
+    parameters: dict[str, int] = field(default_factory=dict)
+    steps: int = 0
+    pairs_per_second: int = 0
+    waiting_for_data: float = 0.0
+    processes: int = 1
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class ScoreMetrics:
+    """Of score_catalog: the model whose embeddings were published, and what they were computed in."""
+
+    model_id: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class EvaluationMetrics:
+    """Of evaluate: how many items competed with the held-out ones."""
+
+    distractors: int

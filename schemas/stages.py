@@ -1,0 +1,124 @@
+"""The stages of the pipeline: what each reads, writes and counts, and their order.
+
+Read by the pipeline, by every run (a stage opens exactly the tables that stand here), the summary, the DAG of
+examples/airflow_dag.py and the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from schemas import tables as t
+from schemas.columns import Table
+from schemas.metrics import (
+    EvaluationMetrics,
+    ItemMetrics,
+    NoMetrics,
+    QueryMetrics,
+    ScoreMetrics,
+    TrainingTableMetrics,
+    TrainMetrics,
+    VocabularyMetrics,
+)
+
+Metrics = TypeVar("Metrics")
+
+
+@dataclass(frozen=True)
+class Stage(Generic[Metrics]):
+    """One step of the pipeline: a command of its own that turns tables into tables.
+
+    Attributes:
+        name: Its name, that of its job file and of its run record.
+        reads: The tables it may read; `training_<task>` and `held_out_<task>` stand for those of all tasks.
+        writes: The tables it replaces; another stage reads them at the version that this one's record names.
+        metrics: What it counts.
+        launcher: What starts it.
+    """
+
+    name: str
+    reads: tuple[Table, ...]
+    writes: tuple[Table, ...]
+    metrics: type[Metrics]
+    launcher: Literal["spark-submit", "torchrun"] = "spark-submit"
+
+
+MAKE_DEMO_WORLD = Stage(
+    "make_demo_world",
+    (),
+    (t.ITEMS, t.ITEM_IMAGES, t.QUERIES, t.ENGAGEMENT_LOGS, t.TRUE_ITEM_VECTORS, t.TRUE_QUERY_VECTORS),
+    NoMetrics,
+)
+"""Not of the pipeline: it stands where a shop has its own tables."""
+
+EMBED_QUERIES = Stage(
+    "embed_queries", (t.QUERIES, t.ITEMS), (t.QUERY_EMBEDDINGS, t.REJECTED_QUERIES), QueryMetrics
+)  # fmt: skip
+
+BUILD_VOCABULARY = Stage("build_vocabulary", (t.ITEMS,), (t.VOCABULARY,), VocabularyMetrics)
+
+BUILD_ITEM_FEATURES = Stage(
+    "build_item_features",
+    (t.ITEMS, t.ITEM_IMAGES, t.VOCABULARY),
+    (t.ITEM_FEATURES, t.REJECTED_ITEMS),
+    ItemMetrics,
+)
+
+BUILD_TRAINING_TABLES = Stage(
+    "build_training_tables",
+    (t.ENGAGEMENT_LOGS, t.QUERY_EMBEDDINGS, t.ITEM_FEATURES),
+    (t.TRAINING_PAIRS, t.HELD_OUT_PAIRS, t.ITEM_COUNTS, t.REJECTED_EVENTS),
+    TrainingTableMetrics,
+)
+
+TRAIN = Stage(
+    "train", (t.TRAINING_PAIRS, t.ITEM_FEATURES, t.ITEM_COUNTS), (), TrainMetrics, launcher="torchrun"
+)  # fmt: skip
+
+SCORE_CATALOG = Stage("score_catalog", (t.ITEM_FEATURES,), (t.ITEM_EMBEDDINGS,), ScoreMetrics)
+
+EVALUATE = Stage(
+    "evaluate",
+    (
+        t.HELD_OUT_PAIRS, t.TRAINING_PAIRS, t.QUERY_EMBEDDINGS, t.QUERIES, t.ITEMS, t.ITEM_FEATURES, t.ITEM_COUNTS,
+        t.ITEM_EMBEDDINGS, t.TRUE_ITEM_VECTORS, t.TRUE_QUERY_VECTORS,
+    ),
+    (t.EVALUATION,),
+    EvaluationMetrics,
+)  # fmt: skip
+
+PIPELINE: tuple[Stage[Any], ...] = (
+    EMBED_QUERIES,
+    BUILD_VOCABULARY,
+    BUILD_ITEM_FEATURES,
+    BUILD_TRAINING_TABLES,
+    TRAIN,
+    SCORE_CATALOG,
+    EVALUATE,
+)
+"""All stages, in the order in which they run."""
+
+
+def is_among(name: str, declared: Sequence[Table]) -> bool:
+    """Whether a table is one of those declared, or one task's of a family such as `training_<task>`."""
+    families = [table.name.removesuffix("<task>") for table in declared if table.name.endswith("<task>")]
+    return any(table.name == name for table in declared) or any(name.startswith(family) for family in families)
+
+
+def maker_of(name: str) -> Stage[Any] | None:
+    """The stage of the pipeline that writes a table; None for a table that the shop supplies."""
+    return next((stage for stage in PIPELINE if is_among(name, stage.writes)), None)
+
+
+def stage_named(name: str) -> Stage[Any]:
+    """The stage of the pipeline with this name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    for stage in PIPELINE:
+        if stage.name == name:
+            return stage
+    raise KeyError(f"no stage {name!r}; the stages are {', '.join(stage.name for stage in PIPELINE)}")

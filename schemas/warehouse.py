@@ -1,0 +1,74 @@
+"""What lies where in a warehouse.
+
+<warehouse>/<table name>/              a Delta table each; schemas/tables.py declares them
+<warehouse>/_runs/<stage>.json         the record of each stage's last complete run
+<warehouse>/_logs/                     what Spark and Python said while `itemsage run` ran; local warehouses only
+<warehouse>/models/<model_id>/         model.safetensors and model.json of every trained model
+<warehouse>/checkpoints/<run id>/      what an unfinished training run goes on from; removed when it ends
+<warehouse>/tensorboard/<run id>/      training curves; local warehouses only
+<warehouse>/query_encoder/             the frozen text encoder that embed_queries fitted
+<warehouse>/query_projections/<space>/ how embed_queries brings queries of another length to 256 numbers
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from schemas.storage import absolute_uri
+
+
+@dataclass(frozen=True)
+class Warehouse:
+    """The places in a warehouse; `uri` is a path or a URI."""
+
+    uri: str
+
+    def place(self, *parts: str) -> str:
+        """A path or URI inside the warehouse."""
+        return "/".join([absolute_uri(self.uri.rstrip("/")), *parts])
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the warehouse is a folder of this machine's, named without a scheme."""
+        return "://" not in self.uri
+
+    def table(self, name: str) -> str:
+        """Folder of a table."""
+        return self.place(name)
+
+    def record(self, stage: str) -> str:
+        """The run record of a stage."""
+        return self.place("_runs", f"{stage}.json")
+
+    @property
+    def records(self) -> str:
+        """Folder of all run records."""
+        return self.place("_runs")
+
+    @property
+    def logs(self) -> str:
+        """Folder of the logs of `itemsage run`; ./logs where the warehouse is no local folder."""
+        return self.place("_logs") if self.is_local else absolute_uri("logs")
+
+    @property
+    def models(self) -> str:
+        """Folder of all models; each lies in a folder of its model_id."""
+        return self.place("models")
+
+    def checkpoints(self, run_id: str) -> str:
+        """Folder of a training run's checkpoints."""
+        return self.place("checkpoints", run_id)
+
+    def tensorboard(self, run_id: str) -> str:
+        """Folder of a training run's curves; empty where the warehouse is no local folder."""
+        return self.place("tensorboard", run_id) if self.is_local else ""
+
+    @property
+    def query_encoder(self) -> str:
+        """Folder of the frozen text encoder."""
+        return self.place("query_encoder")
+
+    def query_projection(self, embedding_space: str) -> str:
+        """Folder of the projection of one space's queries to the length of all query embeddings."""
+        return self.place("query_projections", quote(embedding_space, safe=""))

@@ -1,0 +1,55 @@
+"""Storage: a file is replaced whole or not at all, and a table version is the files that its log names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from schemas.errors import InputError
+from schemas.storage import absolute_uri, data_files, file_system, read_bytes, read_columns, version_files, write_bytes
+
+
+def test_a_path_is_made_absolute_and_a_uri_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute_uri("s3://bucket/shop") == "s3://bucket/shop"
+    assert absolute_uri("shop") == f"{tmp_path}/shop"
+
+
+def test_a_write_that_dies_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"{tmp_path}/file"
+    write_bytes(uri, b"old")
+
+    def no_power(*_: object) -> None:
+        raise OSError("power cut")
+
+    monkeypatch.setattr(os, "fsync", no_power)
+    with pytest.raises(OSError, match="power cut"):
+        write_bytes(uri, b"new")
+    assert read_bytes(uri) == b"old"
+
+
+def test_a_kind_of_uri_that_nobody_opens_is_refused_with_the_cure() -> None:
+    with pytest.raises(InputError, match=r"warehouse, uri: .*Write s3:// for s3a://"):
+        file_system("s3a://bucket/shop")
+
+
+@pytest.mark.parametrize("folder", ["plain", "ein Laden 🪑"])
+def test_a_version_is_the_files_of_its_log_with_their_rows(tmp_path: Path, folder: str) -> None:
+    uri = f"{tmp_path}/{folder}"
+    write_deltalake(uri, pa.table({"item_id": ["a", "b"], "price": [1, 2]}))
+    write_deltalake(uri, pa.table({"item_id": ["c"], "price": [3]}), mode="append")
+    write_deltalake(uri, pa.table({"item_id": ["d"], "price": [4]}), mode="overwrite")
+    found = version_files(uri, 1)
+    assert found.version == 1
+    assert sorted(file.rows or 0 for file in found.files) == [1, 2]
+    for file in found.files:
+        assert Path(file.path).is_file()
+    assert read_columns(uri, 1, ["price"])["price"].to_pylist() in ([1, 2, 3], [3, 1, 2])
+    assert read_columns(uri, None, ["item_id"]).to_pydict() == {"item_id": ["d"]}
+    DeltaTable(uri).delete()
+    assert data_files(uri) == []
+    assert read_columns(uri, None, ["price"]).to_pydict() == {"price": []}
