@@ -62,7 +62,7 @@ def make_encoder() -> Encoder:
     torch.manual_seed(0)
     sizes, _ = paper()
     encoder = Encoder(
-        tuple(SLOTS),
+        dict.fromkeys(SLOTS, EMBEDDING_DIM),
         width=sizes.width,
         layers=1,
         heads=sizes.heads,

@@ -39,6 +39,7 @@ from itemsage_model.encoders.item_tower import ItemTower
 from itemsage_model.training.frequency import CountMinSketch
 from itemsage_model.training.objective import Objective
 from itemsage_model.training.trainer import Trainer
+from schemas.elements import IMAGES, TEXT
 from schemas.presets import paper
 from schemas.settings import LossSettings, TrainSettings
 from schemas.tables import EMBEDDING_DIM
@@ -102,27 +103,28 @@ def scoring_turn(kind: str, device: str, pairs: int) -> Turn:
             embeddings: Tensor = tower(items, fold)
         return embeddings[:_COMPARED].cpu()
 
-    return _turn(score, score, len(items.image_counts), _image_bytes(items) + _token_bytes(items, 2), device)
+    return _turn(score, score, len(items), _image_bytes(items) + _token_bytes(items, 2), device)
 
 
 def make_tower(kind: str, device: str) -> ItemTower:
     """The paper's tower, ours or plain."""
     sizes, features = paper()
     torch.manual_seed(0)
-    tower = ItemTower(sizes, LossSettings(), Catalog(1, features).vocabulary_size)
+    tower = ItemTower(sizes, LossSettings(), Catalog(1, features).elements)
     return (plain_tower(tower) if kind == PLAIN else tower).to(device)
 
 
 def make_batch(pairs: int) -> PairBatch:
     """Pairs and negatives, all of different items."""
-    items = Catalog(2 * pairs, paper()[1]).first_items(2 * pairs)
+    catalog = Catalog(2 * pairs, paper()[1])
+    items = catalog.first_items(2 * pairs)
     keys, random = np.arange(1, 2 * pairs + 1), np.random.default_rng(1)
     queries = random.standard_normal((pairs, EMBEDDING_DIM)).astype("<f2")
     zeros, ones = np.zeros(pairs, np.int64), np.ones(pairs, np.float32)
     first, second = np.arange(pairs), np.arange(pairs, 2 * pairs)
     block = Pairs(keys[first], keys[first], zeros, ones, queries, ItemRows([items], first))
     negatives = CatalogItems(keys[second], ItemRows([items], second))
-    batch = assemble([block], negatives, torch.zeros(pairs, dtype=torch.long), int(items.image_counts.max()))
+    batch = assemble([block], negatives, torch.zeros(pairs, dtype=torch.long), catalog.elements)
     length = batch.query_embedding.norm(dim=1, keepdim=True)
     return replace(batch, query_embedding=batch.query_embedding / length)
 
@@ -226,11 +228,12 @@ def _synchronised(step: Callable[[], object]) -> Callable[[], None]:
 
 
 def _image_bytes(items: ItemBatch) -> int:
-    return items.image_embeddings.numel() * items.image_embeddings.element_size()
+    images = items[IMAGES.values.name].values
+    return images.numel() * images.element_size()
 
 
 def _token_bytes(items: ItemBatch, size: int) -> int:
-    return items.text_token_ids.numel() * EMBEDDING_DIM * size
+    return items[TEXT.values.name].values.numel() * EMBEDDING_DIM * size
 
 
 if __name__ == "__main__":

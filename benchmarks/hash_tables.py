@@ -17,7 +17,8 @@ import torch
 from benchmarks.contest import Contender, Row, Turn, compete, judge, repeat, require
 from benchmarks.report import Options, main, print_outcome
 from benchmarks.synthetic import Catalog
-from itemsage_model.encoders.model_files import ModelSpec, model_bytes
+from itemsage_model.encoders.item_tower import ItemTowerSpec
+from itemsage_model.encoders.model_files import model_bytes
 from itemsage_model.serving.scorer import Scorer
 from schemas.presets import demo, paper
 from schemas.settings import LossSettings, ScoreSettings
@@ -43,7 +44,7 @@ def scoring_turn(tables: str, items: int) -> Turn:
         small, features = demo()
         sizes = sizes.model_copy(update={"hash_rows": small.hash_rows})
     catalog = Catalog(32 * items, features)
-    spec = ModelSpec(sizes, LossSettings(), features, catalog.vocabulary_size, {})
+    spec = ItemTowerSpec(sizes, LossSettings(), features, catalog.vocabulary_size, {})
     scorer = Scorer(model_bytes(spec.build()), spec)
     whole = catalog.first_items(catalog.items)
     batches = [whole.take(np.arange(start, start + items)) for start in range(0, catalog.items, items)]

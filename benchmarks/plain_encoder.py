@@ -27,7 +27,9 @@ class PlainEncoder(nn.Module):
         width, hidden, head_width = len(encoder.cls), len(_bias(block.feed_forward[0])), len(_bias(encoder.head[1]))
         dim = len(_bias(encoder.head[3]))
         self.cls = nn.Parameter(encoder.cls.detach().clone())
-        self.projections = nn.ModuleDict({name: nn.Linear(dim, width) for name in encoder.projections})
+        self.projections = nn.ModuleDict(
+            {name: nn.Linear(ours.in_features, width) for name, ours in encoder.projections.items()}  # type: ignore[arg-type]
+        )
         self.layer = nn.TransformerEncoderLayer(
             width, block.heads, hidden, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )

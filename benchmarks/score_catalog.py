@@ -28,11 +28,12 @@ from benchmarks.report import Options, main, print_outcome
 from benchmarks.scoring_jobs import Work, map_in_pandas_turn, predict_batch_udf_turn, ray_turn
 from benchmarks.spark_tables import session
 from benchmarks.synthetic import Catalog, item_ids, write_item_features, write_plain
-from itemsage_model.data.feature_cells import FEATURE_CELLS
-from itemsage_model.encoders.model_files import ModelSpec, load_model, save_model
+from itemsage_model.encoders.item_tower import ItemTowerSpec
+from itemsage_model.encoders.model_files import load_model, save_model
 from itemsage_model.serving.scorer import Scorer
 from jobs import score_catalog
 from schemas.cells import to_list_column, to_matrix
+from schemas.elements import FEATURE_CELLS
 from schemas.metrics import ItemMetrics, TrainMetrics
 from schemas.presets import paper
 from schemas.records import RunRecord, TableVersion, write_record
@@ -76,7 +77,7 @@ def prepare(options: Options) -> Work:
     write_item_features(warehouse / "item_features", catalog)
     write_plain(options.scratch / "plain", catalog, few, rows_per_file=few // 2)
     write_plain(options.scratch / "tiny", catalog, 64, rows_per_file=32)
-    spec = ModelSpec(sizes, LossSettings(), feature_sizes, catalog.vocabulary_size, {})
+    spec = ItemTowerSpec(sizes, LossSettings(), feature_sizes, catalog.vocabulary_size, {})
     model_uri, model_id = save_model(str(warehouse / "models"), spec.build(), spec, {})
     features = TableVersion("item_features", str(warehouse / "item_features"), 0, catalog.items)
     made = ItemMetrics(catalog.vocabulary_size, "synthetic")
@@ -130,7 +131,8 @@ def program_turn(work: Work) -> Turn:
 def score_files(files: list[str], model_uri: str, target: Path) -> None:
     """Score some files of item_features into one Parquet file."""
     torch.set_num_threads(1)
-    weights, spec, _ = load_model(model_uri)
+    model = load_model(model_uri, ItemTowerSpec)
+    weights, spec = model.weights, model.spec
     scorer = Scorer(weights, spec)
     writer = None
     for file in files:

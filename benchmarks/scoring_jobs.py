@@ -33,8 +33,10 @@ from benchmarks.contest import CannotRun, Figures, Turn
 from benchmarks.plain_encoder import plain_tower
 from benchmarks.spark_tables import ROOT, STOCK_JVM, session
 from benchmarks.synthetic import Catalog
-from itemsage_model.data.batch import ItemBatch
-from itemsage_model.encoders.model_files import ModelSpec, build_tower, load_model
+from itemsage_model.data.batch import ItemBatch, RaggedTensor
+from itemsage_model.encoders.item_tower import ItemTowerSpec
+from itemsage_model.encoders.model_files import build_tower, load_model
+from schemas.elements import IMAGES, TEXT
 from schemas.tables import EMBEDDING_DIM
 
 REQUIREMENTS = Path(__file__).with_name("requirements-ray.txt")
@@ -62,18 +64,20 @@ class Work:
     few: int
 
 
-def make_predict(weights: bytes, spec: ModelSpec) -> Predict:
+def make_predict(weights: bytes, spec: ItemTowerSpec) -> Predict:
     """A function from arrays to vectors [row, dim], with the plain tower on one thread."""
     torch.set_num_threads(1)
     tower = plain_tower(build_tower(weights, spec)).eval()
 
     def predict(token_ids: Any, token_counts: Any, images: Any) -> npt.NDArray[np.float32]:
         features = torch.from_numpy(images.reshape(-1, EMBEDDING_DIM))
+        ids, counts = token_ids[token_ids >= 0].astype(np.int64), token_counts.astype(np.int64)
+        image_counts = torch.full((len(images),), len(features) // len(images))
         batch = ItemBatch(
-            torch.from_numpy(token_ids[token_ids >= 0].astype(np.int64)),
-            torch.from_numpy(token_counts.astype(np.int64)),
-            features,
-            torch.full((len(images),), len(features) // len(images)),
+            {
+                TEXT.values.name: RaggedTensor(torch.from_numpy(ids), torch.from_numpy(counts)),
+                IMAGES.values.name: RaggedTensor(features, image_counts),
+            }
         )
         with torch.inference_mode():
             vectors: npt.NDArray[np.float32] = tower(batch).numpy()
@@ -86,7 +90,8 @@ def predict_batch_udf_turn(work: Work) -> Turn:
     """Spark's `predict_batch_udf`."""
 
     def score(spark: SparkSession) -> Callable[[DataFrame], DataFrame]:
-        weights, spec, _ = load_model(work.model_uri)
+        model = load_model(work.model_uri, ItemTowerSpec)
+        weights, spec = model.weights, model.spec
         broadcast = spark.sparkContext.broadcast(weights)
         predict = predict_batch_udf(
             lambda: make_predict(broadcast.value, spec),  # type: ignore[arg-type, return-value]
@@ -107,7 +112,8 @@ def map_in_pandas_turn(work: Work) -> Turn:
     """Spark's `mapInPandas`."""
 
     def score(spark: SparkSession) -> Callable[[DataFrame], DataFrame]:
-        weights, spec, _ = load_model(work.model_uri)
+        model = load_model(work.model_uri, ItemTowerSpec)
+        weights, spec = model.weights, model.spec
         broadcast = spark.sparkContext.broadcast(weights)
 
         def score_partition(frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
@@ -174,8 +180,8 @@ class RayScorer:
     """
 
     def __init__(self, model_uri: str) -> None:
-        weights, spec, _ = load_model(model_uri)
-        self._predict = make_predict(weights, spec)
+        model = load_model(model_uri, ItemTowerSpec)
+        self._predict = make_predict(model.weights, model.spec)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score one batch."""

@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 from deltalake import DeltaTable
 
+from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import load_model
 from itemsage_model.encoders.precision import Precision
 from itemsage_model.evaluation import baselines
@@ -30,7 +31,8 @@ def recall_in_bfloat16(warehouse: Path) -> tuple[float, str]:
     Args:
         warehouse: What the pipeline has left.
     """
-    weights, spec, _ = load_model(read_record(Warehouse(str(warehouse)), TRAIN).metrics.model_uri)
+    model = load_model(read_record(Warehouse(str(warehouse)), TRAIN).metrics.model_uri, ItemTowerSpec)
+    weights, spec = model.weights, model.spec
     features = _table(warehouse / "item_features").sort_by("item_key").combine_chunks()
     vectors = {}
     for precision in PRECISIONS:

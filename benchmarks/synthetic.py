@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import convert_to_deltalake
 
-from itemsage_model.data.ragged import PackedItems
+from itemsage_model.data.ragged import PackedItems, Ragged
 from schemas.cells import pack_cells
-from schemas.settings import FeatureSettings
+from schemas.elements import IMAGES, TEXT, SizedElement
+from schemas.settings import FeatureSettings, ModelSettings, item_elements
 from schemas.tables import EMBEDDING_DIM
 
 ITEMS_PER_FILE = 2048
@@ -50,6 +51,12 @@ class Catalog:
         return sum(self._kinds)
 
     @property
+    def elements(self) -> tuple[SizedElement, ...]:
+        """The elements of the items, at the paper's sizes but for the number of images."""
+        sizes = ModelSettings(max_images=self.images)
+        return item_elements(sizes, self.features, self.vocabulary_size)
+
+    @property
     def most_tokens(self) -> int:
         """No item has more tokens than this, so that token ids fit into arrays of one length."""
         return 2 * self.tokens
@@ -63,7 +70,8 @@ class Catalog:
             counts = self._token_counts(random, len(rows))
             images = pool[random.integers(len(pool), size=self.images * len(rows))]
             ids = self._token_ids(random, int(counts.sum()))
-            yield rows, PackedItems(ids, counts, images, np.full(len(rows), self.images))
+            image_lists = Ragged(images, np.full(len(rows), self.images))
+            yield rows, PackedItems({TEXT.values.name: Ragged(ids, counts), IMAGES.values.name: image_lists})
 
     def first_items(self, count: int) -> PackedItems:
         """The first `count` items."""
@@ -171,23 +179,23 @@ def item_keys(rows: npt.NDArray[np.int64]) -> pa.Array:
 
 def packed_cells(items: PackedItems) -> dict[str, pa.Array]:
     """The three feature columns as the project packs them."""
-    texts = items.text_token_counts
+    texts, images = items[TEXT.values.name], items[IMAGES.values.name]
     return {
-        "text_token_ids": pack_cells(items.text_token_ids, texts.sum(axis=1)),
-        "text_token_counts": pack_cells(texts, np.full(len(items), texts.shape[1])),
-        "image_embeddings": pack_cells(items.image_embeddings, items.image_counts * EMBEDDING_DIM),
+        "text_token_ids": pack_cells(texts.values, texts.totals),
+        "text_token_counts": pack_cells(texts.counts, np.full(len(items), texts.counts.shape[1])),
+        "image_embeddings": pack_cells(images.values, images.counts * EMBEDDING_DIM),
     }
 
 
 def plain_columns(items: PackedItems, catalog: Catalog) -> dict[str, pa.Array]:
     """The same features as lists of one length each."""
-    counts = items.text_token_counts.sum(axis=1)
+    texts, image_lists = items[TEXT.values.name], items[IMAGES.values.name]
     padded = np.full((len(items), catalog.most_tokens), -1, np.int32)
-    padded[np.arange(catalog.most_tokens) < counts[:, None]] = items.text_token_ids
-    images = items.image_embeddings.astype(np.float32).reshape(len(items), -1)
+    padded[np.arange(catalog.most_tokens) < texts.totals[:, None]] = texts.values
+    images = image_lists.values.astype(np.float32).reshape(len(items), -1)
     return {
         "text_token_ids": list_cells(padded),
-        "text_token_counts": list_cells(items.text_token_counts),
+        "text_token_counts": list_cells(texts.counts),
         "image_embeddings": list_cells(images),
     }
 

@@ -25,11 +25,11 @@ import torch
 from benchmarks.contest import Contender, Figures, Row, Turn, compete, judge, require
 from benchmarks.report import Options, main, print_outcome
 from benchmarks.synthetic import Catalog, write_plain, write_training_table
-from itemsage_model.data.feature_cells import FEATURE_CELLS
 from itemsage_model.data.mixing import MixedBatches
 from itemsage_model.data.parquet_files import open_parquet
 from itemsage_model.data.pinned_files import pin_files
-from itemsage_model.data.reader import PAIR_COLUMNS, RowFormat, RowStream
+from itemsage_model.data.reader import PAIR_ARRAYS, RowStream, pair_format
+from schemas.elements import FEATURE_CELLS, TEXT
 from schemas.presets import paper
 from schemas.storage import data_files, file_system
 from schemas.tables import EMBEDDING_DIM
@@ -66,16 +66,17 @@ def rows(options: Options) -> Iterator[Row]:
 def stream_turn(table: Path, catalog: Catalog) -> Turn:
     """Batches for the model, from an endless stream."""
     files = pin_files("training_search_click", str(table), 0)
-    row_format = RowFormat(len(catalog.features.text_features), catalog.vocabulary_size)
+    elements = catalog.elements
+    row_format = pair_format(elements)
     seeds = count(1)
 
     def turn() -> Figures:
         started, keys, tokens = time.perf_counter(), [], 0
         stream = RowStream(files, row_format, POOL_ROWS, seed=next(seeds), stream=1, rank=0, ranks=1)
-        batches = iter(MixedBatches([stream], [BATCH], None, 0, None, catalog.images))
+        batches = iter(MixedBatches([stream], [BATCH], None, 0, None, elements))
         for batch in islice(batches, EPOCHS * files.row_count // BATCH):
-            keys.append(batch.query_keys)
-            tokens += len(batch.items.text_token_ids)
+            keys.append(batch.query_key)
+            tokens += len(batch.items[TEXT.values.name].values)
         seconds = time.perf_counter() - started
         for order in torch.cat(keys).view(EPOCHS, files.row_count):
             require(bool((order.sort().values == torch.arange(len(order))).all()), "a row is missing or comes twice")
@@ -115,7 +116,7 @@ def loader_turn(folder: Path, catalog: Catalog) -> Turn:
 def pyarrow_turn(table: Path, catalog: Catalog, read: Callable[..., pa.Table]) -> Turn:
     """The same columns of the same files, read and left as they are."""
     files = data_files(str(table))
-    columns = [*PAIR_COLUMNS, *FEATURE_CELLS]
+    columns = [*PAIR_ARRAYS, *FEATURE_CELLS]
 
     def turn() -> Figures:
         started, brought, tokens = time.perf_counter(), 0, 0

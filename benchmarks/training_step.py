@@ -27,8 +27,8 @@ from benchmarks.synthetic import Catalog, item_keys, write_item_features, write_
 from itemsage_model.data.batch import PairBatch
 from itemsage_model.data.pinned_files import pin_files
 from itemsage_model.data.prefetch import Prefetch
-from itemsage_model.encoders.model_files import ModelSpec
-from itemsage_model.encoders.precision import choose
+from itemsage_model.encoders.item_tower import ItemTowerSpec
+from itemsage_model.encoders.precision import choose_precision
 from itemsage_model.training.inputs import Inputs, make_batches, make_objective
 from itemsage_model.training.trainer import Trainer
 from schemas.presets import paper
@@ -55,7 +55,7 @@ def rows(options: Options) -> Iterator[Row]:
     print_outcome(f"training steps of {pairs} pairs and {pairs} negatives", "pairs", outcome)
     first = {name: outcome.performances[name].figures[0]["first_loss"] for name in steps}
     # Equal weights and equal batches: the first step's loss is the same, as far as ours' precision goes.
-    most = 3e-2 if choose("auto", torch.device("cpu")) == "bfloat16" else 1e-4
+    most = 3e-2 if choose_precision("auto", torch.device("cpu")) == "bfloat16" else 1e-4
     require(abs(first[OURS] - first[PLAIN]) <= most * abs(first[PLAIN]), f"losses of the first step differ: {first}")
     print(f"  losses of the first step: {first[OURS]:.5f} and {first[PLAIN]:.5f}")
     yield judge("3", "training step, pairs/s", PLAIN, outcome.ratios(OURS, PLAIN), at_least=8)
@@ -112,7 +112,7 @@ def training_turn(kind: str, warehouse: Path, pairs: int, steps: int) -> Turn:
 
 def make_inputs(settings: Settings, catalog: Catalog) -> Inputs:
     """The tables, as the trainer pins them."""
-    spec = ModelSpec(settings.model, settings.loss, settings.features, catalog.vocabulary_size, {})
+    spec = ItemTowerSpec(settings.model, settings.loss, settings.features, catalog.vocabulary_size, {})
     keys = item_keys(np.arange(catalog.items)).to_numpy()
     return Inputs(
         [pin_files(task.training_table, settings.table_uri(task.training_table), 0) for task in _tasks(settings)],

@@ -31,6 +31,7 @@ from jobs.transforms.item_images import images_by_item, packed_images, split_ima
 from jobs.transforms.items import joined_texts, split_items
 from jobs.transforms.keys import item_key
 from schemas.cells import pack_cells
+from schemas.elements import FEATURE_CELLS
 from schemas.errors import TableError
 from schemas.metrics import ItemMetrics
 from schemas.settings import Settings
@@ -77,7 +78,7 @@ def build(items: DataFrame, images: DataFrame | None, vocabulary: bytes, setting
             {"images": F.lit(None).cast("array<binary>"), "images_beyond_limit": F.lit(0).cast("long")}
         )
     else:
-        usable_images, rejected_images = split_images(images, usable)
+        usable_images, rejected_images = split_images(images, usable, settings.model.image_length)
         rejects = rejects.unionByName(rejected_images)
         # Both sides are unique by item_id, so the join neither multiplies nor drops items.
         with_images = texts.join(images_by_item(usable_images, settings.model.max_images), on="item_id", how="left")
@@ -120,7 +121,7 @@ def pack_items(batch: pa.RecordBatch, tokenizer: Tokenizer) -> pa.RecordBatch:
     """Tokenise and pack some items.
 
     Args:
-        batch: item_id, item_key, texts (as many in every row), images (lists of 512-byte cells), images_beyond_limit.
+        batch: item_id, item_key, texts (as many in every row), images (lists of float16 cells), images_beyond_limit.
         tokenizer: Turns texts into ids.
     """
     encoded = tokenizer.encode_column(batch.column("texts").flatten())
@@ -148,7 +149,7 @@ def pack_items(batch: pa.RecordBatch, tokenizer: Tokenizer) -> pa.RecordBatch:
     columns = {
         "item_id": keys.column("item_id"),
         "item_key": keys.column("item_key"),
-        **dict(zip(("text_token_ids", "text_token_counts", "image_embeddings"), cells, strict=True)),
+        **dict(zip(FEATURE_CELLS, cells, strict=True)),
         "out_of_vocabulary_count": pa.array(missing.sum(axis=1), pa.int32()),
         "features_hash": pa.array(_hashes(cells)),
     }
@@ -166,7 +167,9 @@ def run(spark: SparkSession, settings: Settings) -> None:
     """Read the items, their images and the vocabulary; write the features and what was rejected."""
     with JobRun(spark, settings, STAGE) as job:
         items = job.read(ITEMS)
-        images = packed_images(job.read(ITEM_IMAGES)).persist() if settings.inputs.has_images else None
+        images = None
+        if settings.inputs.has_images:
+            images = packed_images(job.read(ITEM_IMAGES), settings.model.image_length).persist()
         vocabulary = packed_vocabulary(job.read(VOCABULARY, may_be_empty=True))
         built = build(items, images, vocabulary, settings)
         sums = job.write_worker_rows(built.features, ITEM_FEATURES).sums

@@ -1,7 +1,8 @@
 """Give every query its frozen embedding: its own, brought to unit length, or one made from its text.
 
 Reads: queries; items (to fit the text encoder, where any query has text).
-Writes: query_embeddings, rejected_queries; the encoder at `<warehouse>/query_encoder/`.
+Writes: query_embeddings, rejected_queries; the encoder at `<warehouse>/query_encoder/`, and at
+`<warehouse>/query_projections/` how embeddings of another length than 256 become such of 256, fitted once per space.
 One row is: one query with its embedding; one query that cannot be used, and why.
 Safe to rerun because: the encoder is fitted on a fixed sample in a fixed order, texts are encoded in groups that depend
 on the texts alone, and each table is replaced in one commit.
@@ -12,6 +13,7 @@ on the texts alone, and each table is replaced in one commit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +23,7 @@ from pyspark.sql import functions as F
 
 from itemsage_model.encoders.frozen_text.stored import fit_encoder, from_bytes, save, to_bytes
 from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
+from itemsage_model.encoders.projection import Projection, fit_projection, load_projection, save_projection
 from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun
 from jobs.transforms.quarantine import Check, accepted, not_a_vector, rejected, with_reject
@@ -30,11 +33,15 @@ from schemas.metrics import QueryMetrics
 from schemas.settings import QueryEncoderSettings, Settings
 from schemas.stages import EMBED_QUERIES
 from schemas.tables import EMBEDDING_DIM, ITEMS, QUERIES, QUERY_EMBEDDINGS, REJECTED_QUERIES, TEXT_FEATURES
+from schemas.warehouse import Warehouse
 
 STAGE = EMBED_QUERIES
 
 FIT_ITEMS = 100_000
 """Most catalog items the encoder is fitted on, chosen by hash: a whole catalog need not fit on the driver."""
+
+FIT_QUERIES = 20_000
+"""Most queries that a projection is fitted on, chosen by hash."""
 
 FIT_FEATURES = tuple(name for name in TEXT_FEATURES if name not in ("merchant_domain", "product_links", "size"))
 """Text features that are language; links and sizes would only fill the vocabulary."""
@@ -49,6 +56,7 @@ def with_verdicts(queries: DataFrame) -> DataFrame:
     """Add `has_text`, and `reject` where a query cannot be used as it stands."""
     is_blank_space = F.col("embedding_space").isNull() | ~F.col("embedding_space").rlike(r"\S")
     has_embedding = F.col("query_embedding").isNotNull()
+    length = F.coalesce("embedding_length", F.lit(EMBEDDING_DIM))
     first = Window.partitionBy("query_id").orderBy(*[name for name in QUERIES.column_names if name != "query_id"])
     checks = [
         Check("null_id", _is_blank("query_id"), "query_id", "an id", "Give the query an id."),
@@ -58,8 +66,9 @@ def with_verdicts(queries: DataFrame) -> DataFrame:
             "Keep one row; the first one by content was used.",
         ),
         Check(
-            "not_a_vector", not_a_vector("query_embedding", EMBEDDING_DIM), "query_embedding",
-            f"{EMBEDDING_DIM} finite numbers, not all zero", "Correct it, or leave it null to have the text embedded.",
+            "not_a_vector", not_a_vector("query_embedding", length), "query_embedding",
+            "finite numbers, not all zero, as many as most embeddings of its space have",
+            "Correct it, or leave it null to have the text embedded.",
         ),
         Check(
             "unnamed_space", has_embedding & is_blank_space, "embedding_space",
@@ -70,8 +79,22 @@ def with_verdicts(queries: DataFrame) -> DataFrame:
             "a text or an embedding", "Give the query one of them.",
         ),
     ]  # fmt: skip
-    flagged = queries.withColumn("has_text", ~_is_blank("text")).withColumn("copy", F.row_number().over(first))
+    # The right side is unique by embedding_space.
+    sized = queries.join(embedding_lengths(queries), on="embedding_space", how="left")
+    flagged = sized.withColumn("has_text", ~_is_blank("text")).withColumn("copy", F.row_number().over(first))
     return with_reject(flagged, QUERIES, checks)
+
+
+def embedding_lengths(queries: DataFrame) -> DataFrame:
+    """How many numbers the embeddings of each space have: embedding_space, embedding_length.
+
+    The length of most of them counts; of two as frequent, 256, or else the larger.
+    """
+    present = queries.where(F.col("query_embedding").isNotNull())
+    sizes = present.select("embedding_space", F.size("query_embedding").alias("size"))
+    counts = sizes.groupBy("embedding_space", "size").agg(F.count("*").alias("row_count"))
+    rank = F.struct("row_count", F.col("size") == EMBEDDING_DIM, "size")
+    return counts.groupBy("embedding_space").agg(F.max_by("size", rank).alias("embedding_length"))
 
 
 def catalog_texts(items: DataFrame, limit: int = FIT_ITEMS) -> DataFrame:
@@ -112,18 +135,65 @@ def check_spaces(usable: DataFrame, encoder_name: str | None) -> dict[str, str]:
     return {kind: name for kind, (name,) in found.items()}
 
 
-def build(verdicts: DataFrame, encoder: TextEncoder | None, group_count: int) -> DataFrame:
+def fit_projections(usable: DataFrame, layout: Warehouse) -> dict[str, Projection]:
+    """The projection of each space whose embeddings have another length than 256; fitted once, and then kept.
+
+    Args:
+        usable: Accepted queries, one space per kind.
+        layout: Where projections are kept.
+
+    Raises:
+        TableError: a space was projected before, from another length.
+    """
+    others = usable.where(F.col("query_embedding").isNotNull() & (F.col("embedding_length") != EMBEDDING_DIM))
+    found = others.select("embedding_space", "embedding_length").distinct().orderBy("embedding_space").collect()
+    projections = {}
+    for space, length in found:
+        uri = layout.query_projection(space)
+        projection = load_projection(uri)
+        if projection is None:
+            chosen = others.where(F.col("embedding_space") == space).orderBy(F.xxhash64("query_id"), "query_id")
+            rows = chosen.limit(FIT_QUERIES).select("query_embedding").toArrow()
+            projection = fit_projection(space, to_matrix(rows["query_embedding"]))
+            save_projection(projection, uri)
+        if projection.length != length:
+            raise TableError(
+                QUERIES.name,
+                "query_embedding",
+                expected=f"{projection.length} numbers, from which {space} was projected before ({uri})",
+                found=f"{length} numbers",
+                cure="Give the embeddings of another encoder another embedding_space.",
+            )
+        kept = f"{projection.explained_variance:.1%} of the squared length kept"
+        print(f"  embeddings of {space}: {length} numbers projected to {EMBEDDING_DIM}, {kept}", flush=True)
+        projections[space] = projection
+    return projections
+
+
+def build(
+    verdicts: DataFrame,
+    encoder: TextEncoder | None,
+    group_count: int,
+    projections: dict[str, Projection] | None = None,
+) -> DataFrame:
     """Embed the queries of `with_verdicts` that passed, with `reject` where the text holds no known token.
 
     Args:
         verdicts: Output of `with_verdicts`.
         encoder: The fitted encoder; None where every accepted query has an embedding.
         group_count: Number of groups in which texts are encoded.
+        projections: Space -> its projection, where its embeddings have another length than 256.
     """
     usable = accepted(verdicts)
-    own = usable.where(F.col("query_embedding").isNotNull())
-    columns = own.select(*QUERY_EMBEDDINGS.column_names)
-    embedded = columns.mapInArrow(_to_unit_length, columns.schema)
+    own = usable.where(F.col("query_embedding").isNotNull()).select(*QUERY_EMBEDDINGS.column_names)
+    projected = projections or {}
+    parts = [own.where(~F.col("embedding_space").isin(list(projected))) if projected else own]
+    parts += [own.where(F.col("embedding_space") == space) for space in projected]
+    functions = [_to_unit_length(None), *(_to_unit_length(projection) for projection in projected.values())]
+    embedded = reduce(
+        DataFrame.unionByName,
+        [part.mapInArrow(function, own.schema) for part, function in zip(parts, functions, strict=True)],
+    )
     if encoder is not None:
         group = F.pmod(F.xxhash64("text"), F.lit(group_count)).alias("group")
         groups = usable.where(F.col("query_embedding").isNull()).groupBy(group)
@@ -147,12 +217,16 @@ def run(spark: SparkSession, settings: Settings) -> None:
             save(encoder, settings.layout.query_encoder)
         name = encoder.name if encoder else None
         spaces = check_spaces(usable, name)
-        embedded = build(verdicts, encoder, 1 + text_count // TEXTS_PER_GROUP).persist(StorageLevel.MEMORY_AND_DISK)
+        projections = fit_projections(usable, settings.layout)
+        spaces |= {kind: projections[space].name for kind, space in spaces.items() if space in projections}
+        groups = 1 + text_count // TEXTS_PER_GROUP
+        embedded = build(verdicts, encoder, groups, projections).persist(StorageLevel.MEMORY_AND_DISK)
         job.write(accepted(embedded), QUERY_EMBEDDINGS)
         refused = [rejected(rows, REJECTED_QUERIES) for rows in (verdicts, embedded)]
         job.write_rejected(refused[0].unionByName(refused[1]), REJECTED_QUERIES)
         explained = round(encoder.explained_variance, 4) if encoder else None
-        job.metrics = QueryMetrics(name, text_count, spaces, explained)
+        projected = {space: round(one.explained_variance, 4) for space, one in projections.items()}
+        job.metrics = QueryMetrics(name, text_count, spaces, explained, projected)
         embedded.unpersist()
         verdicts.unpersist()
 
@@ -191,13 +265,22 @@ def _is_blank(column: str) -> Column:
     return F.col(column).isNull() | ~F.col(column).rlike(r"\S")
 
 
-def _to_unit_length(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        numbers = to_matrix(batch.column("query_embedding")).astype(np.float64)
-        unit = (numbers / np.linalg.norm(numbers, axis=1, keepdims=True)).astype(np.float32)
-        place = batch.schema.get_field_index("query_embedding")
-        columns = [*batch.columns[:place], to_list_column(unit), *batch.columns[place + 1 :]]
-        yield pa.RecordBatch.from_arrays(columns, batch.schema.names)
+def _to_unit_length(projection: Projection | None) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """Scales embeddings to length 1; of another length than 256, projects them first, and names the space anew."""
+
+    def convert(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            numbers = to_matrix(batch.column("query_embedding"))
+            exact, changed = numbers.astype(np.float64), {}
+            if projection is not None:
+                exact = projection.apply(numbers)
+                changed["embedding_space"] = pa.array([projection.name] * len(batch), pa.string())
+            unit = (exact / np.linalg.norm(exact, axis=1, keepdims=True)).astype(np.float32)
+            changed["query_embedding"] = to_list_column(unit)
+            columns = [changed.get(name, batch.column(name)) for name in batch.schema.names]
+            yield pa.RecordBatch.from_arrays(columns, batch.schema.names)
+
+    return convert
 
 
 def main() -> None:

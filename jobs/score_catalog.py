@@ -16,16 +16,17 @@ import pyarrow as pa
 import torch
 from pyspark.sql import SparkSession
 
-from itemsage_model.data.feature_cells import FEATURE_CELLS
 from itemsage_model.data.parquet_files import file_batches
 from itemsage_model.data.pinned_files import TableFiles, pin_files
-from itemsage_model.encoders.model_files import ModelSpec, load_model
-from itemsage_model.encoders.precision import Precision, choose
+from itemsage_model.encoders.item_tower import ItemTowerSpec
+from itemsage_model.encoders.model_files import SavedModel, load_model
+from itemsage_model.encoders.precision import Precision, choose_precision
 from itemsage_model.serving.scorer import batch_function, load_once
 from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun
 from jobs.runtime.worker_rows import WorkerRows
 from schemas.arrow import arrow_schema
+from schemas.elements import FEATURE_CELLS
 from schemas.errors import InputError, TableError
 from schemas.metrics import ItemMetrics, ScoreMetrics, TrainMetrics
 from schemas.records import TableVersion, read_record
@@ -44,7 +45,7 @@ KEPT = ("item_id", "features_hash")
 def build(
     spark: SparkSession,
     files: TableFiles,
-    model: tuple[bytes, ModelSpec],
+    model: SavedModel[ItemTowerSpec],
     constants: dict[str, Any],
     rows_at_once: int,
     precision: Precision,
@@ -57,7 +58,7 @@ def build(
     Args:
         spark: The session.
         files: The pinned files of item_features.
-        model: The model's weights as safetensors, and what they are.
+        model: The trained model.
         constants: Columns that are equal in all rows.
         rows_at_once: Items that a worker encodes together.
         precision: What the workers compute in.
@@ -65,8 +66,8 @@ def build(
     Returns:
         Rows of ITEM_EMBEDDINGS.
     """
-    weights, spec = model
-    broadcast = spark.sparkContext.broadcast(weights)
+    spec = model.spec
+    broadcast = spark.sparkContext.broadcast(model.weights)
     schema = arrow_schema(ITEM_EMBEDDINGS)
     scalars = {name: pa.scalar(value, schema.field(name).type) for name, value in constants.items()}
 
@@ -87,8 +88,8 @@ def run(spark: SparkSession, settings: Settings) -> None:
     """Score and publish."""
     with JobRun(spark, settings, STAGE) as job:
         trained = read_record(settings.layout, TRAIN)
-        weights, spec, facts = load_model(trained.metrics.model_uri)
-        _refuse_large(weights)
+        model = load_model(trained.metrics.model_uri, ItemTowerSpec)
+        _refuse_large(model.weights)
         # The version that the record names: a newer one, of a run that died, may have ids of another vocabulary.
         made = read_record(settings.layout, BUILD_ITEM_FEATURES)
         _refuse_other_vocabulary(made.metrics, trained.metrics)
@@ -96,11 +97,11 @@ def run(spark: SparkSession, settings: Settings) -> None:
         files = pin_files(ITEM_FEATURES.name, features.uri, features.version)
         job.count_input(TableVersion(ITEM_FEATURES.name, features.uri, files.version, files.row_count))
         # Decided once, so that all rows of a version are computed alike.
-        precision = choose(settings.score.precision, torch.device("cpu"))
-        constants = {"model_id": facts["model_id"], "scored_ts": settings.dates.end}
-        scored = build(spark, files, (weights, spec), constants, settings.score.rows_per_batch, precision)
+        precision = choose_precision(settings.score.precision, torch.device("cpu"))
+        constants = {"model_id": model.model_id, "scored_ts": settings.dates.end}
+        scored = build(spark, files, model, constants, settings.score.rows_per_batch, precision)
         job.write_worker_rows(scored, ITEM_EMBEDDINGS, row_count=files.row_count)
-        job.metrics = ScoreMetrics(facts["model_id"], precision)
+        job.metrics = ScoreMetrics(model.model_id, precision)
 
 
 def _refuse_large(weights: bytes) -> None:

@@ -7,10 +7,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from schemas.tables import EMBEDDING_DIM
 
-Column: TypeAlias = "pa.Array | pa.ChunkedArray"
+Cells: TypeAlias = "pa.Array | pa.ChunkedArray"
+"""A column of cells."""
 
 
 def pack_cells(numbers: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> pa.BinaryArray:
@@ -25,7 +27,7 @@ def pack_cells(numbers: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> pa.B
     return pa.Array.from_buffers(pa.binary(), len(counts), [None, pa.py_buffer(offsets), pa.py_buffer(numbers)])
 
 
-def unpack_cells(column: Column, dtype: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+def unpack_cells(column: Cells, dtype: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """The numbers of all cells, end to end, and how many each cell holds; int64 [row].
 
     Args:
@@ -58,6 +60,26 @@ def _unpack_chunk(chunk: pa.Array, dtype: np.dtype[Any]) -> tuple[npt.NDArray[An
     count = int(offsets[-1] - offsets[0]) // dtype.itemsize
     numbers = np.frombuffer(data, dtype, count, int(offsets[0])) if count else np.empty(0, dtype)
     return numbers, lengths // dtype.itemsize
+
+
+def pack_vectors(vectors: pa.ListArray, length: int) -> pa.BinaryArray:
+    """Lists of numbers as cells of little-endian float16, null where a list is no usable vector.
+
+    A list that is null, has another length, holds a null, NaN, infinity or a number beyond float16's range, or is all
+    zero in float16 becomes null.
+    """
+    is_whole = pc.equal(pc.list_value_length(vectors), length).fill_null(False)
+    numbers = vectors.filter(is_whole).flatten().to_numpy(zero_copy_only=False)
+    with np.errstate(over="ignore"):
+        halves = numbers.reshape(-1, length).astype("<f2")
+    is_usable = np.isfinite(halves).all(axis=1) & (halves != 0).any(axis=1)
+    is_valid = is_whole.to_numpy(zero_copy_only=False).copy()
+    is_valid[is_valid] = is_usable
+    ends = np.cumsum(is_valid * halves.itemsize * length)
+    offsets = np.concatenate([[0], ends]).astype(np.int32)
+    validity = np.packbits(is_valid, bitorder="little")
+    buffers = [pa.py_buffer(part) for part in (validity, offsets, np.ascontiguousarray(halves[is_usable]))]
+    return pa.Array.from_buffers(pa.binary(), len(is_valid), buffers)
 
 
 def to_list_column(vectors: npt.NDArray[np.float32]) -> pa.ListArray:

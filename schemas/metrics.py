@@ -19,12 +19,14 @@ class QueryMetrics:
         texts_encoded: Queries whose embedding was made from their text.
         embedding_spaces: Query kind -> the space of its embeddings.
         explained_variance: What the text encoder's 256 dimensions keep of the texts it was fitted on, 0 to 1.
+        projected_spaces: Space of embeddings of another length -> what of them the 256 dimensions keep, 0 to 1.
     """
 
     encoder: str | None
     texts_encoded: int
     embedding_spaces: dict[str, str]
     explained_variance: float | None = None
+    projected_spaces: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from schemas.columns import Column, Table
+from schemas.elements import ELEMENT_COLUMNS
 from schemas.tasks import Task
 
 EMBEDDING_DIM = 256
-"""Length of every query and item embedding (ItemSage section 6)."""
+"""Length of every query and item embedding that the pipeline publishes or trains against (the paper's 256)."""
 
 MAX_IMAGES = 20
-"""Most images of one item that enter the model (ItemSage section 1.2)."""
+"""Most images of one item that enter the model (the paper's 20)."""
 
 TEXT_FEATURES: dict[str, bool] = {
     "title": False,
@@ -62,7 +63,7 @@ ITEM_IMAGES = Table(
     (
         _ITEM_ID,
         Column("position", "int32", "order of the image on the product page, from 0"),
-        Column("image_embedding", "vector", "frozen image embedding (PinSage's place)", shape=_EMBEDDING),
+        Column("image_embedding", "vector", "frozen image embedding of model.image_length numbers (PinSage's place)"),
     ),
     key=("item_id", "position"),
 )
@@ -77,10 +78,9 @@ QUERIES = Table(
         Column(
             "query_embedding",
             "vector",
-            "frozen query embedding; null = embed_queries fills it from text",
+            "frozen query embedding, of 256 numbers or projected to them; null = embed_queries fills it from text",
             nullable=True,
             optional=True,
-            shape=_EMBEDDING,
         ),
         Column(
             "embedding_space", "string", "name and version of the frozen query encoder", nullable=True, optional=True
@@ -140,34 +140,13 @@ VOCABULARY = Table(
     key=("token_kind", "token"),
 )
 
-_FEATURE_COLUMNS = (
-    Column(
-        "text_token_ids",
-        "binary",
-        "little-endian int32 token ids of all text features, in sequence order",
-        shape=(-1,),
-    ),
-    Column(
-        "text_token_counts",
-        "binary",
-        "little-endian int32 number of token ids of each text feature",
-        shape=(-1,),
-    ),
-    Column(
-        "image_embeddings",
-        "binary",
-        "little-endian float16 image embeddings, by position; empty = no image",
-        shape=(-1, EMBEDDING_DIM),
-    ),
-)
-
 ITEM_FEATURES = Table(
     "item_features",
     "one product as the model reads it",
     (
         _ITEM_ID,
         _ITEM_KEY,
-        *_FEATURE_COLUMNS,
+        *ELEMENT_COLUMNS,
         Column("out_of_vocabulary_count", "int32", "tokens of the item that the vocabulary lacks"),
         Column("features_hash", "string", "128-bit hash of the feature columns, hexadecimal"),
     ),
@@ -199,7 +178,7 @@ TRAINING_PAIRS = Table(
     (
         *PAIR_COLUMNS,
         Column("query_embedding", "binary", "little-endian float16 query embedding", shape=_EMBEDDING),
-        *_FEATURE_COLUMNS,
+        *ELEMENT_COLUMNS,
     ),
     key=("query_id", "item_id"),
 )

@@ -14,10 +14,12 @@ import pytest
 import torch
 from deltalake import DeltaTable, write_deltalake
 
-from itemsage_model.data.feature_cells import FEATURE_CELLS, unpack_items
+from itemsage_model.data.feature_cells import unpack_items
+from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import load_model
 from itemsage_model.serving.scorer import Scorer
 from itemsage_model.training import run as training
+from schemas.elements import FEATURE_CELLS
 from schemas.errors import TableError
 from schemas.records import RunRecord, read_record
 from schemas.settings import Settings
@@ -105,17 +107,17 @@ def test_delta_rs_and_polars_read_the_embeddings(portal: Settings):
 
 
 def test_sparks_scores_equal_a_direct_call(portal: Settings):
-    weights, spec, facts = load_model(read_record(portal.layout, TRAIN).metrics.model_uri)
+    model = load_model(read_record(portal.layout, TRAIN).metrics.model_uri, ItemTowerSpec)
     features = rows_of(portal, "item_features").sort_by("item_id")
     cells = {name: features[name] for name in FEATURE_CELLS}
     precision = read_record(portal.layout, SCORE_CATALOG).metrics.precision
-    direct = Scorer(weights, spec, precision=precision).score(
-        unpack_items("item_features", cells, 12, spec.vocabulary_size)
+    direct = Scorer(model.weights, model.spec, precision=precision).score(
+        unpack_items("item_features", cells, model.spec.elements)
     )
     published = rows_of(portal, "item_embeddings").sort_by("item_id")
     np.testing.assert_allclose(np.array(published["embedding"].to_pylist()), direct, atol=1e-5)
     assert published["features_hash"].to_pylist() == features["features_hash"].to_pylist()
-    assert published["model_id"][0].as_py() == facts["model_id"]
+    assert published["model_id"][0].as_py() == model.model_id
 
 
 def test_a_rerun_of_every_job_gives_the_same_rows(spark: Any, portal: Settings):

@@ -1,41 +1,52 @@
-"""What the model reads: items and pairs as arrays, unpacked from the tables' binary cells.
+"""What the model reads: items and pairs as tensors, ragged and in half precision, as they lie in the tables.
 
 Shape words used throughout the model:
     item      distinct item of a batch          pair      (query, item) row of a training table
-    text      text feature slot (12)            image     image slot (up to 20)
+    text      text feature slot (12)            image     image, of all items end to end (up to 20 an item)
     token     token ids, flat                   dim       256, the length of every embedding
     column    distinct in-batch item            negative  distinct random item
+    value     value of an element, flat         slot      slot of an element
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from itemsage_model.data.ragged import PackedItems, _runs
+from itemsage_model.data.ragged import PackedItems, Ragged
+from schemas.elements import SizedElement
+
+
+@dataclass(frozen=True)
+class RaggedTensor:
+    """One element of a batch's items.
+
+    Attributes:
+        values: All values, in the order of items and slots: ids [value], or vectors [value, length].
+        counts: How many values each item has [item], or each of its slots [item, slot]; 0 = none.
+    """
+
+    values: Shaped[Tensor, "value ..."]
+    counts: Int[Tensor, "item ..."]
 
 
 @dataclass(frozen=True)
 class ItemBatch:
-    """Items as the model takes them: ragged and in half precision, as they lie in the tables.
+    """Items as a tower takes them: each element's values under the name of their column."""
 
-    Attributes:
-        text_token_ids: Token ids of all text features, flat; int32.
-        text_token_counts: How many of them each text feature has; 0 = the feature is empty.
-        image_embeddings: The images of all items, flat; float16.
-        image_counts: How many of them each item has.
-    """
+    elements: dict[str, RaggedTensor]
 
-    text_token_ids: Int[Tensor, "token"]
-    text_token_counts: Int[Tensor, "item text"]
-    image_embeddings: Float[Tensor, "image dim"]
-    image_counts: Int[Tensor, "item"]
+    def __getitem__(self, key: str) -> RaggedTensor:
+        return self.elements[key]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.elements.values())).counts)
 
     def to(self, device: torch.device) -> ItemBatch:
         """The same batch on a device."""
@@ -55,25 +66,25 @@ class PairBatch:
 
     Attributes:
         items: The distinct items to encode.
-        item_keys: Their identities.
-        positive: For each pair, the position of its item in `items`.
-        negatives: Positions in `items` of the random negatives, distinct.
+        item_key: Their identities.
+        positive: For each pair, the index of its item in `items`.
+        negatives: Indices in `items` of the random negatives, distinct.
         query_embedding: Frozen query vectors, float16.
-        query_keys: Identity of each pair's query.
-        query_item_keys: Identity of the item the query shows; 0 = none.
-        weights: Weight of each pair in the loss.
-        tasks: Index of each pair's task.
+        query_key: Identity of each pair's query.
+        query_item_key: Identity of the item the query shows; 0 = none.
+        pair_weight: Weight of each pair in the loss.
+        task: Index of each pair's task.
     """
 
     items: ItemBatch
-    item_keys: Int[Tensor, "item"]
+    item_key: Int[Tensor, "item"]
     positive: Int[Tensor, "pair"]
     negatives: Int[Tensor, "negative"]
     query_embedding: Float[Tensor, "pair dim"]
-    query_keys: Int[Tensor, "pair"]
-    query_item_keys: Int[Tensor, "pair"]
-    weights: Float[Tensor, "pair"]
-    tasks: Int[Tensor, "pair"]
+    query_key: Int[Tensor, "pair"]
+    query_item_key: Int[Tensor, "pair"]
+    pair_weight: Float[Tensor, "pair"]
+    task: Int[Tensor, "pair"]
 
     def to(self, device: torch.device) -> PairBatch:
         """The same batch on a device."""
@@ -84,25 +95,34 @@ class PairBatch:
         return _changed(self, _pinned)
 
 
-Batch = TypeVar("Batch", ItemBatch, PairBatch)
+Batch = TypeVar("Batch")
 
 
-def to_item_batch(packed: PackedItems, image_slots: int) -> ItemBatch:
-    """Packed items as tensors; of more than `image_slots` images an item keeps the first."""
-    images, counts = packed.image_embeddings, packed.image_counts
-    if counts.max(initial=0) > image_slots:
-        kept = np.minimum(counts, image_slots)
-        images, counts = images[_runs(packed._image_starts, kept)], kept
-    arrays = (packed.text_token_ids, packed.text_token_counts, images, counts)
+def to_item_batch(packed: PackedItems, elements: Sequence[SizedElement]) -> ItemBatch:
+    """Packed items as tensors; of more vectors than an element has slots an item keeps the first."""
+    parts = {}
+    for element in elements:
+        ragged = packed[element.key]
+        parts[element.key] = _tensors(ragged if element.element.counts else ragged.first(element.slots))
+    return ItemBatch(parts)
+
+
+def _tensors(ragged: Ragged) -> RaggedTensor:
     # torch takes no array that it may not write to, such as one that lies in an Arrow buffer; that one is copied.
-    return ItemBatch(*(torch.from_numpy(np.require(array, requirements="W")) for array in arrays))
+    arrays = (np.require(array, requirements="W") for array in (ragged.values, ragged.counts))
+    return RaggedTensor(*map(torch.from_numpy, arrays))
 
 
-def _changed(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """The batch with every tensor changed, those of its items too."""
-    parts = [getattr(batch, field.name) for field in fields(batch)]
-    changed: list[Any] = [change(part) if isinstance(part, Tensor) else _changed(part, change) for part in parts]
-    return type(batch)(*changed)
+def _changed(part: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """A batch, or a part of one, with every tensor in it changed."""
+    changed: Any
+    if isinstance(part, Tensor):
+        changed = change(part)
+    elif isinstance(part, dict):
+        changed = {key: _changed(value, change) for key, value in part.items()}
+    else:
+        changed = type(part)(*(_changed(getattr(part, field.name), change) for field in fields(part)))  # type: ignore[arg-type]
+    return changed  # type: ignore[no-any-return]
 
 
 def _pinned(tensor: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,8 @@ import torch
 
 from itemsage_model.data.batch import ItemBatch, PairBatch, to_item_batch
 from itemsage_model.data.ragged import ItemRows
-from itemsage_model.data.reader import CatalogItems, CatalogStream, Pairs, RowStream
+from itemsage_model.data.reader import CatalogItems, Pairs, RowStream
+from schemas.elements import SizedElement
 
 CPU = torch.device("cpu")
 
@@ -28,16 +29,16 @@ class MixedBatches:
         catalog: Where random negatives come from; None with a full softmax.
         negative_count: Random negatives of a batch.
         negative_keys: Sorted keys of the items that may be negatives; None = all.
-        image_slots: Most images of one item.
+        elements: What of an item goes into a batch.
         start_step: Steps already taken by an earlier run, whose rows are passed over.
     """
 
-    tasks: list[RowStream]
+    tasks: list[RowStream[Pairs]]
     pairs: list[int]
-    catalog: CatalogStream | None
+    catalog: RowStream[CatalogItems] | None
     negative_count: int
     negative_keys: npt.NDArray[np.int64] | None
-    image_slots: int
+    elements: Sequence[SizedElement]
     start_step: int = 0
 
     def __iter__(self) -> Iterator[PairBatch]:
@@ -48,7 +49,7 @@ class MixedBatches:
         task_of_pair = torch.from_numpy(np.repeat(np.arange(len(self.pairs)), self.pairs))
         while True:
             blocks: list[Pairs] = [next(stream) for stream in streams]
-            yield assemble(blocks, next(negatives), task_of_pair, self.image_slots)
+            yield assemble(blocks, next(negatives), task_of_pair, self.elements)
 
     def _negatives(self) -> Iterator[CatalogItems | None]:
         if self.catalog is None or not self.negative_count:
@@ -63,7 +64,7 @@ class MixedBatches:
 
 
 def assemble(
-    blocks: list[Pairs], negatives: CatalogItems | None, task_of_pair: torch.Tensor, image_slots: int
+    blocks: list[Pairs], negatives: CatalogItems | None, task_of_pair: torch.Tensor, elements: Sequence[SizedElement]
 ) -> PairBatch:
     """Join the tasks' rows and the negatives into one batch, each distinct item once.
 
@@ -71,7 +72,7 @@ def assemble(
         blocks: Rows of each task.
         negatives: Random items.
         task_of_pair: int64 [pair], the task of each row.
-        image_slots: Most images of one item.
+        elements: What of an item goes into a batch.
     """
     item_key = np.concatenate([block.item_key for block in blocks])
     keys = item_key if negatives is None else np.concatenate([item_key, negatives.item_key])
@@ -80,15 +81,15 @@ def assemble(
     items = ItemRows.concatenate([part for part in parts if part is not None]).take(first)
     # In the order in which they lie in memory, as they are copied faster so.
     order = np.argsort(items.rows)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    position = place[inverse]
+    index_of = np.empty_like(order)
+    index_of[order] = np.arange(len(order))
+    index = index_of[inverse]
     return _pair_batch(
         blocks,
-        to_item_batch(items.take(order).gather(), image_slots),
+        to_item_batch(items.take(order).gather(), elements),
         torch.from_numpy(distinct[order]),
-        position[: len(item_key)],
-        np.unique(position[len(item_key) :]),
+        index[: len(item_key)],
+        np.unique(index[len(item_key) :]),
         task_of_pair,
     )
 
@@ -103,14 +104,14 @@ def _pair_batch(
 ) -> PairBatch:
     return PairBatch(
         items=items,
-        item_keys=item_keys,
+        item_key=item_keys,
         positive=torch.from_numpy(positive),
         negatives=torch.from_numpy(negatives),
         query_embedding=torch.from_numpy(np.concatenate([block.query_embedding for block in blocks])),
-        query_keys=torch.from_numpy(np.concatenate([block.query_key for block in blocks])),
-        query_item_keys=torch.from_numpy(np.concatenate([block.query_item_key for block in blocks])),
-        weights=torch.from_numpy(np.concatenate([block.pair_weight for block in blocks])),
-        tasks=task_of_pair,
+        query_key=torch.from_numpy(np.concatenate([block.query_key for block in blocks])),
+        query_item_key=torch.from_numpy(np.concatenate([block.query_item_key for block in blocks])),
+        pair_weight=torch.from_numpy(np.concatenate([block.pair_weight for block in blocks])),
+        task=task_of_pair,
     )
 
 
@@ -126,24 +127,24 @@ class CatalogBatches:
         catalog: The items of the softmax, sorted by key; every positive must be among them.
         rank: This rank.
         ranks: Number of ranks.
-        image_slots: Most images of one item.
+        elements: What of an item goes into a batch.
         start_step: Steps already taken by an earlier run.
         device: Where the catalog is encoded.
     """
 
-    tasks: list[RowStream]
+    tasks: list[RowStream[Pairs]]
     pairs: list[int]
     catalog: CatalogItems
     rank: int
     ranks: int
-    image_slots: int
+    elements: Sequence[SizedElement]
     start_step: int = 0
     device: torch.device = CPU
 
     def __iter__(self) -> Iterator[PairBatch]:
         bounds = np.linspace(0, len(self.catalog), self.ranks + 1).astype(np.int64)
         own = np.arange(bounds[self.rank], bounds[self.rank + 1])
-        items = to_item_batch(self.catalog.items.take(own).gather(), self.image_slots).to(self.device)
+        items = to_item_batch(self.catalog.items.take(own).gather(), self.elements).to(self.device)
         keys = torch.from_numpy(self.catalog.item_key).to(self.device)
         task_of_pair = torch.from_numpy(np.repeat(np.arange(len(self.pairs)), self.pairs))
         streams = [

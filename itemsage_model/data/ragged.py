@@ -1,4 +1,4 @@
-"""Rows with lists of unequal length, laid end to end in numpy arrays, and picking some of them with one copy."""
+"""Lists of unequal length laid end to end in numpy arrays, and picking some items' lists with one copy."""
 
 from __future__ import annotations
 
@@ -10,27 +10,70 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from schemas.tables import EMBEDDING_DIM
+
+@dataclass(frozen=True)
+class Ragged:
+    """One element of some items: a list of values an item, or a list for each of its slots.
+
+    Attributes:
+        values: All values, in the order of items and slots: int32 [value], or float16 [value, length].
+        counts: How many values each item has, int64 [item], or each of its slots, int32 [item, slot].
+    """
+
+    values: npt.NDArray[Any]
+    counts: npt.NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @cached_property
+    def totals(self) -> npt.NDArray[np.int64]:
+        """Values of each item [item]."""
+        of_items = self.counts if self.counts.ndim == 1 else self.counts.sum(axis=1, dtype=np.int64)
+        totals: npt.NDArray[np.int64] = of_items.astype(np.int64, copy=False)
+        return totals
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """Where each item's values begin [item]."""
+        return starts_of(self.totals)
+
+    def first(self, limit: int) -> Ragged:
+        """At most the first `limit` values of each item, where counts are per item."""
+        if self.counts.max(initial=0) <= limit:
+            return self
+        kept = np.minimum(self.counts, limit)
+        return Ragged(self.values[runs(self.starts, kept)], kept)
+
+    @staticmethod
+    def gather(parts: Sequence[Ragged], chosen: Sequence[Chosen], row_count: int) -> Ragged:
+        """Chosen items of several parts, copied once; see `PackedItems.gather`."""
+        counts = np.empty((row_count, *parts[0].counts.shape[1:]), parts[0].counts.dtype)
+        for part, (targets, own) in zip(parts, chosen, strict=True):
+            counts[targets] = part.counts[own]
+        gathered = Ragged(np.empty(0), counts)
+        totals, starts = gathered.totals, gathered.starts
+        values = np.empty((int(totals.sum()), *parts[0].values.shape[1:]), parts[0].values.dtype)
+        for part, (targets, own) in zip(parts, chosen, strict=True):
+            _copy_runs(part.values, part.starts[own], values, starts, totals, targets)
+        return Ragged(values, counts)
+
+
+Chosen = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+"""Of one part: to which rows of the result it contributes, and which of its own rows go there."""
 
 
 @dataclass(frozen=True)
 class PackedItems:
-    """Items with their ragged lists laid end to end; the numpy side of a batch.
+    """Items as arrays, the numpy side of a batch: each element's values under the name of their column."""
 
-    Attributes:
-        text_token_ids: int32 [token], the items' tokens in item and text order.
-        text_token_counts: int32 [item, text].
-        image_embeddings: float16 [total images, dim].
-        image_counts: int64 [item].
-    """
-
-    text_token_ids: npt.NDArray[np.int32]
-    text_token_counts: npt.NDArray[np.int32]
-    image_embeddings: npt.NDArray[np.float16]
-    image_counts: npt.NDArray[np.int64]
+    elements: dict[str, Ragged]
 
     def __len__(self) -> int:
-        return len(self.image_counts)
+        return len(next(iter(self.elements.values())))
+
+    def __getitem__(self, key: str) -> Ragged:
+        return self.elements[key]
 
     def take(self, rows: npt.NDArray[np.int64]) -> PackedItems:
         """The items at `rows`, in that order; rows may repeat."""
@@ -42,27 +85,10 @@ class PackedItems:
 
         Ascending rows are the fastest: what comes of one part then lies together.
         """
-        own_rows = list(_by_part([len(part) for part in parts], rows))
-        counts = np.empty((len(rows), parts[0].text_token_counts.shape[1]), np.int32)
-        image_counts = np.empty(len(rows), np.int64)
-        for part, (places, own) in zip(parts, own_rows, strict=True):
-            counts[places], image_counts[places] = part.text_token_counts[own], part.image_counts[own]
-        token_counts = counts.sum(axis=1, dtype=np.int64)
-        tokens = np.empty(token_counts.sum(), np.int32)
-        images = np.empty((image_counts.sum(), EMBEDDING_DIM), np.float16)
-        token_starts, image_starts = _starts(token_counts), _starts(image_counts)
-        for part, (places, own) in zip(parts, own_rows, strict=True):
-            _copy_runs(part.text_token_ids, part._token_starts[own], tokens, token_starts, token_counts, places)
-            _copy_runs(part.image_embeddings, part._image_starts[own], images, image_starts, image_counts, places)
-        return PackedItems(tokens, counts, images, image_counts)
-
-    @cached_property
-    def _token_starts(self) -> npt.NDArray[np.int64]:
-        return _starts(self.text_token_counts.sum(axis=1, dtype=np.int64))
-
-    @cached_property
-    def _image_starts(self) -> npt.NDArray[np.int64]:
-        return _starts(self.image_counts)
+        chosen = list(_by_part([len(part) for part in parts], rows))
+        return PackedItems(
+            {key: Ragged.gather([part[key] for part in parts], chosen, len(rows)) for key in parts[0].elements}
+        )
 
 
 @dataclass(frozen=True)
@@ -96,37 +122,35 @@ class ItemRows:
         return ItemRows([part for rows in several for part in rows.parts], np.concatenate(shifted))
 
 
-def gather_rows(parts: Sequence[npt.NDArray[Any]], rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+def take_rows(parts: Sequence[npt.NDArray[Any]], rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     """The given rows of arrays laid end to end, without laying them so."""
     if len(parts) == 1:
         return parts[0][rows]
-    gathered = np.empty((len(rows), *parts[0].shape[1:]), parts[0].dtype)
-    for part, (places, own) in zip(parts, _by_part([len(part) for part in parts], rows), strict=True):
-        gathered[places] = part[own]
-    return gathered
+    taken = np.empty((len(rows), *parts[0].shape[1:]), parts[0].dtype)
+    for part, (targets, own) in zip(parts, _by_part([len(part) for part in parts], rows), strict=True):
+        taken[targets] = part[own]
+    return taken
 
 
-def _by_part(
-    lengths: list[int], rows: npt.NDArray[np.int64]
-) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """For each part: which of `rows` lie in it, and at which of its own rows."""
-    start = 0
-    for length in lengths:
-        places = np.flatnonzero((rows >= start) & (rows < start + length))
-        yield places, rows[places] - start
-        start += length
-
-
-def _starts(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Where each of some lists begins that lie end to end."""
+def starts_of(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each of some lists begins that lie end to end; [list]."""
     starts: npt.NDArray[np.int64] = np.cumsum(counts) - counts
     return starts
 
 
-def _runs(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """start, start + 1, ... for each start, as many as its length, end to end."""
-    offsets: npt.NDArray[np.int64] = np.repeat(starts - _starts(lengths), lengths)
+def runs(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Indices start, start + 1, ... for each start, as many as its length, end to end."""
+    offsets: npt.NDArray[np.int64] = np.repeat(starts - starts_of(lengths), lengths)
     return offsets + np.arange(len(offsets))
+
+
+def _by_part(lengths: list[int], rows: npt.NDArray[np.int64]) -> Iterator[Chosen]:
+    """For each part: which of `rows` lie in it, and at which of its own rows."""
+    start = 0
+    for length in lengths:
+        targets = np.flatnonzero((rows >= start) & (rows < start + length))
+        yield targets, rows[targets] - start
+        start += length
 
 
 def _copy_runs(
@@ -135,25 +159,25 @@ def _copy_runs(
     target: npt.NDArray[Any],
     target_starts: npt.NDArray[np.int64],
     lengths: npt.NDArray[np.int64],
-    places: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.int64],
 ) -> None:
-    """Copy one run of `source` to each of some places of `target`.
+    """Copy one run of `source` to each of some lists of `target`.
 
     Args:
         source: Numbers or rows.
         starts: Where each run begins in `source`; [run].
         target: Filled in.
-        target_starts: Where each place begins in `target`; [place].
-        lengths: Of each place; [place].
-        places: Which place each run fills; ascending; [run].
+        target_starts: Where each list begins in `target`; [list].
+        lengths: Of each list; [list].
+        targets: Which list each run fills; ascending; [run].
     """
-    if not len(places):
+    if not len(targets):
         return
-    taken = _runs(starts, lengths[places])
-    first, last = int(places[0]), int(places[-1])
-    if last - first + 1 == len(places):
+    taken = runs(starts, lengths[targets])
+    first, last = int(targets[0]), int(targets[-1])
+    if last - first + 1 == len(targets):
         end = int(target_starts[last] + lengths[last])
         # "clip", because "raise" would fill a copy first; the positions are known to lie within.
         np.take(source, taken, axis=0, out=target[int(target_starts[first]) : end], mode="clip")
     else:
-        target[_runs(target_starts[places], lengths[places])] = source[taken]
+        target[runs(target_starts[targets], lengths[targets])] = source[taken]

@@ -9,27 +9,29 @@ counted against the table all the same.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from itemsage_model.data.epochs import epoch_seed, share_of_epoch
-from itemsage_model.data.feature_cells import FEATURE_CELLS, all_finite, unpack_items
+from itemsage_model.data.epochs import Share, epoch_seed, share_of_epoch
+from itemsage_model.data.feature_cells import all_finite, unpack_items
 from itemsage_model.data.pinned_files import TableFiles, unreadable
 from itemsage_model.data.prefetch import Prefetch
-from itemsage_model.data.ragged import ItemRows, gather_rows
+from itemsage_model.data.ragged import ItemRows, take_rows
 from schemas.cells import unpack_cells
+from schemas.elements import SizedElement
 from schemas.errors import TableError
 from schemas.tables import EMBEDDING_DIM
 
 _PREFETCHED_BLOCKS = 2
 """Row groups of a stream that are read and checked while the last ones are used."""
 
-PAIR_COLUMNS = ("query_key", "item_key", "query_item_key", "pair_weight", "query_embedding")
+PAIR_ARRAYS = ("query_key", "item_key", "query_item_key", "pair_weight", "query_embedding")
+"""What the trainer reads of a pair, beside the features of its item."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,51 @@ class CatalogItems:
         return len(self.item_key)
 
 
-@dataclass(frozen=True)
-class RowFormat:
-    """What the cells of a table hold: how many text features and token ids; and whether item features are read."""
+Rows = TypeVar("Rows", Pairs, CatalogItems)
 
-    text_count: int
-    vocabulary_size: int
-    with_items: bool = True
+
+@dataclass(frozen=True)
+class RowFormat(Generic[Rows]):
+    """What is read of a table's rows: which columns, and how a row group of them becomes arrays.
+
+    Attributes:
+        columns: Names of the columns.
+        unpack: Turns the table's name and some of its rows into arrays.
+    """
+
+    columns: tuple[str, ...]
+    unpack: Callable[[str, pa.Table], Rows]
+
+
+def pair_format(elements: Sequence[SizedElement] | None) -> RowFormat[Pairs]:
+    """Rows of a training table; None = without the features of their items."""
+    cells = column_names(elements or ())
+
+    def unpack(table: str, raw: pa.Table) -> Pairs:
+        return Pairs(
+            _checked(table, raw, "query_key", np.int64),
+            _checked(table, raw, "item_key", np.int64),
+            _checked(table, raw, "query_item_key", np.int64),
+            _checked(table, raw, "pair_weight", np.float32),
+            _query_vectors(table, raw["query_embedding"]),
+            _item_rows(table, raw, elements) if elements else None,
+        )
+
+    return RowFormat((*PAIR_ARRAYS, *cells), unpack)
+
+
+def catalog_format(elements: Sequence[SizedElement]) -> RowFormat[CatalogItems]:
+    """Rows of item_features."""
+
+    def unpack(table: str, raw: pa.Table) -> CatalogItems:
+        return CatalogItems(_checked(table, raw, "item_key", np.int64), _item_rows(table, raw, elements))
+
+    return RowFormat(("item_key", *column_names(elements)), unpack)
+
+
+def column_names(elements: Sequence[SizedElement]) -> tuple[str, ...]:
+    """The columns that hold some elements."""
+    return tuple(column.name for sized in elements for column in sized.element.columns)
 
 
 def read_files(files: TableFiles, indices: tuple[int, ...], columns: tuple[str, ...], seed: int) -> Iterator[pa.Table]:
@@ -90,14 +130,14 @@ def read_files(files: TableFiles, indices: tuple[int, ...], columns: tuple[str, 
         reader.join()
 
 
-class RowStream:
+class RowStream(Generic[Rows]):
     """An endless, shuffled stream of a table's rows: every row exactly once in every epoch, over all ranks.
 
     Rows are shuffled by file (drawn anew in each epoch) and within a pool of about `pool_rows` rows.
 
     Args:
         files: The pinned table.
-        row_format: What the cells hold.
+        row_format: What is read of a row.
         pool_rows: Rows held for shuffling.
         seed: Seed of the run.
         stream: Number of this stream within the run.
@@ -108,17 +148,18 @@ class RowStream:
     def __init__(
         self,
         files: TableFiles,
-        row_format: RowFormat,
+        row_format: RowFormat[Rows],
         pool_rows: int,
         seed: int,
         stream: int,
         rank: int,
         ranks: int,
     ) -> None:
-        self.files, self.row_format, self.pool_rows = files, row_format, pool_rows
+        self.files, self.pool_rows = files, pool_rows
+        self.row_format: RowFormat[Rows] = row_format
         self.seed, self.stream, self.rank, self.ranks = seed, stream, rank, ranks
 
-    def batches(self, size: int, skip_rows: int = 0) -> Iterator[Any]:
+    def batches(self, size: int, skip_rows: int = 0) -> Iterator[Rows]:
         """Batches of exactly `size` rows, for ever; a batch may straddle two epochs.
 
         Args:
@@ -130,7 +171,7 @@ class RowStream:
             skip_rows -= rows
             epoch += 1
         blocks = Prefetch(self._epochs(epoch), _PREFETCHED_BLOCKS)
-        pending: list[Any] = []
+        pending: list[Rows] = []
         try:
             for pool, order in self._pools(blocks, epoch):
                 # A resumed epoch is dealt with in the same order, and its first rows are passed over.
@@ -146,7 +187,7 @@ class RowStream:
         finally:
             blocks.close()
 
-    def _share(self, epoch: int) -> Any:
+    def _share(self, epoch: int) -> Share:
         share = share_of_epoch(list(self.files.rows), self.rank, self.ranks, self._epoch_seed(epoch))
         if not share.rows:
             raise unreadable(
@@ -158,18 +199,18 @@ class RowStream:
             )
         return share
 
-    def _epochs(self, epoch: int) -> Iterator[Any]:
+    def _epochs(self, epoch: int) -> Iterator[Rows | None]:
         """The rank's row groups of this epoch and all later ones, None after each epoch."""
         while True:
             yield from self._epoch(epoch)
             yield None
             epoch += 1
 
-    def _epoch(self, epoch: int) -> Iterator[Any]:
+    def _epoch(self, epoch: int) -> Iterator[Rows]:
         """The rank's row groups of one epoch; fails unless every row came exactly once."""
         share, rows = self._share(epoch), 0
-        for raw in read_files(self.files, share.files, self._columns(), self._epoch_seed(epoch)):
-            block = self._unpack(raw)
+        for raw in read_files(self.files, share.files, self.row_format.columns, self._epoch_seed(epoch)):
+            block = self.row_format.unpack(self.files.table, raw)
             if share.stride > 1:
                 block = _gather([block], np.arange(share.offset, len(block), share.stride))
             rows += len(block)
@@ -183,9 +224,9 @@ class RowStream:
                 "Files changed or were lost while training read them; keep the version and restart.",
             )
 
-    def _pools(self, blocks: Iterable[Any], epoch: int) -> Iterator[tuple[list[Any], npt.NDArray[np.int64]]]:
+    def _pools(self, blocks: Iterable[Rows | None], epoch: int) -> Iterator[tuple[list[Rows], npt.NDArray[np.int64]]]:
         """Row groups of one epoch, about `pool_rows` rows together, with a random order of their rows."""
-        pool: list[Any] = []
+        pool: list[Rows] = []
         random = self._random(epoch)
         for block in blocks:
             pool += [] if block is None else [block]
@@ -203,53 +244,23 @@ class RowStream:
     def _epoch_seed(self, epoch: int) -> int:
         return epoch_seed(self.seed, self.stream, epoch)
 
-    def _columns(self) -> tuple[str, ...]:
-        return (*PAIR_COLUMNS, *FEATURE_CELLS) if self.row_format.with_items else PAIR_COLUMNS
 
-    def _unpack(self, raw: pa.Table) -> Pairs | CatalogItems:
-        items = None
-        if self.row_format.with_items:
-            items = _item_rows(self.files.table, raw, self.row_format)
-        queries = _query_vectors(self.files.table, raw["query_embedding"])
-        return Pairs(
-            _checked(self.files.table, raw, "query_key", np.int64),
-            _checked(self.files.table, raw, "item_key", np.int64),
-            _checked(self.files.table, raw, "query_item_key", np.int64),
-            _checked(self.files.table, raw, "pair_weight", np.float32),
-            queries,
-            items,
-        )
+def read_catalog(files: TableFiles, row_format: RowFormat[CatalogItems]) -> CatalogItems:
+    """Every item of the catalog, sorted by key."""
+    everything = read_files(files, tuple(range(len(files.uris))), row_format.columns, 1)
+    parts = [row_format.unpack(files.table, raw) for raw in everything]
+    keys = np.concatenate([part.item_key for part in parts])
+    if len(keys) != files.row_count:
+        raise unreadable(files.table, "", f"{files.row_count} rows", f"{len(keys)}", "Read it again.")
+    return _gather(parts, np.argsort(keys, kind="stable"))
 
 
-class CatalogStream(RowStream):
-    """The same over item_features: the random negatives, each item once an epoch, so uniform over the catalog."""
-
-    def _columns(self) -> tuple[str, ...]:
-        return ("item_key", *FEATURE_CELLS)
-
-    def _unpack(self, raw: pa.Table) -> CatalogItems:
-        items = _item_rows(self.files.table, raw, self.row_format)
-        return CatalogItems(_checked(self.files.table, raw, "item_key", np.int64), items)
-
-    def whole_table(self) -> CatalogItems:
-        """Every item of the catalog, sorted by key."""
-        parts = [
-            self._unpack(raw) for raw in read_files(self.files, tuple(range(len(self.files.uris))), self._columns(), 1)
-        ]
-        keys = np.concatenate([part.item_key for part in parts])
-        if len(keys) != self.files.row_count:
-            raise unreadable(self.files.table, "", f"{self.files.row_count} rows", f"{len(keys)}", "Read it again.")
-        catalog: CatalogItems = _gather(parts, np.argsort(keys, kind="stable"))
-        return catalog
-
-
-def _item_rows(table: str, raw: pa.Table, row_format: RowFormat) -> ItemRows:
-    cells = {name: raw[name] for name in FEATURE_CELLS}
-    items = unpack_items(table, cells, row_format.text_count, row_format.vocabulary_size)
+def _item_rows(table: str, raw: pa.Table, elements: Sequence[SizedElement]) -> ItemRows:
+    items = unpack_items(table, {name: raw[name] for name in column_names(elements)}, elements)
     return ItemRows([items], np.arange(len(items)))
 
 
-def _gather(blocks: list[Any], rows: npt.NDArray[np.int64]) -> Any:
+def _gather(blocks: list[Rows], rows: npt.NDArray[np.int64]) -> Rows:
     """The given rows of Pairs or CatalogItems laid end to end."""
     columns = ([getattr(block, f.name) for block in blocks] for f in fields(blocks[0]))
     gathered: list[Any] = []
@@ -257,7 +268,7 @@ def _gather(blocks: list[Any], rows: npt.NDArray[np.int64]) -> Any:
         if isinstance(parts[0], ItemRows):
             gathered.append(ItemRows.concatenate(parts).take(rows))
         else:
-            gathered.append(None if parts[0] is None else gather_rows(parts, rows))
+            gathered.append(None if parts[0] is None else take_rows(parts, rows))
     return type(blocks[0])(*gathered)
 
 

@@ -2,7 +2,7 @@
 
 Only the [CLS] output of the block is read, and with one block the [CLS] *input* is the same for every item.
 So the query of [CLS] is a constant: keys and values of the tokens are never formed. Each head scores a raw
-256-d feature by one dot product with a folded vector, pools the raw features, and projects once per item.
+feature by one dot product with a folded vector, pools the raw features, and projects once per item.
 This is the same function of the same parameters (the tests hold it against nn.TransformerEncoderLayer),
 at about a seventeenth of the arithmetic.
 """
@@ -34,7 +34,7 @@ class Tokens:
         return self.at_slots(self.features, 0.0)
 
     def at_slots(self, values: Float[Tensor, "present value"], empty: float) -> Float[Tensor, "item slot value"]:
-        """Values of the features at the slots of these, and `empty` at the others."""
+        """One value a feature, placed at the feature's slot; `empty` at the slots without a feature."""
         if len(values) < self.is_present.numel():
             # Picking rows, the last ones `empty`, is half as long as writing them to their places.
             empties = values.new_full((_EMPTY_ROWS, values.shape[1]), empty)
@@ -68,7 +68,7 @@ class ModalityFold:
     value_bias: Float[Tensor, "head head_dim"]
 
     def to(self, dtype: torch.dtype) -> ModalityFold:
-        """The same in another precision."""
+        """The constants of this modality in another precision."""
         return ModalityFold(*(getattr(self, field.name).to(dtype) for field in fields(self)))
 
 
@@ -82,7 +82,7 @@ class Fold:
     value_shift: Float[Tensor, "width"]
 
     def to(self, dtype: torch.dtype) -> Fold:
-        """The same in another precision."""
+        """All constants in another precision."""
         modalities = {name: part.to(dtype) for name, part in self.modalities.items()}
         return Fold(modalities, self.cls_score.to(dtype), self.cls_value.to(dtype), self.value_shift.to(dtype))
 
@@ -145,18 +145,18 @@ class Encoder(nn.Module):
     Differs from the paper: none in function; with one block it is evaluated in folded form.
 
     Args:
-        modalities: Names of the sequence's parts, such as text and images.
+        modalities: The sequence's parts, such as text and images, and the length of a raw feature of each.
         width: Width of the transformer.
         layers: Number of blocks; more than one cannot be folded, and the last reads out at [CLS] only.
         heads: Attention heads.
         feed_forward_width: Hidden width of a block.
         head_width: Hidden width of the output head.
-        dim: Length of a raw feature and of the embedding.
+        dim: Length of the embedding.
     """
 
     def __init__(
         self,
-        modalities: tuple[str, ...],
+        modalities: dict[str, int],
         width: int,
         layers: int,
         heads: int,
@@ -165,7 +165,7 @@ class Encoder(nn.Module):
         dim: int,
     ) -> None:
         super().__init__()
-        self.projections = nn.ModuleDict({name: nn.Linear(dim, width) for name in modalities})
+        self.projections = nn.ModuleDict({name: nn.Linear(length, width) for name, length in modalities.items()})
         self.cls = nn.Parameter(torch.randn(width))
         self.blocks = nn.ModuleList(Block(width, heads, feed_forward_width) for _ in range(layers))
         self.head = nn.Sequential(

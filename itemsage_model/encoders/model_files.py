@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from itemsage_model.encoders.item_tower import ItemTower
+from itemsage_model.encoders.tower import Tower, TowerSpec
 from schemas.errors import EXIT_INPUT
-from schemas.settings import FeatureSettings, LossSettings, ModelSettings
 from schemas.storage import read_bytes, write_bytes
 
 
@@ -23,99 +21,86 @@ class CheckpointError(RuntimeError):
     exit_code = EXIT_INPUT
 
 
+Spec = TypeVar("Spec", bound=TowerSpec)
+
+_NO_IDENTITY = ("model_id", "facts", "sha256")
+"""Keys of model.json that do not make one model another."""
+
+
 @dataclass(frozen=True)
-class ModelSpec:
-    """What one must know to read a model's weights, and what its embeddings may be compared with.
+class SavedModel(Generic[Spec]):
+    """A trained tower as it was saved.
 
     Attributes:
-        model: Sizes of the tower.
-        loss: The loss it was trained with.
-        features: Text features and vocabulary limits.
-        vocabulary_size: Number of token ids.
-        embedding_spaces: Query kind -> frozen query space that the embeddings were fitted to.
+        model_id: Identity of its embedding space: hash of weights and spec.
+        weights: safetensors.
+        spec: What they are.
+        facts: Further plain values kept beside it, such as the table versions it was trained on.
     """
 
-    model: ModelSettings
-    loss: LossSettings
-    features: FeatureSettings
-    vocabulary_size: int
-    embedding_spaces: dict[str, str]
+    model_id: str
+    weights: bytes
+    spec: Spec
+    facts: dict[str, Any]
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return {
-            "model": self.model.model_dump(mode="json"),
-            "loss": self.loss.model_dump(mode="json"),
-            "features": self.features.model_dump(mode="json"),
-            "vocabulary_size": self.vocabulary_size,
-            "embedding_spaces": self.embedding_spaces,
-        }
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> ModelSpec:
-        """The inverse of `to_json`."""
-        return ModelSpec(
-            ModelSettings.model_validate(values["model"]),
-            LossSettings.model_validate(values["loss"]),
-            FeatureSettings.model_validate(values["features"]),
-            int(values["vocabulary_size"]),
-            dict(values["embedding_spaces"]),
-        )
-
-    def build(self, *, seed: int = 1) -> ItemTower:
-        """A tower of these sizes with fresh weights, the same for the same seed."""
-        torch.manual_seed(seed)
-        return ItemTower(self.model, self.loss, self.vocabulary_size)
+    def build(self) -> Any:
+        """The tower with its weights, ready to score."""
+        return build_tower(self.weights, self.spec)
 
 
-def model_bytes(tower: ItemTower) -> bytes:
+def model_bytes(tower: Tower) -> bytes:
     """The tower's weights as safetensors."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tower.state_dict().items()}
     content: bytes = save_tensors(tensors)
     return content
 
 
-def model_id(weights: bytes, spec: ModelSpec) -> str:
-    """Identity of an embedding space: hash of weights, feature spec and query spaces."""
-    digest = hashlib.sha256(weights)
-    digest.update(json.dumps(spec.to_json(), sort_keys=True).encode())
-    return digest.hexdigest()[:32]
+def build_tower(weights: bytes, spec: TowerSpec) -> Any:
+    """A tower with the given weights, ready to score."""
+    tower = spec.build()
+    tower.load_state_dict(load_tensors(weights))
+    return tower.eval().requires_grad_(False)
 
 
-def save_model(folder: str, tower: ItemTower, spec: ModelSpec, facts: dict[str, Any]) -> tuple[str, str]:
+def save_model(folder: str, tower: Tower, spec: TowerSpec, facts: dict[str, Any]) -> tuple[str, str]:
     """Write `model.safetensors` and `model.json` to `<folder>/<model_id>`; returns that URI and the model_id.
 
     Args:
         folder: Folder of all models; none is ever overwritten by another.
         tower: The trained tower.
         spec: What it is.
-        facts: Further plain values to keep beside it, such as the table versions it was trained on.
+        facts: Further plain values to keep beside it.
     """
-    weights = model_bytes(tower)
-    identity = model_id(weights, spec)
-    values = {"model_id": identity, **spec.to_json(), "facts": facts}
-    save_folder(f"{folder}/{identity}", {"model.safetensors": weights}, "model.json", values)
+    weights, values = model_bytes(tower), {"kind": spec.kind, **spec.to_json()}
+    identity = _model_id(weights, values)
+    stored = {"model_id": identity, **values, "facts": facts}
+    save_folder(f"{folder}/{identity}", {"model.safetensors": weights}, "model.json", stored)
     return f"{folder}/{identity}", identity
 
 
-def load_model(uri: str) -> tuple[bytes, ModelSpec, dict[str, Any]]:
-    """Weights, spec and the whole JSON of a saved model.
+def load_model(uri: str, spec_type: type[Spec]) -> SavedModel[Spec]:
+    """A saved model of the kind that `spec_type` describes.
 
     Raises:
-        CheckpointError: a file is missing or damaged.
+        CheckpointError: a file is missing or damaged, or the model is of another kind.
     """
     files, values = load_folder(uri, "model.json")
-    spec = ModelSpec.from_json(values)
-    if model_id(files["model.safetensors"], spec) != values["model_id"]:
+    weights = files["model.safetensors"]
+    described = {key: value for key, value in values.items() if key not in _NO_IDENTITY}
+    if _model_id(weights, described) != values["model_id"]:
         raise CheckpointError(f"{uri}: weights and model.json do not belong together; train again")
-    return files["model.safetensors"], spec, values
+    # Models of version 0.1 do not say their kind; there was one.
+    kind = described.pop("kind", "item_tower")
+    if kind != spec_type.kind:
+        raise CheckpointError(f"{uri}: expected a model of kind {spec_type.kind}; found {kind}. Name another model.")
+    return SavedModel(values["model_id"], weights, spec_type.from_json(described), values["facts"])
 
 
-def build_tower(weights: bytes, spec: ModelSpec) -> ItemTower:
-    """A tower with the given weights, ready to score."""
-    tower = spec.build()
-    tower.load_state_dict(load_tensors(weights))
-    return tower.eval().requires_grad_(False)
+def _model_id(weights: bytes, values: dict[str, Any]) -> str:
+    """Hash of weights and of what model.json says they are, so that a new setting leaves an old model's id alone."""
+    digest = hashlib.sha256(weights)
+    digest.update(json.dumps(values, sort_keys=True).encode())
+    return digest.hexdigest()[:32]
 
 
 def save_folder(uri: str, files: dict[str, bytes], json_name: str, values: dict[str, Any]) -> None:

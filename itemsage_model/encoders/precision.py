@@ -15,15 +15,15 @@ import torch
 
 Precision = Literal["float32", "bfloat16"]
 
-_LEAST_GAIN = 1.5
-"""Emulated bfloat16 takes longer than float32, a unit for it half as long or less: nothing lies near this."""
+_MIN_GAIN = 1.5
+"""Hardware bfloat16 gains a factor of 2 or more, emulation loses: any threshold between will do."""
 
 
-def choose(setting: Literal["auto", "float32", "bfloat16"], device: torch.device) -> Precision:
+def choose_precision(setting: Literal["auto", "float32", "bfloat16"], device: torch.device) -> Precision:
     """The precision that a setting means on a device; `auto` tries both."""
     if setting != "auto":
         return setting
-    return "bfloat16" if bfloat16_gain(device) >= _LEAST_GAIN else "float32"
+    return "bfloat16" if bfloat16_gain(device) >= _MIN_GAIN else "float32"
 
 
 def bfloat16_gain(device: torch.device) -> float:

@@ -71,3 +71,24 @@ def co_occurrence(
         return torch.from_numpy(matrix[place[some.numpy()]].toarray()) + tie_break
 
     return score
+
+
+def sum_of_images(
+    image_embeddings: npt.NDArray[np.float16], image_counts: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """Unit-length sum of each item's image vectors [item, length]; zero without images.
+
+    Source: the baseline `Sum` of ItemSage, table 2.
+
+    Args:
+        image_embeddings: The images of all items, end to end; [image, length].
+        image_counts: How many of them each item has; [item].
+    """
+    sums = np.zeros((len(image_counts), image_embeddings.shape[1]), np.float32)
+    starts = np.cumsum(image_counts) - image_counts
+    has_images = image_counts > 0
+    if has_images.any():
+        sums[has_images] = np.add.reduceat(image_embeddings.astype(np.float32), starts[has_images])
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    unit: npt.NDArray[np.float32] = (sums / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return unit

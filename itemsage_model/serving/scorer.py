@@ -11,11 +11,13 @@ import pyarrow as pa
 import torch
 
 from itemsage_model.data.batch import to_item_batch
-from itemsage_model.data.feature_cells import FEATURE_CELLS, unpack_items
+from itemsage_model.data.feature_cells import unpack_items
 from itemsage_model.data.ragged import PackedItems
-from itemsage_model.encoders.model_files import ModelSpec, build_tower
+from itemsage_model.encoders.item_tower import ItemTowerSpec
+from itemsage_model.encoders.model_files import build_tower
 from itemsage_model.encoders.precision import Precision
 from schemas.cells import to_list_column
+from schemas.elements import FEATURE_CELLS
 from schemas.errors import TableError
 from schemas.settings import ScoreSettings
 from schemas.tables import EMBEDDING_DIM, ITEM_EMBEDDINGS, ITEM_FEATURES
@@ -34,11 +36,12 @@ class Scorer:
         weights: The weights as safetensors.
         spec: What they are.
         rows_at_once: Items encoded together; what few need stays in a core's cache.
-        precision: Of the weights, the constants (folded in float32) and the features; embeddings are float32.
+        precision: dtype of weights, folded constants and features; the constants are folded, and the embeddings
+            returned, in float32.
     """
 
     def __init__(
-        self, weights: bytes, spec: ModelSpec, rows_at_once: int = ROWS_AT_ONCE, precision: Precision = "float32"
+        self, weights: bytes, spec: ItemTowerSpec, rows_at_once: int = ROWS_AT_ONCE, precision: Precision = "float32"
     ) -> None:
         self.spec, self.rows_at_once = spec, rows_at_once
         dtype = getattr(torch, precision)
@@ -50,7 +53,7 @@ class Scorer:
         """Embeddings [item, dim] of packed items, unit length."""
         with torch.inference_mode():
             embeddings: npt.NDArray[np.float32] = self.tower(
-                to_item_batch(items, self.spec.model.max_images), self.fold
+                to_item_batch(items, self.spec.elements), self.fold
             ).numpy()
         return embeddings
 
@@ -69,7 +72,7 @@ class Scorer:
 
 
 def load_once(
-    weights: bytes, spec: ModelSpec, rows_at_once: int = ROWS_AT_ONCE, precision: Precision = "float32"
+    weights: bytes, spec: ItemTowerSpec, rows_at_once: int = ROWS_AT_ONCE, precision: Precision = "float32"
 ) -> Scorer:
     """The scorer of these weights, built once per process; one thread, as a Spark task slot is one core."""
     identity = (hashlib.sha256(weights).hexdigest(), rows_at_once, precision)
@@ -93,29 +96,14 @@ def _require_unit_length(embeddings: npt.NDArray[np.float32]) -> None:
         )
 
 
-def unpack_rows(batch: pa.RecordBatch, spec: ModelSpec) -> PackedItems:
+def unpack_rows(batch: pa.RecordBatch, spec: ItemTowerSpec) -> PackedItems:
     """The items of an item_features batch.
 
     Raises:
         TableError: a feature cell is not what the model was trained on.
     """
     cells = {name: batch.column(name) for name in FEATURE_CELLS}
-    return unpack_items(ITEM_FEATURES.name, cells, len(spec.features.text_features), spec.vocabulary_size)
-
-
-def sum_of_images(items: PackedItems) -> npt.NDArray[np.float32]:
-    """Unit-length sum of each item's image cells [item, dim]; zero without images.
-
-    Source: the baseline `Sum` of ItemSage, table 2.
-    """
-    sums = np.zeros((len(items), EMBEDDING_DIM), np.float32)
-    starts = np.cumsum(items.image_counts) - items.image_counts
-    has_images = items.image_counts > 0
-    if has_images.any():
-        sums[has_images] = np.add.reduceat(items.image_embeddings.astype(np.float32), starts[has_images])
-    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    unit: npt.NDArray[np.float32] = (sums / np.maximum(lengths, 1e-12)).astype(np.float32)
-    return unit
+    return unpack_items(ITEM_FEATURES.name, cells, spec.elements)
 
 
 def batch_function(

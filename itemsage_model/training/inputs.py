@@ -10,8 +10,8 @@ import torch
 
 from itemsage_model.data.mixing import CPU, CatalogBatches, MixedBatches, pairs_per_task
 from itemsage_model.data.pinned_files import TableFiles, pin_files
-from itemsage_model.data.reader import CatalogItems, CatalogStream, RowFormat, RowStream
-from itemsage_model.encoders.model_files import ModelSpec
+from itemsage_model.data.reader import CatalogItems, RowStream, catalog_format, pair_format, read_catalog
+from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch, ExactFrequency
 from itemsage_model.training.objective import Objective
@@ -40,7 +40,7 @@ class Inputs:
     catalog: TableFiles
     item_keys: npt.NDArray[np.int64]
     item_shares: npt.NDArray[np.float64]
-    spec: ModelSpec
+    spec: ItemTowerSpec
     vocabulary_hash: str
     versions: tuple[TableVersion, ...]
 
@@ -58,7 +58,7 @@ def pin_inputs(settings: Settings) -> Inputs:
     catalog, counts = features.output(ITEM_FEATURES.name), tables.output(ITEM_COUNTS.name)
     kinds = {task.query_kind for task in settings.task_list}
     spaces = {kind: space for kind, space in queries.metrics.embedding_spaces.items() if kind in kinds}
-    spec = ModelSpec(settings.model, settings.loss, settings.features, features.metrics.vocabulary_size, spaces)
+    spec = ItemTowerSpec(settings.model, settings.loss, settings.features, features.metrics.vocabulary_size, spaces)
     keys, shares = _item_shares(counts, settings)
     return Inputs(
         [pin_files(version.table, version.uri, version.version) for version in tasks],
@@ -91,22 +91,21 @@ def make_batches(
     """This rank's endless batches, in the CPU's memory, but for the catalog of a full softmax."""
     rank, ranks, train = distributed.rank(), distributed.world_size(), settings.train
     is_full = settings.loss.form == "full"
-    with_items = RowFormat(len(settings.features.text_features), inputs.spec.vocabulary_size)
-    row_format = RowFormat(with_items.text_count, with_items.vocabulary_size, with_items=not is_full)
+    elements = inputs.spec.elements
+    pairs = pair_format(None if is_full else elements)
     sizes = pairs_per_task(train.batch_size // ranks, [entry.share for entry in settings.tasks])
     pool = max(1, train.shuffle_rows // (len(sizes) + 1))
     streams = [
-        RowStream(files, row_format, pool, train.seed, number, rank, ranks)
-        for number, files in enumerate(inputs.tasks, 1)
+        RowStream(files, pairs, pool, train.seed, number, rank, ranks) for number, files in enumerate(inputs.tasks, 1)
     ]
     # item_features is sorted by item within a file: negatives of a small pool would be neighbours.
-    catalog = CatalogStream(inputs.catalog, with_items, train.shuffle_rows, train.seed, 0, rank, ranks)
     if is_full:
-        whole = _candidates(catalog.whole_table(), inputs, settings)
-        return CatalogBatches(streams, sizes, whole, rank, ranks, settings.model.max_images, start_step, device)
+        whole = _candidates(read_catalog(inputs.catalog, catalog_format(elements)), inputs, settings)
+        return CatalogBatches(streams, sizes, whole, rank, ranks, elements, start_step, device)
+    catalog = RowStream(inputs.catalog, catalog_format(elements), train.shuffle_rows, train.seed, 0, rank, ranks)
     engaged = inputs.item_keys if train.negatives_from == "engaged" else None
     count = train.negative_count // ranks
-    return MixedBatches(streams, sizes, catalog, count, engaged, settings.model.max_images, start_step)
+    return MixedBatches(streams, sizes, catalog, count, engaged, elements, start_step)
 
 
 def _candidates(whole: CatalogItems, inputs: Inputs, settings: Settings) -> CatalogItems:

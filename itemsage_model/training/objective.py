@@ -1,4 +1,4 @@
-"""From a rank's encoded batch to its loss: gather the items of all ranks, count, correct, compare.
+"""From the two sides of a rank's batch to its loss: gather the items of all ranks, count, correct, compare.
 
 The few lines that join gathering, frequencies and loss; each of those lives in its own file.
 """
@@ -41,69 +41,70 @@ class Objective(nn.Module):
         self.batch_size, self.sampled_share = batch_size, sampled_share
 
     def forward(
-        self, vectors: Float[Tensor, "encoded dim"], batch: PairBatch, temperature: Float[Tensor, ""]
+        self,
+        queries: Float[Tensor, "pair dim"],
+        items: Float[Tensor, "encoded dim"],
+        batch: PairBatch,
+        temperature: Float[Tensor, ""],
     ) -> tuple[Float[Tensor, "pair"], Float[Tensor, ""]]:
         """Compute the losses of this rank's pairs, and its part of the mean over all ranks.
 
         Args:
-            vectors: Embeddings of `batch.items`.
+            queries: Vector of each pair's query.
+            items: Vectors of `batch.items`. Gradient flows to both; see `Tower.sides`.
             batch: This rank's batch.
             temperature: Scale of the cosine.
 
         Returns:
             The loss of each pair, without gradient, and the scalar to differentiate (see `loss.weighted_mean`).
         """
-        all_vectors = distributed.gather_rows_with_gradient(vectors)
+        all_vectors = distributed.gather_rows_with_gradient(items)
         if self.settings.form == "full":
-            losses = self._full_losses(all_vectors, batch, temperature)
+            losses = self._full_losses(queries, all_vectors, batch, temperature)
         else:
-            all_keys = distributed.gather_rows(batch.item_keys)
+            all_keys = distributed.gather_rows(batch.item_key)
             positive, in_batch = self._in_batch(all_vectors, all_keys, batch)
             negatives = self._negatives(all_vectors, all_keys, batch)
-            queries = batch.query_embedding.float()
             losses = pair_losses(queries, positive, in_batch, negatives, temperature, self.settings.form)
-        weight_sum = distributed.sum_over_ranks(batch.weights.sum())
-        return losses.detach(), weighted_mean(losses, batch.weights, weight_sum, distributed.world_size())
+        weight_sum = distributed.sum_over_ranks(batch.pair_weight.sum())
+        return losses.detach(), weighted_mean(losses, batch.pair_weight, weight_sum, distributed.world_size())
 
     def _in_batch(self, all_vectors: Tensor, all_keys: Tensor, batch: PairBatch) -> tuple[Tensor, Candidates]:
         """Column of each pair's item, and the distinct items of all ranks' pairs."""
-        pair_keys = batch.item_keys[batch.positive]
+        pair_keys = batch.item_key[batch.positive]
         all_pair_keys = distributed.gather_rows(pair_keys)
         keys, all_positive, counts = torch.unique(all_pair_keys, return_inverse=True, return_counts=True)
         self.frequency.update(all_pair_keys)
         share = self.frequency.share(keys)
         literal = self.settings.form == "literal"
         log_probability = share.log() if literal else log_inclusion_probability(share, self.batch_size)
-        mask = self._query_item_mask(batch.query_item_keys, keys)
+        mask = self._query_item_mask(batch.query_item_key, keys)
         if self.settings.mask_same_query:
-            all_queries = distributed.gather_rows(batch.query_keys)
-            mask |= same_query_mask(batch.query_keys, all_queries, all_positive, len(keys))
+            all_queries = distributed.gather_rows(batch.query_key)
+            mask |= same_query_mask(batch.query_key, all_queries, all_positive, len(keys))
         candidates = Candidates(all_vectors[first_rows(all_keys, keys)], log_probability, mask, counts)
         return torch.searchsorted(keys, pair_keys), candidates
 
     def _negatives(self, all_vectors: Tensor, all_keys: Tensor, batch: PairBatch) -> Candidates | None:
         """The distinct random negatives of all ranks; never the row's own item."""
-        keys = torch.unique(distributed.gather_rows(batch.item_keys[batch.negatives]))
+        keys = torch.unique(distributed.gather_rows(batch.item_key[batch.negatives]))
         if not len(keys):
             return None
         log_probability = torch.full((len(keys),), math.log(self.sampled_share), device=keys.device)
-        mask = self._query_item_mask(batch.query_item_keys, keys) | same_item_mask(
-            batch.item_keys[batch.positive], keys
-        )
+        mask = self._query_item_mask(batch.query_item_key, keys) | same_item_mask(batch.item_key[batch.positive], keys)
         return Candidates(all_vectors[first_rows(all_keys, keys)], log_probability, mask)
 
-    def _full_losses(self, all_vectors: Tensor, batch: PairBatch, temperature: Tensor) -> Tensor:
+    def _full_losses(self, pair_queries: Tensor, all_vectors: Tensor, batch: PairBatch, temperature: Tensor) -> Tensor:
         """Against every item, each query of the batch once.
 
         A query's other positives stay in the denominator, as in any multinomial likelihood.
         """
-        queries, query_of_pair = torch.unique(batch.query_keys, return_inverse=True)
-        first = first_rows(batch.query_keys, queries)
-        certain = torch.zeros(len(batch.item_keys), device=all_vectors.device)
-        mask = self._query_item_mask(batch.query_item_keys[first], batch.item_keys)
+        queries, query_of_pair = torch.unique(batch.query_key, return_inverse=True)
+        first = first_rows(batch.query_key, queries)
+        certain = torch.zeros(len(batch.item_key), device=all_vectors.device)
+        mask = self._query_item_mask(batch.query_item_key[first], batch.item_key)
         catalog = Candidates(all_vectors, certain, mask)
-        embeddings = batch.query_embedding[first].float()
-        return pair_losses(embeddings, batch.positive, catalog, None, temperature, "full", query_of_pair)
+        return pair_losses(pair_queries[first], batch.positive, catalog, None, temperature, "full", query_of_pair)
 
     def _query_item_mask(self, shown: Int[Tensor, "row"], keys: Int[Tensor, "column"]) -> Tensor:
         return same_item_mask(shown if self.settings.mask_query_item else torch.zeros_like(shown), keys)

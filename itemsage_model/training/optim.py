@@ -7,14 +7,12 @@ import math
 import torch
 from torch import nn
 
-from itemsage_model.encoders.item_tower import ItemTower
+from itemsage_model.encoders.tower import Tower
 from schemas.settings import TrainSettings
 
-TABLES = ("hash_embedding.table", "hash_embedding.importance")
 
-
-def make_optimizer(tower: ItemTower, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW over encoder and hash tables, each with its own learning rate.
+def make_optimizer(tower: Tower, settings: TrainSettings) -> torch.optim.Optimizer:
+    """AdamW over a tower's weights and its lookup tables, each with its own learning rate.
 
     Biases, norms, the [CLS] vector, the temperature and the tables are not decayed.
     Assumed: AdamW with betas .9, .999 (the paper names no optimiser).
@@ -23,8 +21,8 @@ def make_optimizer(tower: ItemTower, settings: TrainSettings) -> torch.optim.Opt
     plain: list[nn.Parameter] = []
     tables: list[nn.Parameter] = []
     for name, parameter in tower.named_parameters():
-        kind = tables if name in TABLES else decayed if parameter.ndim > 1 else plain
-        kind.append(parameter)
+        parameters = tables if name in tower.lookup_tables else decayed if parameter.ndim > 1 else plain
+        parameters.append(parameter)
     groups = [
         {"params": decayed, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
         {"params": plain, "lr": settings.learning_rate, "weight_decay": 0.0},
@@ -48,17 +46,17 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, settings: Tr
         group["lr"] = group["start_rate"] * factor
 
 
-def gradient_norm(module: nn.Module) -> torch.Tensor:
+def gradient_norm(tower: Tower) -> torch.Tensor:
     """Euclidean norm over all gradients; NaN or infinite as soon as one number is."""
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in tower.parameters() if parameter.grad is not None]
     norm: torch.Tensor = torch.linalg.vector_norm(
         torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
     )
     return norm
 
 
-def scale_gradients(module: nn.Module, factor: float) -> None:
+def scale_gradients(tower: Tower, factor: float) -> None:
     """Multiply all gradients in place."""
-    for parameter in module.parameters():
+    for parameter in tower.parameters():
         if parameter.grad is not None:
             parameter.grad.mul_(factor)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from itemsage_model.data.batch import PairBatch
-from itemsage_model.encoders.item_tower import ItemTower
-from itemsage_model.encoders.precision import Precision, choose, tensor_float32
+from itemsage_model.encoders.precision import Precision, choose_precision, tensor_float32
+from itemsage_model.encoders.tower import Tower
 from itemsage_model.training import distributed
 from itemsage_model.training.objective import Objective
 from itemsage_model.training.optim import gradient_norm, make_optimizer, scale_gradients, set_learning_rates
 from schemas.settings import TrainSettings
 
-MOST_BAD_STEPS = 10
+MAX_BAD_STEPS = 10
 
 
 class TrainingError(RuntimeError):
@@ -81,14 +82,14 @@ class Trainer:
         tasks: Number of tasks, for the report.
     """
 
-    def __init__(self, tower: ItemTower, objective: Objective, settings: TrainSettings, tasks: int) -> None:
+    def __init__(self, tower: Tower, objective: Objective, settings: TrainSettings, tasks: int) -> None:
         self.tower, self.objective, self.settings, self.tasks = tower, objective, settings, tasks
-        self.device = tower.log_temperature.device
+        self.device = tower.temperature().device
         self.optimizer = make_optimizer(tower, settings)
         self.step = 0
         self.precision = self._same_precision()
         self._bad_steps = 0
-        self._model: nn.Module = DistributedDataParallel(tower) if distributed.world_size() > 1 else tower
+        self._model: nn.Module = _over_ranks(tower)
 
     def fit(
         self,
@@ -113,7 +114,7 @@ class Trainer:
             batch = next(source).to(self.device)
             window.waited += time.monotonic() - waiting
             losses, norm = self.train_step(batch)
-            window.add(losses, batch.tasks)
+            window.add(losses, batch.task)
             if self.step % self.settings.log_every == 0 or self.step == self.settings.steps:
                 report(window.report(self.step, float(self.tower.temperature().detach()), norm))
                 window = _Window(self.tasks)
@@ -125,8 +126,9 @@ class Trainer:
         is_half = self.precision == "bfloat16"
         with tensor_float32(is_half):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=is_half):
-                vectors = self._model(batch.items)
-            losses, objective = self.objective(vectors.float(), batch, self.tower.temperature())
+                embedded = self._model(self.tower.inputs(batch))
+            queries, items = self.tower.sides(embedded.float(), batch)
+            losses, objective = self.objective(queries, items, batch, self.tower.temperature())
             objective.backward()
         norm = float(gradient_norm(self.tower))
         self._update(norm)
@@ -137,9 +139,9 @@ class Trainer:
         """Apply the gradient, the same on all ranks; skip it where it is not finite, which all ranks see alike."""
         if not torch.isfinite(torch.tensor(norm)):
             self._bad_steps += 1
-            if self._bad_steps >= MOST_BAD_STEPS:
+            if self._bad_steps >= MAX_BAD_STEPS:
                 raise TrainingError(
-                    f"the gradient was not finite in {MOST_BAD_STEPS} steps in a row, up to step {self.step}: lower "
+                    f"the gradient was not finite in {MAX_BAD_STEPS} steps in a row, up to step {self.step}: lower "
                     "train.learning_rate or set train.clip_norm"
                 )
         else:
@@ -152,5 +154,12 @@ class Trainer:
 
     def _same_precision(self) -> Precision:
         """What the settings mean here; float32 on all ranks if it is so on one."""
-        uses_bfloat16 = torch.tensor(choose(self.settings.precision, self.device) == "bfloat16", device=self.device)
-        return "bfloat16" if distributed.min_over_ranks(uses_bfloat16.int()) else "float32"
+        is_half = choose_precision(self.settings.precision, self.device) == "bfloat16"
+        is_half_everywhere = distributed.min_over_ranks(torch.tensor(int(is_half), device=self.device))
+        return "bfloat16" if is_half_everywhere else "float32"
+
+
+def _over_ranks(tower: Tower) -> nn.Module:
+    """The tower, its gradients averaged over the ranks where there are several."""
+    module = cast(nn.Module, tower)
+    return DistributedDataParallel(module) if distributed.world_size() > 1 else module

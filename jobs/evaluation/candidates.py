@@ -12,13 +12,16 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
+from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import load_model, model_bytes
-from itemsage_model.serving.scorer import batch_function, load_once, sum_of_images, unpack_rows
+from itemsage_model.evaluation.baselines import sum_of_images
+from itemsage_model.serving.scorer import batch_function, load_once, unpack_rows
 from jobs.runtime import table_io
 from jobs.runtime.job_run import JobRun
 from jobs.transforms.keys import item_key
 from schemas.cells import to_matrix
 from schemas.columns import Table
+from schemas.elements import IMAGES
 from schemas.metrics import EvaluationMetrics
 from schemas.records import read_record
 from schemas.settings import Settings
@@ -159,22 +162,28 @@ def _chosen(job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs]) -> Data
 
 def _feature_vectors(features: DataFrame, keys: Keys, settings: Settings) -> dict[str, Vectors]:
     """Vectors of the untrained model and, where there are images, of their sum."""
-    _, spec, _ = load_model(read_record(settings.layout, TRAIN).metrics.model_uri)
+    spec = load_model(read_record(settings.layout, TRAIN).metrics.model_uri, ItemTowerSpec).spec
     untrained = model_bytes(spec.build(seed=settings.train.seed))
 
     def add_images(batch: pa.RecordBatch) -> Vectors:
-        return sum_of_images(unpack_rows(batch, spec))
+        images = unpack_rows(batch, spec)[IMAGES.values.name]
+        return sum_of_images(images.values, images.counts)
 
     def score_untrained(batch: pa.RecordBatch) -> Vectors:
         return load_once(untrained, spec).score_batch(batch)
 
     # Both from one pass: reading the features takes longer than adding images.
     scores: dict[str, Callable[[pa.RecordBatch], Vectors]]
-    scores = {"untrained": score_untrained} | ({"sum": add_images} if settings.inputs.has_images else {})
+    scores = {"untrained": score_untrained} | ({"sum": add_images} if _images_are_queries(settings) else {})
     schema = ", ".join(["item_key long", *(f"{name} array<float>" for name in scores)])
     table = features.mapInArrow(batch_function(("item_key",), scores), schema).toArrow()
     rows = np.searchsorted(keys, table["item_key"].to_numpy())
     return {name: _aligned(table[name], rows, len(keys)) for name in scores}
+
+
+def _images_are_queries(settings: Settings) -> bool:
+    """Whether images can stand for an item among queries: vectors of another length lie in a space of their own."""
+    return settings.inputs.has_images and settings.model.image_length == EMBEDDING_DIM
 
 
 def _title_vectors(items: DataFrame, keys: Keys, encoder: TextEncoder) -> Vectors:

@@ -58,7 +58,7 @@ def rejected(df: DataFrame, table: Table) -> DataFrame:
     return flat.select(*table.column_names)
 
 
-def not_a_vector(column: str, length: int) -> Column:
+def not_a_vector(column: str, length: int | Column) -> Column:
     """True where a present list of numbers has another length, or holds a null, NaN or infinity, or is all zero.
 
     A null list gives null; check for null first.

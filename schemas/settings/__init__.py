@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
+from schemas.elements import IMAGES, TEXT, SizedElement
 from schemas.errors import SettingsError
 from schemas.settings.data import (
     DateSettings,
@@ -27,6 +28,7 @@ from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
 from schemas.settings.section import Section
 from schemas.settings.serving import EvaluateSettings, ScoreSettings
 from schemas.storage import absolute_uri
+from schemas.tables import EMBEDDING_DIM
 from schemas.tasks import PAPER_TASKS, Task
 from schemas.warehouse import Warehouse
 
@@ -34,6 +36,14 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+def item_elements(model: ModelSettings, features: FeatureSettings, vocabulary_size: int) -> tuple[SizedElement, ...]:
+    """The elements of an item's sequence with the sizes that the settings give them, in the order of their columns."""
+    return (
+        TEXT.sized(slots=len(features.text_features), length=EMBEDDING_DIM, id_count=vocabulary_size),
+        IMAGES.sized(slots=model.max_images, length=model.image_length),
+    )
 
 
 class Settings(Section):
@@ -138,5 +148,5 @@ def _explain(error: Any) -> str:
 __all__ = [
     "DateSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings", "InputSettings", "LossSettings",
     "ModelSettings", "QueryEncoderSettings", "ScoreSettings", "Section", "Settings", "TaskSettings", "TrainSettings",
-    "TrainingTableSettings", "WarehouseSettings", "load_settings",
+    "TrainingTableSettings", "WarehouseSettings", "item_elements", "load_settings",
 ]  # fmt: skip

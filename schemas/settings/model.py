@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from schemas.settings.section import Section
-from schemas.tables import MAX_IMAGES
+from schemas.tables import EMBEDDING_DIM, MAX_IMAGES
 
 
 class ModelSettings(Section):
@@ -23,6 +23,7 @@ class ModelSettings(Section):
     hash_functions: int = Field(default=2, ge=1)
     missing: Literal["mask", "zeros"] = "mask"
     max_images: int = Field(default=MAX_IMAGES, ge=1, le=MAX_IMAGES)
+    image_length: int = Field(default=EMBEDDING_DIM, ge=1, le=8_192)
 
     @model_validator(mode="after")
     def _combinations(self) -> ModelSettings:

@@ -11,13 +11,13 @@ from deltalake import convert_to_deltalake
 
 from itemsage_model.data.feature_cells import unpack_items
 from itemsage_model.data.ragged import PackedItems
-from itemsage_model.encoders.model_files import ModelSpec
+from itemsage_model.encoders.item_tower import ItemTowerSpec
 from schemas.settings import FeatureSettings, LossSettings, ModelSettings
 from schemas.tables import EMBEDDING_DIM
 
 TEXTS = 3
 VOCABULARY = 50
-SPEC = ModelSpec(
+SPEC = ItemTowerSpec(
     ModelSettings(width=64, heads=4, feed_forward_width=64, head_width=64, hash_rows=64),
     LossSettings(),
     FeatureSettings(text_features=("title", "brand", "size")),
@@ -25,6 +25,7 @@ SPEC = ModelSpec(
     {},
 )
 """A small model that reads the items made here."""
+ELEMENTS = SPEC.elements
 
 
 def item_cells(random: np.random.Generator, items: int, most_images: int = 4) -> dict[str, list[bytes]]:
@@ -46,7 +47,7 @@ def arrow_cells(cells: dict[str, list[bytes]]) -> dict[str, pa.Array]:
 def packed_items(items: int, seed: int = 1, most_images: int = 4) -> PackedItems:
     """Random items as the reader unpacks them."""
     cells = arrow_cells(item_cells(np.random.default_rng(seed), items, most_images))
-    return unpack_items("item_features", cells, TEXTS, VOCABULARY)
+    return unpack_items("item_features", cells, ELEMENTS)
 
 
 def write_pairs(uri: Path, file_rows: list[int], items: int = 20, seed: int = 1) -> np.ndarray:

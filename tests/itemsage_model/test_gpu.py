@@ -1,20 +1,20 @@
-"""The same on a GPU as on the CPU: hash embeddings, the tower, and whole training steps."""
+"""What a GPU computes equals what the CPU does: hash embeddings, the tower, and whole training steps."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import repeat
 
 import pytest
 import torch
 
 from benchmarks.gpu_training import make_batch, make_tower
-from itemsage_model.data.batch import ItemBatch, PairBatch
+from itemsage_model.data.batch import ItemBatch, PairBatch, RaggedTensor
 from itemsage_model.data.prefetch import Prefetch
 from itemsage_model.encoders.hash_embedding import HashEmbedding
 from itemsage_model.training.frequency import CountMinSketch
 from itemsage_model.training.objective import Objective
 from itemsage_model.training.trainer import Trainer
+from schemas.elements import IMAGES, TEXT
 from schemas.settings import LossSettings, TrainSettings
 
 pytestmark = [
@@ -43,14 +43,18 @@ def test_bags_of_very_unequal_lengths_have_equal_values_and_gradients(longest: i
         torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-10)
 
 
+def without(items: ItemBatch, key: str) -> ItemBatch:
+    element = items[key]
+    none = RaggedTensor(element.values[:0], torch.zeros_like(element.counts))
+    return ItemBatch(items.elements | {key: none})
+
+
 def without_images(items: ItemBatch) -> ItemBatch:
-    none = torch.zeros_like(items.image_counts)
-    return replace(items, image_embeddings=items.image_embeddings[:0], image_counts=none)
+    return without(items, IMAGES.values.name)
 
 
 def without_texts(items: ItemBatch) -> ItemBatch:
-    none = torch.zeros_like(items.text_token_counts)
-    return replace(items, text_token_ids=items.text_token_ids[:0], text_token_counts=none)
+    return without(items, TEXT.values.name)
 
 
 @pytest.mark.parametrize("change", [lambda items: items, without_images, without_texts])
@@ -90,10 +94,11 @@ def test_batches_come_to_the_gpu_as_they_were():
     batches = [make_batch(size) for size in (16, 32, 8, 64)]
     there = [batch.to(GPU) for batch in Prefetch(map(PairBatch.pin_memory, batches), 2)]
     for found, expected in zip(there, batches, strict=True):
-        for name in ("item_keys", "positive", "negatives", "query_embedding", "weights", "tasks"):
+        for name in ("item_key", "positive", "negatives", "query_embedding", "pair_weight", "task"):
             assert torch.equal(getattr(found, name).cpu(), getattr(expected, name)), name
-        for name, tensor in vars(expected.items).items():
-            assert torch.equal(getattr(found.items, name).cpu(), tensor), name
+        for name, element in expected.items.elements.items():
+            assert torch.equal(found.items[name].values.cpu(), element.values), name
+            assert torch.equal(found.items[name].counts.cpu(), element.counts), name
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 2e-3), ("bfloat16", 3e-2)])

@@ -9,7 +9,8 @@ import pytest
 import torch
 from deltalake import write_deltalake
 
-from itemsage_model.encoders.model_files import build_tower, load_model
+from itemsage_model.encoders.item_tower import ItemTowerSpec
+from itemsage_model.encoders.model_files import load_model
 from itemsage_model.training import run as training
 from itemsage_model.training.trainer import Trainer
 from schemas.metrics import EventCounts, ItemMetrics, QueryMetrics, TrainingTableMetrics
@@ -68,8 +69,7 @@ def entry(folder: Path, table: str, version: int, rows: int) -> TableVersion:
 
 
 def trained_weights(settings: Settings) -> dict[str, torch.Tensor]:
-    weights, spec, _ = load_model(read_record(settings.layout, TRAIN).metrics.model_uri)
-    return build_tower(weights, spec).state_dict()
+    return load_model(read_record(settings.layout, TRAIN).metrics.model_uri, ItemTowerSpec).build().state_dict()
 
 
 def losses_of(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:

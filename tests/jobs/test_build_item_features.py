@@ -52,7 +52,7 @@ def built(
     if images is None:
         return build_item_features.build(item_rows, None, vocabulary, settings)
     image_rows = conform(spark.createDataFrame(images, IMAGE), ITEM_IMAGES).repartition(partitions)
-    return build_item_features.build(item_rows, packed_images(image_rows), vocabulary, settings)
+    return build_item_features.build(item_rows, packed_images(image_rows, 256), vocabulary, settings)
 
 
 def collected(result: ItemFeatures) -> tuple[list[Row], dict[str, int]]:

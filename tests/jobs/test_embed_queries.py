@@ -167,3 +167,54 @@ def test_a_catalog_without_text_is_refused(spark: SparkSession, make_settings: C
     write_inputs(spark, settings, {"text": "red"}, titles=["!!"])
     with pytest.raises(TableError, match=r"table items, column title: .* found no text holds a word"):
         embed_queries.run(spark, settings)
+
+
+def clip_vectors(count: int, length: int = 512) -> list[list[float]]:
+    return np.random.default_rng(count).standard_normal((count, length)).tolist()
+
+
+def test_embeddings_of_another_length_are_projected_once_and_for_all(
+    spark: SparkSession, make_settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = make_settings()
+    clip = {"query_kind": "closeup", "embedding_space": "clip-1"}
+    rows = [{"query_id": f"q{n}", "query_embedding": v} | clip for n, v in enumerate(clip_vectors(5))]
+    short = {"query_id": "short", "query_embedding": LONG} | clip
+    own = {"query_id": "text", "query_embedding": LONG, "embedding_space": "searchsage-1"}
+    write_inputs(spark, settings, *rows, short, own)
+    embed_queries.run(spark, settings)
+    assert "clip-1: 512 numbers projected to 256, 100.0% of the squared length kept" in capsys.readouterr().out
+    first = embeddings(spark, settings)
+    found = {row["query_id"]: row for row in first}
+    assert found.keys() == {"q0", "q1", "q2", "q3", "q4", "text"}
+    given = np.array([row["query_embedding"] for row in rows])
+    cosines = given @ given.T / np.outer(np.linalg.norm(given, axis=1), np.linalg.norm(given, axis=1))
+    projected = np.array([found[row["query_id"]]["query_embedding"] for row in rows])
+    assert projected.shape == (5, 256)
+    np.testing.assert_allclose(projected @ projected.T, cosines, atol=1e-5)
+    metrics = read_record(settings.layout, embed_queries.STAGE).metrics
+    space = metrics.embedding_spaces["closeup"]
+    assert space.startswith("clip-1-to-256-")
+    assert {found["q0"]["embedding_space"], found["text"]["embedding_space"]} == {space, "searchsage-1"}
+    assert metrics.projected_spaces == {"clip-1": 1.0}
+    # Tomorrow's queries come through the same projection, so that yesterday's model still ranks them.
+    write_inputs(spark, settings, *rows, *[{"query_id": f"new{n}", "query_embedding": v} | clip
+                                           for n, v in enumerate(clip_vectors(9))])  # fmt: skip
+    embed_queries.run(spark, settings)
+    later = {row["query_id"]: row for row in embeddings(spark, settings)}
+    assert later["q0"] == found["q0"]
+    assert {row["embedding_space"] for row in later.values()} == {space}
+
+
+def test_a_space_that_changes_its_length_is_refused(
+    spark: SparkSession, make_settings: Callable[..., Settings]
+) -> None:
+    settings = make_settings()
+    for length in (512, 768):
+        rows = [{"query_id": f"q{n}", "query_embedding": v, "embedding_space": "clip-1"}
+                for n, v in enumerate(clip_vectors(3, length))]  # fmt: skip
+        write_inputs(spark, settings, *rows)
+        if length == 512:
+            embed_queries.run(spark, settings)
+    with pytest.raises(TableError, match=r"expected 512 numbers.*found 768 numbers.*another embedding_space"):
+        embed_queries.run(spark, settings)

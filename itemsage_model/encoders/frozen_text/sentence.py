@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from itemsage_model.encoders.frozen_text.text_encoder import Vectors, hash8, unit
+from itemsage_model.encoders.projection import leading_directions
 from schemas.errors import SettingsError
 from schemas.tables import EMBEDDING_DIM
 
@@ -63,17 +63,8 @@ def fit_sentence_encoder(folder: str, texts: list[str]) -> SentenceEncoder:
     known = sorted({text for text in texts if text.strip()})
     if not known:
         raise ValueError("every text is blank")
-    vectors = _sentence_vectors(model, known).astype(np.float64)
-    width = vectors.shape[1]
-    projection, explained = np.eye(width, EMBEDDING_DIM), 1.0
-    if width > EMBEDDING_DIM:
-        with threadpool_limits(limits=1):
-            moments, axes = np.linalg.eigh(vectors.T @ vectors)
-        leading = axes[:, ::-1][:, :EMBEDDING_DIM]
-        # An eigenvector's sign is arbitrary: make its largest entry positive.
-        largest = np.take_along_axis(leading, np.abs(leading).argmax(axis=0)[None], axis=0)
-        projection, explained = leading * np.sign(largest), float(moments[::-1][:EMBEDDING_DIM].sum() / moments.sum())
-    return SentenceEncoder(folder, projection.astype(np.float32), _folder_hash(folder), min(explained, 1.0))
+    projection, explained = leading_directions(_sentence_vectors(model, known))
+    return SentenceEncoder(folder, projection, _folder_hash(folder), explained)
 
 
 def _folder_hash(folder: str) -> str:

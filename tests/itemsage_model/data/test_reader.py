@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -18,15 +19,17 @@ from itemsage_model.data.mixing import CatalogBatches, MixedBatches, pairs_per_t
 from itemsage_model.data.pinned_files import pin_files
 from itemsage_model.data.prefetch import Prefetch
 from itemsage_model.data.ragged import PackedItems
-from itemsage_model.data.reader import CatalogStream, RowFormat, RowStream
+from itemsage_model.data.reader import RowStream, catalog_format, pair_format, read_catalog
+from schemas.elements import IMAGES
 from schemas.errors import TableError
-from tests.itemsage_model.factories import TEXTS, VOCABULARY, packed_items, write_catalog, write_pairs
+from tests.itemsage_model.factories import ELEMENTS, packed_items, write_catalog, write_pairs
 
-FORMAT = RowFormat(TEXTS, VOCABULARY)
+PAIRS, CATALOG = pair_format(ELEMENTS), catalog_format(ELEMENTS)
+IMAGES_OF_4 = tuple(replace(element, slots=4) if element.element is IMAGES else element for element in ELEMENTS)
 
 
-def stream(files, *, rank=0, ranks=1, pool_rows=8, kind=RowStream):
-    return kind(files, FORMAT, pool_rows, seed=3, stream=0, rank=rank, ranks=ranks)
+def stream(files, *, rank=0, ranks=1, pool_rows=8, row_format=PAIRS):
+    return RowStream(files, row_format, pool_rows, seed=3, stream=0, rank=rank, ranks=ranks)
 
 
 @given(
@@ -75,15 +78,15 @@ def test_gathering_from_parts_is_picking_items_one_by_one(sizes, seed):
     for place, row in enumerate(rows):
         part, own = whole[row]
         expected, found = part.take(np.array([own])), gathered.take(np.array([place]))
-        tokens, images = part.text_token_counts.sum(1), part.image_counts
+        tokens, images = part["text_token_ids"].counts.sum(1), part["image_embeddings"].counts
         first_token, first_image = tokens[:own].sum(), images[:own].sum()
         np.testing.assert_array_equal(
-            found.text_token_ids, part.text_token_ids[first_token : first_token + tokens[own]]
+            found["text_token_ids"].values, part["text_token_ids"].values[first_token : first_token + tokens[own]]
         )
         np.testing.assert_array_equal(
-            found.image_embeddings, part.image_embeddings[first_image : first_image + images[own]]
+            found["image_embeddings"].values, part["image_embeddings"].values[first_image : first_image + images[own]]
         )
-        np.testing.assert_array_equal(found.text_token_counts, expected.text_token_counts)
+        np.testing.assert_array_equal(found["text_token_ids"].counts, expected["text_token_ids"].counts)
     assert len(gathered) == len(rows)
 
 
@@ -122,13 +125,14 @@ def test_batches_are_full_and_straddle_epochs_without_losing_a_row(tmp_path: Pat
 def test_a_batch_holds_what_was_written(tmp_path: Path):
     keys = write_pairs(tmp_path / "t", [6])
     write_catalog(tmp_path / "items")
-    catalog = stream(pin_files("item_features", str(tmp_path / "items"), 0), kind=CatalogStream).whole_table()
+    catalog = read_catalog(pin_files("item_features", str(tmp_path / "items"), 0), CATALOG)
     block = next(stream(pin_files("training_a", str(tmp_path / "t"), 0)).batches(6))
     assert list(block.item_key) == [keys[row] for row in block.query_key]
     place = np.searchsorted(catalog.item_key, block.item_key)
     expected, found = catalog.items.take(place).gather(), block.items.gather()
-    for name in ("text_token_ids", "text_token_counts", "image_embeddings", "image_counts"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    for name in ("text_token_ids", "image_embeddings"):
+        np.testing.assert_array_equal(found[name].values, expected[name].values)
+        np.testing.assert_array_equal(found[name].counts, expected[name].counts)
 
 
 def test_skipping_rows_resumes_in_the_middle_of_an_epoch(tmp_path: Path):
@@ -208,38 +212,38 @@ def test_a_mixed_batch_encodes_each_distinct_item_once(tmp_path: Path):
     write_pairs(tmp_path / "b", [4], seed=2)
     write_catalog(tmp_path / "items")
     tasks = [stream(pin_files(n, str(tmp_path / n), 0)) for n in ("a", "b")]
-    catalog = stream(pin_files("item_features", str(tmp_path / "items"), 0), kind=CatalogStream)
-    batch = next(iter(MixedBatches(tasks, [6, 3], catalog, 10, None, 4)))
-    assert batch.tasks.tolist() == [0] * 6 + [1] * 3
-    assert len(set(batch.item_keys.tolist())) == len(batch.item_keys) == len(batch.items.image_counts)
+    catalog = stream(pin_files("item_features", str(tmp_path / "items"), 0), row_format=CATALOG)
+    batch = next(iter(MixedBatches(tasks, [6, 3], catalog, 10, None, IMAGES_OF_4)))
+    assert batch.task.tolist() == [0] * 6 + [1] * 3
+    assert len(set(batch.item_key.tolist())) == len(batch.item_key) == len(batch.items)
     assert len(batch.negatives) == 10
-    whole = catalog.whole_table()
-    expected = whole.items.take(np.searchsorted(whole.item_key, batch.item_keys.numpy())).gather()
-    np.testing.assert_array_equal(batch.items.text_token_counts, expected.text_token_counts)
-    np.testing.assert_array_equal(batch.items.image_counts, expected.image_counts)
+    whole = read_catalog(pin_files("item_features", str(tmp_path / "items"), 0), CATALOG)
+    expected = whole.items.take(np.searchsorted(whole.item_key, batch.item_key.numpy())).gather()
+    for name in ("text_token_ids", "image_embeddings"):
+        np.testing.assert_array_equal(batch.items[name].counts, expected[name].counts)
 
 
 def test_engaged_negatives_only(tmp_path: Path):
     write_pairs(tmp_path / "a", [9])
     write_catalog(tmp_path / "items")
-    catalog = stream(pin_files("item_features", str(tmp_path / "items"), 0), kind=CatalogStream)
+    catalog = stream(pin_files("item_features", str(tmp_path / "items"), 0), row_format=CATALOG)
     engaged = np.array([1001, 1005, 1007])
-    batches = MixedBatches([stream(pin_files("a", str(tmp_path / "a"), 0))], [6], catalog, 20, engaged, 4)
+    batches = MixedBatches([stream(pin_files("a", str(tmp_path / "a"), 0))], [6], catalog, 20, engaged, IMAGES_OF_4)
     batch = next(iter(batches))
-    assert sorted(batch.item_keys[batch.negatives].tolist()) == [1001, 1005, 1007]
+    assert sorted(batch.item_key[batch.negatives].tolist()) == [1001, 1005, 1007]
 
 
 def test_catalog_batches_point_into_the_whole_catalog(tmp_path: Path):
     write_pairs(tmp_path / "a", [9])
     write_catalog(tmp_path / "items")
-    whole = stream(pin_files("item_features", str(tmp_path / "items"), 0), kind=CatalogStream).whole_table()
+    whole = read_catalog(pin_files("item_features", str(tmp_path / "items"), 0), CATALOG)
     own = [
-        next(iter(CatalogBatches([stream(pin_files("a", str(tmp_path / "a"), 0))], [6], whole, rank, 2, 4)))
+        next(iter(CatalogBatches([stream(pin_files("a", str(tmp_path / "a"), 0))], [6], whole, rank, 2, IMAGES_OF_4)))
         for rank in range(2)
     ]
-    assert sum(len(batch.items.image_counts) for batch in own) == 20
+    assert sum(len(batch.items) for batch in own) == 20
     first = next(stream(pin_files("a", str(tmp_path / "a"), 0)).batches(6))
-    assert own[0].item_keys[own[0].positive].tolist() == first.item_key.tolist()
+    assert own[0].item_key[own[0].positive].tolist() == first.item_key.tolist()
 
 
 def test_prefetching_keeps_the_order_and_raises_where_the_batch_is_taken():
@@ -247,9 +251,9 @@ def test_prefetching_keeps_the_order_and_raises_where_the_batch_is_taken():
         yield from range(5)
         raise ValueError("poison")
 
-    ahead = Prefetch(batches(), 2)
+    prefetched = Prefetch(batches(), 2)
     seen = []
     with pytest.raises(ValueError, match="poison"):
-        seen.extend(iter(ahead))
+        seen.extend(iter(prefetched))
     assert seen == [] or seen == list(range(5))
-    ahead.close()
+    prefetched.close()

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from itemsage_model.data.batch import to_item_batch
+from itemsage_model.data.ragged import PackedItems, Ragged
 from itemsage_model.encoders.encoder import Encoder, Tokens
 from itemsage_model.encoders.item_tower import ItemTower, parameter_counts
+from schemas.elements import IMAGES, SizedElement
 from schemas.presets import demo, paper
-from schemas.settings import LossSettings, ModelSettings
-from tests.itemsage_model.factories import VOCABULARY, packed_items
+from schemas.settings import LossSettings, ModelSettings, item_elements
+from tests.itemsage_model.factories import ELEMENTS, packed_items
 
 DIM = 16
+LENGTHS = {"text": 16, "images": 24}
 SLOTS = {"text": 5, "images": 7}
 SMALL = ModelSettings(width=32, heads=4, feed_forward_width=48, head_width=24, hash_rows=40)
 
 
 def make_encoder(layers: int = 1) -> Encoder:
     torch.manual_seed(0)
-    encoder = Encoder(tuple(SLOTS), 32, layers, 4, 48, 24, DIM).double()
+    encoder = Encoder(LENGTHS, 32, layers, 4, 48, 24, DIM).double()
     for parameter in encoder.parameters():  # biases and norms away from their trivial start values
         parameter.data += 0.1 * torch.randn_like(parameter)
     return encoder
@@ -34,7 +39,7 @@ def make_sequence(masks: str) -> dict[str, Tokens]:
         present = torch.rand(9, slots) < {"some": 0.6, "none": -1.0, "all": 2.0}[masks]
         if masks == "some":
             present[0] = False
-        features = torch.randn(int(present.sum()), DIM, dtype=torch.double, requires_grad=True)
+        features = torch.randn(int(present.sum()), LENGTHS[name], dtype=torch.double, requires_grad=True)
         sequence[name] = Tokens(features, present)
     return sequence
 
@@ -108,14 +113,18 @@ def test_features_are_padded_at_their_own_slots():
     assert not text.padded()[~text.is_present].any()
 
 
+def elements(image_slots: int = 4) -> list[SizedElement]:
+    return [replace(element, slots=image_slots) if element.element is IMAGES else element for element in ELEMENTS]
+
+
 def tower(settings: ModelSettings = SMALL) -> ItemTower:
     torch.manual_seed(2)
-    return ItemTower(settings, LossSettings(), VOCABULARY)
+    return ItemTower(settings, LossSettings(), elements(settings.max_images))
 
 
 def test_every_parameter_gets_a_gradient_and_every_tensor_is_a_parameter_or_buffer():
     model = tower()
-    (model(to_item_batch(packed_items(12), 4))[:, 0].sum() * model.temperature()).backward()
+    (model(to_item_batch(packed_items(12), elements(4)))[:, 0].sum() * model.temperature()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
@@ -126,35 +135,35 @@ def test_every_parameter_gets_a_gradient_and_every_tensor_is_a_parameter_or_buff
 
 def test_an_item_does_not_depend_on_its_neighbours_in_the_batch():
     model, items = tower(), packed_items(12)
-    whole = model(to_item_batch(items, 4))
-    alone = torch.cat([model(to_item_batch(items.take(np.array([i])), 4)) for i in range(12)])
+    whole = model(to_item_batch(items, elements(4)))
+    alone = torch.cat([model(to_item_batch(items.take(np.array([i])), elements(4))) for i in range(12)])
     torch.testing.assert_close(whole, alone)
 
 
 def test_missing_features_as_zeros_attend_to_every_slot():
     zeros = SMALL.model_copy(update={"missing": "zeros", "max_images": 4})
     model, items = tower(zeros), packed_items(12)
-    output = model(to_item_batch(items, 4))
-    assert not torch.allclose(output, tower()(to_item_batch(items, 4)))
-    few = np.flatnonzero(items.image_counts < 3)
-    torch.testing.assert_close(model(to_item_batch(items.take(few), 4)), output[few])
+    output = model(to_item_batch(items, elements(4)))
+    assert not torch.allclose(output, tower()(to_item_batch(items, elements(4))))
+    few = np.flatnonzero(items["image_embeddings"].counts < 3)
+    torch.testing.assert_close(model(to_item_batch(items.take(few), elements(4))), output[few])
 
 
 def test_images_beyond_the_limit_are_left_out():
     model, items = tower(), packed_items(6, most_images=4)
-    cut = model(to_item_batch(items, 2))
+    cut = model(to_item_batch(items, elements(2)))
     first = [items.take(np.array([i])) for i in range(6)]
     for place, item in enumerate(first):
-        kept = type(item)(
-            item.text_token_ids, item.text_token_counts, item.image_embeddings[:2], np.minimum(item.image_counts, 2)
-        )
-        torch.testing.assert_close(model(to_item_batch(kept, 4))[0], cut[place])
+        images = item["image_embeddings"]
+        two = Ragged(images.values[:2], np.minimum(images.counts, 2))
+        kept = PackedItems(item.elements | {"image_embeddings": two})
+        torch.testing.assert_close(model(to_item_batch(kept, elements(4)))[0], cut[place])
 
 
 def test_the_papers_model_has_the_papers_size():
     model, features = paper()
     vocabulary = features.char_trigrams + features.word_unigrams + features.word_bigrams
-    counts = parameter_counts(ItemTower(model, LossSettings(), vocabulary))
+    counts = parameter_counts(ItemTower(model, LossSettings(), item_elements(model, features, vocabulary)))
     assert counts == {
         "log_temperature": 1,
         "hash_embedding.table": 25_600_000,

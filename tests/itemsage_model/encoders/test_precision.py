@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from itemsage_model.encoders import precision
-from itemsage_model.encoders.model_files import ModelSpec, model_bytes
+from itemsage_model.encoders.model_files import model_bytes
 from itemsage_model.serving.scorer import Scorer, load_once
 from tests.itemsage_model.factories import SPEC, packed_items
 from tests.itemsage_model.warehouses import losses_of, make_warehouse
@@ -19,11 +20,11 @@ CPU = torch.device("cpu")
 
 def test_what_is_set_is_taken_and_auto_takes_what_is_faster(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(precision, "bfloat16_gain", lambda _: pytest.fail("nothing to try"))
-    assert precision.choose("float32", CPU) == "float32"
-    assert precision.choose("bfloat16", CPU) == "bfloat16"
+    assert precision.choose_precision("float32", CPU) == "float32"
+    assert precision.choose_precision("bfloat16", CPU) == "bfloat16"
     for gain, expected in ((0.3, "float32"), (1.1, "float32"), (2.5, "bfloat16")):
         monkeypatch.setattr(precision, "bfloat16_gain", lambda _, gain=gain: gain)
-        assert precision.choose("auto", CPU) == expected
+        assert precision.choose_precision("auto", CPU) == expected
 
 
 def test_the_gain_is_that_of_the_times(monkeypatch: pytest.MonkeyPatch):
@@ -34,7 +35,7 @@ def test_the_gain_is_that_of_the_times(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_bfloat16_embeddings_are_close_and_of_unit_length(layers: int):
-    spec = ModelSpec(SPEC.model.model_copy(update={"layers": layers}), *list(vars(SPEC).values())[1:])
+    spec = replace(SPEC, model=SPEC.model.model_copy(update={"layers": layers}))
     weights, items = model_bytes(spec.build(seed=3)), packed_items(40)
     exact = Scorer(weights, spec).score(items)
     rounded = Scorer(weights, spec, precision="bfloat16").score(items)

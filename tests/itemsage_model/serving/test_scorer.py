@@ -1,4 +1,4 @@
-"""Scoring batches: what must not be published is refused; the sum of an item's images."""
+"""Scoring batches: what must not be published is refused."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from itemsage_model.data.feature_cells import FEATURE_CELLS
 from itemsage_model.encoders.model_files import model_bytes
-from itemsage_model.serving.scorer import Scorer, sum_of_images
+from itemsage_model.serving.scorer import Scorer
+from schemas.elements import FEATURE_CELLS
 from schemas.errors import TableError
-from tests.itemsage_model.factories import SPEC, arrow_cells, item_cells, packed_items
+from tests.itemsage_model.factories import SPEC, arrow_cells, item_cells
 
 
 def test_embeddings_that_are_not_finite_are_refused():
@@ -33,16 +33,3 @@ def test_the_one_embedding_of_another_length_is_the_one_named(monkeypatch: pytes
     monkeypatch.setattr(scorer, "score", lambda _: vectors)
     with pytest.raises(TableError, match=r"one of length 1\.5"):
         scorer.score_batch(batch)
-
-
-def test_the_sum_of_images_is_that_of_each_item_alone():
-    items = packed_items(12)
-    sums = sum_of_images(items)
-    assert (items.image_counts == 0).any()
-    first = 0
-    for row, count in enumerate(items.image_counts):
-        total = items.image_embeddings[first : first + count].astype(np.float64).sum(axis=0)
-        length = np.linalg.norm(total)
-        np.testing.assert_allclose(sums[row], total / length if length else total, atol=1e-5)
-        first += count
-    assert not sum_of_images(packed_items(3, most_images=0)).any()

@@ -59,7 +59,7 @@ def test_negatives_of_a_batch_come_from_all_over_a_file_that_is_sorted_by_item(t
     batches = iter(make_batches(pin_inputs(settings), settings, 0))
     for _ in range(3):
         batch = next(batches)
-        row_groups = (batch.item_keys[batch.negatives] - 1000) // 4
+        row_groups = (batch.item_key[batch.negatives] - 1000) // 4
         # Of the 16 row groups of a pool of 64 rows; a pool shared by nine streams would hold two.
         assert len(row_groups.unique()) >= 8
 

@@ -1,0 +1,119 @@
+"""Vectors of another length, projected to the length of all query embeddings.
+
+A projection is fitted once for an embedding space and kept with its name: vectors may only be compared with others
+that came through the same one. It is linear and has orthonormal columns, so it keeps dot products as nearly as 256
+dimensions can; narrower vectors are padded with zeros, which keeps them exactly.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from schemas.storage import read_bytes, write_bytes
+from schemas.tables import EMBEDDING_DIM
+
+
+def leading_directions(vectors: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], float]:
+    """The directions that keep most of some vectors' squared length; a PCA without centring.
+
+    Args:
+        vectors: [row, length], at least one row that is not zero.
+
+    Returns:
+        A matrix [length, 256] with orthonormal columns, or the first columns of the identity where the vectors are no
+        longer than that; and the share of the squared length that it keeps, 0 to 1.
+    """
+    length = vectors.shape[1]
+    if length <= EMBEDDING_DIM:
+        return np.eye(length, EMBEDDING_DIM, dtype=np.float32), 1.0
+    exact = vectors.astype(np.float64)
+    # One thread: the order of a threaded sum, and with it the last bits, may change from run to run.
+    with threadpool_limits(limits=1):
+        moments, axes = np.linalg.eigh(exact.T @ exact)
+    leading = axes[:, ::-1][:, :EMBEDDING_DIM]
+    # An eigenvector's sign is arbitrary: make its largest entry positive.
+    largest = np.take_along_axis(leading, np.abs(leading).argmax(axis=0)[None], axis=0)
+    kept = float(moments[::-1][:EMBEDDING_DIM].sum() / moments.sum())
+    return (leading * np.sign(largest)).astype(np.float32), min(kept, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """The projection of one embedding space.
+
+    Attributes:
+        source_space: The space of the vectors that it takes.
+        matrix: float32 [length, 256].
+        explained_variance: Share of the fitted vectors' squared length that it keeps, 0 to 1.
+    """
+
+    source_space: str
+    matrix: npt.NDArray[np.float32]
+    explained_variance: float
+
+    @property
+    def length(self) -> int:
+        """Numbers of a vector that it takes."""
+        return len(self.matrix)
+
+    @cached_property
+    def name(self) -> str:
+        """The space of the projected vectors: the source's name and a hash of the matrix."""
+        return f"{self.source_space}-to-{EMBEDDING_DIM}-{sha256(self.matrix.tobytes()).hexdigest()[:8]}"
+
+    def apply(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Project vectors [row, length] to float64 [row, 256].
+
+        One row at a time: the last bits of a product of matrices depend on how many rows it has, and a query must have
+        the same embedding whichever others lie beside it.
+        """
+        matrix = self.matrix.astype(np.float64)
+        projected = np.zeros((len(vectors), EMBEDDING_DIM))
+        for row, vector in enumerate(vectors.astype(np.float64)):
+            projected[row] = vector @ matrix
+        return projected
+
+
+def fit_projection(source_space: str, vectors: npt.NDArray[np.float32]) -> Projection:
+    """Fit the projection of a space on some of its vectors [row, length], each weighing as much as any other."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    matrix, explained = leading_directions(vectors / np.maximum(lengths, np.finfo(np.float32).tiny))
+    return Projection(source_space, matrix, explained)
+
+
+def save_projection(projection: Projection, uri: str) -> None:
+    """Write `<uri>/projection.safetensors` and, last, `<uri>/projection.json`."""
+    arrays = safetensors.numpy.save({"matrix": np.ascontiguousarray(projection.matrix)})
+    described = {
+        "source_space": projection.source_space,
+        "name": projection.name,
+        "explained_variance": projection.explained_variance,
+    }
+    write_bytes(f"{uri}/projection.safetensors", arrays)
+    write_bytes(f"{uri}/projection.json", (json.dumps(described, indent=2) + "\n").encode())
+
+
+def load_projection(uri: str) -> Projection | None:
+    """Read what `save_projection` wrote; None where there is nothing.
+
+    Raises:
+        ValueError: its two files do not belong together.
+    """
+    try:
+        described = json.loads(read_bytes(f"{uri}/projection.json"))
+    except FileNotFoundError:
+        return None
+    matrix = safetensors.numpy.load(read_bytes(f"{uri}/projection.safetensors"))["matrix"]
+    projection = Projection(described["source_space"], matrix, described["explained_variance"])
+    if projection.name != described["name"]:
+        raise ValueError(f"{uri}: projection.json is of {described['name']}, the matrix makes it {projection.name}")
+    return projection

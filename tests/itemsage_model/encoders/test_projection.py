@@ -1,0 +1,59 @@
+"""Projections to 256 numbers: dot products are kept, the name says which one, and the files belong together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from itemsage_model.encoders.projection import Projection, fit_projection, load_projection, save_projection
+from schemas.storage import write_bytes
+
+
+def vectors_of_rank(rank: int, rows: int = 400, length: int = 512) -> np.ndarray:
+    random = np.random.default_rng(1)
+    return (random.standard_normal((rows, rank)) @ random.standard_normal((rank, length))).astype(np.float32)
+
+
+def test_vectors_of_a_subspace_keep_their_dot_products():
+    vectors = vectors_of_rank(200)
+    projection = fit_projection("clip-1", vectors)
+    projected = projection.apply(vectors)
+    assert projected.shape == (400, 256)
+    np.testing.assert_allclose(projected @ projected.T, vectors @ vectors.T, rtol=1e-3, atol=1e-2 * 512)
+    assert projection.explained_variance == pytest.approx(1.0, abs=1e-6)
+    np.testing.assert_allclose(projection.matrix.T @ projection.matrix, np.eye(256), atol=1e-4)
+
+
+def test_no_other_directions_keep_more_of_the_squared_length():
+    vectors = vectors_of_rank(512)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    projection = fit_projection("clip-1", vectors)
+    best = np.linalg.svd(unit.astype(np.float64), compute_uv=False)[:256]
+    assert (projection.apply(unit) ** 2).sum() == pytest.approx((best**2).sum(), rel=1e-5)
+    assert projection.explained_variance == pytest.approx((best**2).sum() / len(unit), rel=1e-5)
+
+
+def test_shorter_vectors_are_padded_and_keep_their_dot_products_exactly():
+    vectors = vectors_of_rank(100, length=128)
+    projection = fit_projection("mini-1", vectors)
+    np.testing.assert_array_equal(projection.apply(vectors)[:, :128], vectors)
+    assert not projection.apply(vectors)[:, 128:].any()
+
+
+def test_a_projection_comes_back_under_its_name_and_a_mixture_is_refused(tmp_path: Path):
+    uri = str(tmp_path / "one")
+    assert load_projection(uri) is None
+    projection = fit_projection("clip-1", vectors_of_rank(300))
+    save_projection(projection, uri)
+    again = load_projection(uri)
+    assert isinstance(again, Projection)
+    assert (again.name, again.length) == (projection.name, 512)
+    assert again.name.startswith("clip-1-to-256-")
+    other = fit_projection("clip-1", vectors_of_rank(300)[::2])
+    assert other.name != projection.name
+    save_projection(other, str(tmp_path / "two"))
+    write_bytes(f"{uri}/projection.safetensors", (tmp_path / "two" / "projection.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"projection\.json is of clip-1-to-256-"):
+        load_projection(uri)
