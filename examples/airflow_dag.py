@@ -1,36 +1,31 @@
 """A daily Airflow DAG: one task a stage, each the command that `make pipeline` would run, safe to retry.
 
-Copy it into your DAGs folder and set PROJECT and SETTINGS. A retried stage picks up where it can: tables are replaced
-in one commit, training resumes from its last checkpoint. Exit codes 2 (settings) and 3 (bad input) fail again on retry.
+Copy it into your DAGs folder, set PROJECT and SETTINGS, and have PROJECT on Airflow's PYTHONPATH. A retried stage
+picks up where it can: tables are replaced in one commit, training resumes from its last checkpoint. Exit codes 2
+(settings) and 3 (bad input) fail again on retry; torchrun turns both into 1.
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
 from airflow import DAG
 from airflow.models.baseoperator import chain
 from airflow.operators.bash import BashOperator
 
+from schemas.stages import PIPELINE, Stage
+
 PROJECT = "/opt/itemsage-open"
 SETTINGS = "/etc/itemsage/shop.toml"
-STAGES = (
-    "embed_queries",
-    "build_vocabulary",
-    "build_item_features",
-    "build_training_tables",
-    "train",
-    "score_catalog",
-    "evaluate",
-)
 
 
-def stage_command(stage: str) -> str:
+def stage_command(stage: Stage[Any]) -> str:
     """The shell command of one stage for the day that the run is about."""
-    if stage == "train":
+    if stage.launcher == "torchrun":
         run = "torchrun --nproc-per-node 2 -m itemsage_model.train"
     else:
-        run = f"spark-submit --properties-file spark-defaults.conf jobs/{stage}.py"
+        run = f"spark-submit --properties-file spark-defaults.conf jobs/{stage.name}.py"
     # data_interval_end is midnight UTC after the day: the first instant that the run does not use.
     day = "--set dates.as_of={{ data_interval_end | ds }}"
     return f"cd {PROJECT} && export PATH=$PWD/.venv/bin:$PATH && {run} --settings {SETTINGS} {day}"
@@ -46,7 +41,7 @@ with DAG(
     tags=["embeddings"],
 ) as dag:
     operators = [
-        BashOperator(task_id=stage, bash_command=stage_command(stage), execution_timeout=timedelta(hours=6))
-        for stage in STAGES
+        BashOperator(task_id=stage.name, bash_command=stage_command(stage), execution_timeout=timedelta(hours=6))
+        for stage in PIPELINE
     ]
     chain(*operators)

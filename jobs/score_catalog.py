@@ -124,7 +124,7 @@ def _refuse_other_vocabulary(made: ItemMetrics, trained: TrainMetrics) -> None:
             "text_token_ids",
             expected=f"ids of the vocabulary that the model was trained with ({trained.vocabulary_hash})",
             found=f"ids of another one ({made.vocabulary_hash})",
-            cure="Train again, or restore the vocabulary table and run build_item_features.",
+            cure="Train again: run build_training_tables and train.",
         )
 
 

@@ -29,7 +29,7 @@ _SINGLE: dict[str, Stage[Any]] = {"train": TRAIN, "score": SCORE_CATALOG, "evalu
 
 
 def run_command(command: list[str], log: Path) -> None:
-    """Run one command; its own lines go to the terminal, Spark's to the log. Exits with its code if it fails.
+    """Run one command; its lines go to the terminal, what Java says to the log. Exits with its code if it fails.
 
     Whatever ends this process ends the command and all that it started; tables change by whole commits or not at all.
     """
@@ -45,7 +45,7 @@ def run_command(command: list[str], log: Path) -> None:
                 os.killpg(child.pid, signal.SIGTERM)
                 child.wait()
     if code:
-        print(f"  failed with exit code {code}; Spark's and Python's messages: {log}", flush=True)
+        print(f"  failed with exit code {code}; further messages: {log}", flush=True)
         sys.exit(code if code > 0 else 1)
 
 
@@ -96,7 +96,7 @@ def run_pipeline(command: str, arguments: argparse.Namespace, settings: Settings
     if command in _SINGLE:
         run_stages(settings, [_SINGLE[command].name], passed)
         return
-    print(f"messages of Spark and Python: {settings.layout.logs}", flush=True)
+    print(f"messages of Spark and of the trainer: {settings.layout.logs}", flush=True)
     started = time.monotonic()
     run_stages(settings, stages_from(arguments.first), passed, "" if arguments.first else arguments.prepare)
     print(f"all stages in {time.monotonic() - started:.0f} s\n")

@@ -52,7 +52,7 @@ def examine(settings: Settings) -> int:
         print(f"  {finding.verdict:<6}{finding.subject}: {finding.text}", flush=True)
         findings.append(finding)
     count = {verdict: sum(finding.verdict == verdict for finding in findings) for verdict in ("ok", "look", "fault")}
-    print(f"{count['fault']} faults, {count['look']} to look at, {count['ok']} ok")
+    print(f"faults: {count['fault']}; to look at: {count['look']}; ok: {count['ok']}")
     return EXIT_INPUT if count["fault"] else 0
 
 
@@ -161,7 +161,7 @@ def content_findings(settings: Settings, samples: dict[str, pa.Table]) -> Iterat
         yield from _text_findings(samples[ITEMS.name])
     if ITEM_IMAGES.name in samples:
         yield from _length_findings(
-            samples[ITEM_IMAGES.name], ITEM_IMAGES, "image_embedding", EMBEDDING_DIM, "model.image_length"
+            samples[ITEM_IMAGES.name], ITEM_IMAGES, "image_embedding", settings.model.image_length, "model.image_length"
         )
     if QUERIES.name in samples:
         yield from _query_findings(settings, samples[QUERIES.name])

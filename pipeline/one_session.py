@@ -84,7 +84,6 @@ def main() -> None:
             steps = steps_of(spark, settings, arguments.stages.split(","), passed, arguments.prepare)
             for number, (name, run) in enumerate(steps, 1):
                 print(f"[{number}/{len(steps)}] {name}", flush=True)
-                print(f"==== {name}", file=sys.stderr, flush=True)
                 started = time.monotonic()
                 with task_bar(spark, name):
                     run()

@@ -97,6 +97,8 @@ def read_record(warehouse: Warehouse, stage: Stage[Metrics]) -> RunRecord[Metric
         record: RunRecord[Metrics] = TypeAdapter(RunRecord[stage.metrics]).validate_python(values)  # type: ignore[name-defined]
     except FileNotFoundError as error:
         raise _no_record(stage.name, f"a complete run of {stage.name}, recorded at {uri}", "no record") from error
+    except InputError:  # of the URI
+        raise
     except (ValueError, AttributeError, ValidationError) as error:
         cause = " ".join(str(error).split())[:300]
         raise _no_record(

@@ -42,7 +42,7 @@ class InputSettings(Section):
 
 
 class DateSettings(Section):
-    """The log window, counted back from `as_of`: train_days, then gap_days, then test_days."""
+    """The log window, counted back from `as_of`: test_days held out, then gap_days unused, then train_days of training."""
 
     as_of: date
     train_days: int = Field(ge=1)
@@ -71,7 +71,7 @@ class DateSettings(Section):
 
 
 class FeatureSettings(Section):
-    """Text features and vocabulary sizes. The defaults are the paper's (section 1.3 of its notes)."""
+    """Text features and vocabulary sizes. The defaults are the paper's."""
 
     text_features: tuple[str, ...] = tuple(TEXT_FEATURES)
     char_trigrams: int = Field(default=64_000, ge=0)

@@ -1,0 +1,125 @@
+"""The front door: which commands it runs, in which order, with whose exit code, and that it leaves nothing running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli, commands
+from schemas.errors import SettingsError
+from schemas.settings import Settings, load_settings
+from schemas.stages import EVALUATE, PIPELINE, TRAIN
+from tests.pipeline.shop import write_shop
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return load_settings(write_shop(tmp_path))
+
+
+def test_stages_run_from_the_one_that_is_named() -> None:
+    names = [stage.name for stage in PIPELINE]
+    assert cli.stages_from("") == names
+    assert cli.stages_from("train") == ["train", "score_catalog", "evaluate"]
+    with pytest.raises(SettingsError, match="--from scoring: no such stage; the stages are embed_queries"):
+        cli.stages_from("scoring")
+
+
+def test_each_stage_is_a_command_of_its_own(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    jar = tmp_path / "delta.jar"
+    jar.touch()
+    monkeypatch.setenv("ITEMSAGE_DELTA_JARS", str(tmp_path))
+    monkeypatch.setenv("ITEMSAGE_SPARK_SUBMIT", "--master 'local[3]'")
+    command = commands.stage_command(EVALUATE, settings, ["--settings", "shop.toml"])
+    assert command[0].endswith("/spark-submit")
+    assert command[1:3] == ["--properties-file", str(commands.ROOT / "spark-defaults.conf")]
+    assert f"spark.jars={jar}" in command
+    assert command[-5:] == ["--master", "local[3]", str(commands.ROOT / "jobs/evaluate.py"), "--settings", "shop.toml"]
+
+
+def test_one_process_trains_without_a_launcher_and_several_meet_on_loopback(settings: Settings) -> None:
+    alone = commands.stage_command(TRAIN, settings, ["--settings", "shop.toml"])
+    assert alone == [sys.executable, "-m", "itemsage_model.train", "--settings", "shop.toml"]
+    two = settings.model_copy(update={"train": settings.train.model_copy(update={"processes": 2})})
+    command = commands.stage_command(TRAIN, two, [])
+    assert command[1:5] == ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    assert "127.0.0.1:0" in command
+
+
+def itemsage(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=commands.ROOT, timeout=120, check=False)
+
+
+def test_what_is_wrong_with_the_command_line_is_said_with_exit_code_2(tmp_path: Path) -> None:
+    path = str(write_shop(tmp_path))
+    for arguments, said in (
+        (["score", "--settings", f"{tmp_path}/none.toml"], "error: settings file"),
+        (["run", "--settings", path, "--from", "scoring"], "error: --from scoring: no such stage"),
+        (["evaluate", "--settings", path, "--set", "train.steps=many"], "train.steps"),
+        (["publish"], "itemsage run | train | score | evaluate | doctor"),
+    ):
+        done = itemsage(*arguments)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert said in done.stdout
+
+
+def test_a_stage_that_fails_gives_its_exit_code(tmp_path: Path) -> None:
+    """Training before any other stage: bad input, without Spark."""
+    done = itemsage("train", "--settings", str(write_shop(tmp_path)))
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "error: run record of build_training_tables: expected a complete run" in done.stdout
+    assert f"further messages: {tmp_path}/warehouse/_logs/train.log" in done.stdout
+
+
+def test_doctor_and_help(tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = itemsage("doctor", "--settings", str(write_shop(tmp_path)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "faults: 0" in done.stdout
+    assert time.monotonic() - started < 30
+    assert itemsage("--help").returncode == 0
+
+
+def test_whoever_ends_the_front_door_ends_all_that_it_started(tmp_path: Path) -> None:
+    """A command with a child of its own, as spark-submit has; both are gone when the front door is ended."""
+    pids = tmp_path / "pids"
+    script = tmp_path / "command.py"
+    script.write_text(
+        "import os, pathlib, subprocess, time\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        f"pathlib.Path({str(pids)!r}).write_text(f'{{os.getpid()}} {{child.pid}}')\n"
+        "time.sleep(60)\n"
+    )
+    program = (
+        "import sys; from pathlib import Path; from pipeline.cli import run_command\n"
+        f"run_command([sys.executable, {str(script)!r}], Path({str(tmp_path / 'log')!r}))\n"
+    )
+    front = subprocess.Popen([sys.executable, "-c", program], cwd=commands.ROOT)
+    deadline = time.monotonic() + 60
+    while not (pids.exists() and len(pids.read_text().split()) == 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    front.send_signal(signal.SIGTERM)
+    assert front.wait(timeout=30) == 128 + signal.SIGTERM
+    for pid in map(int, pids.read_text().split()):
+        while is_running(pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"

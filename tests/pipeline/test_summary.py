@@ -1,0 +1,78 @@
+"""The summary: every stage's rows and counts, recall beside its baselines, neighbours, and how to read the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from deltalake import write_deltalake
+
+from pipeline.summary import print_summary
+from schemas.arrow import arrow_schema
+from schemas.metrics import EvaluationMetrics, EventCounts, NoMetrics, ScoreMetrics, TaskCounts, TrainingTableMetrics
+from schemas.records import RunRecord, TableVersion, write_record
+from schemas.settings import Settings
+from schemas.tables import EVALUATION
+
+FIGURES = [
+    ("search_click", "popularity", "all", 0.1, 9), ("search_click", "itemsage", "all", 0.5, 9),
+    ("search_click", "itemsage", "unseen", 0.25, 4), ("search_save", "itemsage", "all", 0.75, 2),
+    ("search_save", "itemsage", "unseen", 0.0, 0),
+]  # fmt: skip
+
+
+@pytest.fixture
+def settings(tmp_path: Path, make_settings: Any) -> Settings:
+    """A warehouse after a whole run, as far as the summary reads it."""
+    settings: Settings = make_settings()
+    uri = settings.layout.uri
+    ids = [f"i{number}" for number in range(60)]
+    write_deltalake(f"{uri}/items", pa.table({"item_id": ids, "title": [f"title {number}" for number in range(60)]}))
+    angles = np.linspace(0, np.pi / 2, 60)
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    columns = {"item_id": ids, "embedding": pa.array(vectors.tolist(), pa.list_(pa.float32()))}
+    write_deltalake(f"{uri}/item_embeddings", pa.table(columns))
+    rows = [
+        {"task": task, "system": system, "metric": "recall@10", "slice": part, "value": value, "pair_count": count}
+        for task, system, part, value, count in FIGURES
+    ]
+    write_deltalake(f"{uri}/evaluation", pa.Table.from_pylist(rows, arrow_schema(EVALUATION)))
+    embeddings = TableVersion("item_embeddings", f"{uri}/item_embeddings", 0, 60)
+    events = EventCounts(12, 9, 2, 0, 1)
+    for record in (
+        RunRecord("prepare_my_shop", NoMetrics(), outputs=(TableVersion("items", f"{uri}/items", 0, 60),)),
+        RunRecord("build_training_tables", TrainingTableMetrics({"search_click": TaskCounts(8, 9, 2, 2)}, events),
+                  rejected={"engagement_logs: future": 1}, seconds=3.5),
+        RunRecord("score_catalog", ScoreMetrics("model-1", "float32"), outputs=(embeddings,)),
+        RunRecord("evaluate", EvaluationMetrics(60), outputs=(TableVersion("evaluation", f"{uri}/evaluation", 0, 5),)),
+    ):  # fmt: skip
+        write_record(settings.layout, record)
+    return settings
+
+
+def test_the_summary_shows_what_the_records_and_tables_say(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_summary(settings)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    stages = [line.split()[0] for line in lines if line.endswith(" s)")]
+    assert stages == ["prepare_my_shop", "build_training_tables", "score_catalog", "evaluate"]
+    assert "build_training_tables (3.5 s)" in lines
+    assert "out items 60 version 0" in lines
+    assert "rejected engagement_logs: future 1" in lines
+    assert any(line.startswith('search_click: {"training_pairs": 8,') for line in lines)
+    assert "model_id: model-1" in lines
+    header = lines.index("task pairs itemsage popularity")
+    assert lines[header + 1 : header + 3] == ["search_click 9 0.5000 0.1000", "search_save 2 0.7500 -"]
+    unseen = lines.index("task pairs itemsage popularity", header + 1)
+    assert lines[unseen + 1] == "search_click 4 0.2500 -"
+    assert "search_save" not in lines[unseen + 2]
+    first = lines.index("nearest neighbours") + 1
+    assert lines[first].startswith("title ")
+    assert [line.split()[0] for line in lines[first + 1 : first + 6]] == sorted(
+        (line.split()[0] for line in lines[first + 1 : first + 6]), reverse=True
+    )
+    assert f"polars.scan_delta('{settings.layout.uri}/item_embeddings', version=0)" in lines[-1]
