@@ -48,7 +48,7 @@ doctor: .venv/installed
 	@$(BIN)/itemsage doctor --settings $(SETTINGS) $(foreach s,$(SET),--set $(s))
 
 test: ready
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: ready
 	@$(BIN)/python -m benchmarks

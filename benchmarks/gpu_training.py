@@ -157,7 +157,8 @@ def print_transfer(batch: PairBatch) -> None:
                 locked.to(torch.device("cuda"))
             torch.cuda.synchronize()
             seconds[name] = time.perf_counter() - started
-    size = sum(tensor.numel() * tensor.element_size() for tensor in vars(batch.items).values())
+    tensors = [tensor for element in batch.items.elements.values() for tensor in (element.values, element.counts)]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     shares = ", ".join(f"{name} {1e3 * taken:.1f} ms" for name, taken in seconds.items())
     print(f"bringing a batch of {size / 1e6:.0f} MB to the GPU: {shares}")
 

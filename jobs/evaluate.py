@@ -10,6 +10,7 @@ Safe to rerun: one Delta commit replaces the table; pairs and distractors are ch
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial, reduce
 
@@ -35,10 +36,10 @@ from jobs.evaluation.candidates import (
 )
 from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun, side_by_side
+from schemas.arrow import arrow_schema
 from schemas.columns import Table
 from schemas.metrics import EvaluationMetrics
 from schemas.settings import Settings
-from schemas.spark import struct_type
 from schemas.stages import EVALUATE
 from schemas.tables import EVALUATED_SYSTEMS, EVALUATION, QUERIES, QUERY_EMBEDDINGS, TRUE_QUERY_VECTORS, training_pairs
 
@@ -98,9 +99,11 @@ def run(spark: SparkSession, settings: Settings) -> None:
         task_pairs = side_by_side([partial(collect_pairs, job, task) for task in settings.task_list])
         task_pairs = [pairs for pairs in task_pairs if len(pairs.query)]
         encoder = load_if_saved(settings.layout.query_encoder)
-        candidates = collect_candidates(job, task_pairs, encoder)
-        queries = _collect_queries(job, task_pairs, encoder)
-        engagements = _collect_engagements(job)
+        with ThreadPoolExecutor() as threads:
+            found = threads.submit(collect_candidates, job, task_pairs, encoder)
+            asked = threads.submit(_collect_queries, job, task_pairs, encoder)
+            engagements = _collect_engagements(job)
+        candidates, queries = found.result(), asked.result()
 
         def measure_task(pairs: TaskPairs) -> list[Figure]:
             return measure(pairs, candidates, _systems(pairs, candidates, queries, engagements), settings.evaluate.k)
@@ -108,7 +111,8 @@ def run(spark: SparkSession, settings: Settings) -> None:
         measured = side_by_side([partial(measure_task, pairs) for pairs in task_pairs])
         rows = [figure for figures in measured for figure in figures]
         job.metrics = EvaluationMetrics(int(candidates.is_distractor.sum()))
-        job.write(spark.createDataFrame(rows, struct_type(EVALUATION)), EVALUATION)
+        named = [dict(zip(EVALUATION.column_names, row, strict=True)) for row in rows]
+        job.write_arrow(pa.Table.from_pylist(named, arrow_schema(EVALUATION)), EVALUATION)
 
 
 def _collect_queries(

@@ -86,11 +86,9 @@ def run(spark: SparkSession, settings: Settings) -> None:
     """Write the world."""
     with JobRun(spark, settings, STAGE) as job:
         world = build(settings)
-        # Spark cuts an Arrow table into a partition, and so a file, per 2,048 rows; one per core is enough.
-        parts = spark.sparkContext.defaultParallelism
-        side_by_side(
-            [partial(job.write, spark.createDataFrame(rows).coalesce(parts), table) for table, rows in world.items()]
-        )
+        # A file per core, so that the jobs which read them have a task per core.
+        files = spark.sparkContext.defaultParallelism
+        side_by_side([partial(job.write_arrow, rows, table, files) for table, rows in world.items()])
         job.metrics = NoMetrics()
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,53 +14,105 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-import torch
 from deltalake import DeltaTable, write_deltalake
 
 from itemsage_model.data.feature_cells import unpack_items
 from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import load_model
 from itemsage_model.serving.scorer import Scorer
-from itemsage_model.training import run as training
+from pipeline import commands
 from schemas.elements import FEATURE_CELLS
 from schemas.errors import TableError
 from schemas.records import RunRecord, read_record
-from schemas.settings import Settings
-from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, SCORE_CATALOG, TRAIN, Stage
+from schemas.settings import Settings, load_settings
+from schemas.stages import (
+    BUILD_ITEM_FEATURES,
+    BUILD_TRAINING_TABLES,
+    MAKE_DEMO_WORLD,
+    PIPELINE,
+    SCORE_CATALOG,
+    TRAIN,
+    Stage,
+)
 from schemas.storage import data_files
 from schemas.warehouse import Warehouse
 
 # The first test pays for the whole pipeline, the rerun for a second one.
 pytestmark = pytest.mark.timeout(1200)
 
-TASKS = [
-    {"query_kind": "search", "engagement": "inquiry", "share": 3.0},
-    {"query_kind": "search", "engagement": "tour"},
-    {"query_kind": "closeup", "engagement": "inquiry"},
-]
-JOBS = ("make_demo_world", "embed_queries", "build_vocabulary", "build_item_features", "build_training_tables")
+PORTAL = """
+[dates]
+as_of = 2026-03-01
+train_days = 20
+gap_days = 1
+test_days = 7
+[[tasks]]
+query_kind = "search"
+engagement = "inquiry"
+share = 3.0
+[[tasks]]
+query_kind = "search"
+engagement = "tour"
+[[tasks]]
+query_kind = "closeup"
+engagement = "inquiry"
+[features]
+char_trigrams = 500
+word_unigrams = 500
+word_bigrams = 200
+[query_encoder]
+lsa_vocabulary = 400
+[model]
+width = 32
+heads = 4
+feed_forward_width = 32
+head_width = 32
+hash_rows = 500
+[loss]
+sketch_width = 4096
+[train]
+batch_size = 50
+negative_count = 50
+steps = 6
+warmup_steps = 2
+threads = 1
+[demo_world]
+items = 200
+events = 3000
+seed = 3
+"""
+JOBS = [MAKE_DEMO_WORLD, *(stage for stage in PIPELINE if stage is not TRAIN)]
 
 
 @pytest.fixture(scope="module")
-def portal(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Settings of a warehouse on which every stage has run."""
-    settings = Settings.model_validate(
-        {
-            "warehouse": {"uri": str(tmp_path_factory.mktemp("portal"))},
-            "dates": {"as_of": "2026-03-01", "train_days": 20, "gap_days": 1, "test_days": 7},
-            "tasks": TASKS,
-            "features": {"char_trigrams": 500, "word_unigrams": 500, "word_bigrams": 200},
-            "query_encoder": {"lsa_vocabulary": 400},
-            "model": {"width": 32, "heads": 4, "feed_forward_width": 32, "head_width": 32, "hash_rows": 500},
-            "loss": {"sketch_width": 4096},
-            "train": {"batch_size": 50, "negative_count": 50, "steps": 6, "warmup_steps": 2, "threads": 1},
-            "demo_world": {"items": 200, "events": 3000, "seed": 3},
-        }
-    )
-    run_jobs(spark, settings, JOBS)
-    training.train(settings, torch.device("cpu"))
-    run_jobs(spark, settings, ("score_catalog", "evaluate"))
-    return settings
+def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("portal")
+    path = folder / "portal.toml"
+    path.write_text(f'[warehouse]\nuri = "{folder}/warehouse"\n{PORTAL}')
+    return path
+
+
+@pytest.fixture(scope="module")
+def portal(settings_file: Path) -> Settings:
+    """Settings of a warehouse on which every stage has run: by the front door, in one Spark session."""
+    done = run_command(
+        [sys.executable, "-m", "pipeline.cli", "run", "--settings", str(settings_file), "--prepare",
+         "jobs/make_demo_world.py"]
+    )  # fmt: skip
+    assert re.findall(r"^\[(\d)/8\] (\w+)", done, re.M) == [
+        (str(number), stage.name) for number, stage in enumerate((MAKE_DEMO_WORLD, *PIPELINE), 1)
+    ]
+    assert "nearest neighbours" in done
+    return load_settings(settings_file)
+
+
+def run_command(command: list[str], **environment: str) -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, check=False,
+        cwd=commands.ROOT, env=commands.environment() | environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
 
 
 def run_jobs(spark: Any, settings: Settings, names: tuple[str, ...]) -> None:
@@ -120,13 +175,16 @@ def test_sparks_scores_equal_a_direct_call(portal: Settings):
     assert published["model_id"][0].as_py() == model.model_id
 
 
-def test_a_rerun_of_every_job_gives_the_same_rows(spark: Any, portal: Settings):
+def test_every_job_as_its_own_command_gives_the_same_rows_as_all_in_one_session(
+    settings_file: Path, portal: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    """Which is also: a rerun of every job, in another session and with other partitions, gives the same rows."""
     tables = ["items", "engagement_logs", "query_embeddings", "vocabulary", "item_features", "training_search_inquiry",
               "held_out_search_tour", "item_counts", "rejected_events", "item_embeddings", "evaluation"]  # fmt: skip
     before = {table: content_hash(portal, table) for table in tables}
-    spark.conf.set("spark.sql.shuffle.partitions", "3")
-    run_jobs(spark, portal, (*JOBS, "score_catalog", "evaluate"))
-    spark.conf.set("spark.sql.shuffle.partitions", "1")
+    monkeypatch.setenv("ITEMSAGE_SPARK_SUBMIT", "--conf spark.sql.shuffle.partitions=3")
+    for stage in JOBS:
+        run_command(commands.stage_command(stage, portal, ["--settings", str(settings_file)]))
     assert {table: content_hash(portal, table) for table in tables} == before
 
 

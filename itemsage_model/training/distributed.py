@@ -6,6 +6,7 @@ process. A rank that waits in vain fails after the timeout; nothing waits for ev
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 from datetime import timedelta
@@ -49,6 +50,8 @@ def start(timeout_seconds: int = MAX_TIMEOUT_SECONDS) -> torch.device:
 def stop() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
+        # Whatever still holds the group in a cycle would let its threads outlive it, into the interpreter's end.
+        gc.collect()
         dist.destroy_process_group()
 
 

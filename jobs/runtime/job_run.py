@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Generic, TypeVar
 
+import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -118,6 +119,11 @@ class JobRun(Generic[Metrics]):
         """Replace one table by rows that Python workers make, in one commit; see `publish.write_worker_rows`."""
         uri = self._uri_to_write(table)
         return self._count(publish.write_worker_rows(rows, uri, table, run_id=self.run_id, row_count=row_count))
+
+    def write_arrow(self, rows: pa.Table, table: Table, file_count: int = 1) -> table_io.Written:
+        """Replace one table by rows in the driver's memory, in one commit; see `publish.write_arrow`."""
+        uri = self._uri_to_write(table)
+        return self._count(publish.write_arrow(rows, uri, table, run_id=self.run_id, file_count=file_count))
 
     def _uri_to_write(self, table: Table) -> str:
         self._require_declared(table.name, self.stage.writes, "writes")

@@ -1,4 +1,4 @@
-"""Publishing rows that Python workers wrote: their files enter a Delta table in one commit, or none does."""
+"""Publishing rows that Python wrote: their files enter a Delta table in one commit, or none does."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from typing import Any
 from uuid import uuid4
 
 import deltalake
+import pyarrow as pa
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, CommitProperties
 from pyspark.errors import PythonException
 
 from jobs.runtime.table_io import Written
-from jobs.runtime.worker_rows import WorkerRows, write_parts
+from jobs.runtime.worker_rows import WorkerRows, write_part, write_parts
 from schemas.arrow import arrow_schema
 from schemas.columns import Table
 from schemas.errors import TableError, from_worker
 from schemas.storage import file_system
+
+_ROWS_PER_BATCH = 2_048
 
 
 class OvertakenError(Exception):
@@ -44,13 +47,7 @@ def write_worker_rows(
             another, or the stored table has partitions or rules that these files would not keep. Nothing was committed.
         OvertakenError: another run has committed to the table since this one began. Nothing was committed.
     """
-    file_system(uri)  # refused here, if at all, before there is a table
-    schema = deltalake.Schema.from_arrow(arrow_schema(table))
-    # Before any file: files in a folder without a Delta log would be a table of their own.
-    stored = deltalake.DeltaTable.create(
-        uri, schema, mode="ignore", configuration={"delta.enableDeletionVectors": "false"}
-    )
-    _refuse_rules(stored, table)
+    stored = _open_or_create(uri, table)
     try:
         files = write_parts(rows, uri, table).to_pylist()
     except PythonException as error:
@@ -61,21 +58,73 @@ def write_worker_rows(
     if row_count not in (None, written):
         cure = "Nothing was committed. Files of its input were changed since their commit, or the job is at fault."
         raise TableError(table.name, "(all)", expected=f"{row_count} rows", found=f"{written}", cure=cure)
+    version = _commit_files(stored, table, files, run_id)
+    return Written(table.name, uri, version, written, {name: sum(file[name] for file in files) for name in rows.sums})
+
+
+def write_arrow(rows: pa.Table, uri: str, table: Table, *, run_id: str, file_count: int = 1) -> Written:
+    """Replace a table's rows, in one commit, by rows in this process's memory; the JVM does not see them.
+
+    Args:
+        rows: The new rows; conformed to `table`.
+        uri: Where the table lies; made if absent.
+        table: What it means; its nullability is enforced.
+        run_id: Written into the commit's userMetadata.
+        file_count: Files to write, of about as many rows each.
+
+    Raises:
+        TableError: as of `write_worker_rows`.
+        OvertakenError: as of `write_worker_rows`.
+    """
+    stored = _open_or_create(uri, table)
+    # Whole batches of 2,048 rows, as Spark cuts an Arrow table into partitions.
+    batches = rows.combine_chunks().to_batches(max_chunksize=_ROWS_PER_BATCH)
+    per_file = -(-len(batches) // file_count) if batches else 1
+    parts = [batches[first : first + per_file] for first in range(0, len(batches), per_file)]
+    found = [write_part(part, uri, number, table) for number, part in enumerate(parts)]
+    files = [file for file in found if file]
+    return Written(table.name, uri, _commit_files(stored, table, files, run_id), len(rows))
+
+
+def _open_or_create(uri: str, table: Table) -> deltalake.DeltaTable:
+    """The table, empty if there was none.
+
+    Made before any file: files in a folder without a Delta log would be a table of their own.
+
+    Raises:
+        TableError: it has partitions or rules that files not written by Spark would not keep.
+    """
+    file_system(uri)  # refused here, if at all, before there is a table
+    stored = deltalake.DeltaTable.create(
+        uri,
+        deltalake.Schema.from_arrow(arrow_schema(table)),
+        mode="ignore",
+        configuration={"delta.enableDeletionVectors": "false"},
+    )
+    _refuse_rules(stored, table)
+    return stored
+
+
+def _commit_files(stored: deltalake.DeltaTable, table: Table, files: list[dict[str, Any]], run_id: str) -> int:
+    """Replace all files of a table; returns the version.
+
+    Raises:
+        OvertakenError: anything was committed since it was opened.
+    """
     try:
-        version = _commit_files(stored, schema, files, run_id)
+        return _replace_files(stored, deltalake.Schema.from_arrow(arrow_schema(table)), files, run_id)
     except CommitFailedError as error:
         raise OvertakenError(
-            f"table {table.name} at {uri}: expected version {stored.version()}, as when this run began; found a newer "
-            "one, of another run. Nothing was committed. See that no two runs write one warehouse; run the job again."
+            f"table {table.name} at {stored.table_uri}: expected version {stored.version()}, as when this run began; "
+            "found a newer one, of another run. Nothing was committed. See that no two runs write one warehouse; run "
+            "the job again."
         ) from error
-    sums = {name: sum(file[name] for file in files) for name in rows.sums}
-    return Written(table.name, uri, version, written, sums)
 
 
-def _commit_files(
+def _replace_files(
     stored: deltalake.DeltaTable, schema: deltalake.Schema, files: list[dict[str, Any]], run_id: str
 ) -> int:
-    """Replace all files of a table; returns the version. Fails where anything was committed since it was opened."""
+    """Commit the files in place of all others; fails where anything was committed since the table was opened."""
     actions = [
         AddAction(file["path"], file["bytes"], {}, file["modified_ms"], True, json.dumps({"numRecords": file["rows"]}))
         for file in files

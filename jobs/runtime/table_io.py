@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+import deltalake
 from delta.tables import DeltaTable
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
@@ -116,11 +117,9 @@ def write(
         if refusal := _broken_rule(str(error), table):
             raise refusal from error
         raise
-    commit = DeltaTable.forPath(spark, uri).history(1).select("version", "operationMetrics").first()
-    assert commit is not None
+    (commit,) = deltalake.DeltaTable(uri).history(1)
     # Delta leaves the metric out where the plan shows that there is no row.
-    rows = commit["operationMetrics"].get("numOutputRows", 0)
-    return Written(table.name, uri, int(commit["version"]), int(rows))
+    return Written(table.name, uri, int(commit["version"]), int(commit["operationMetrics"].get("numOutputRows", 0)))
 
 
 def _refuse_nulls(df: DataFrame, table: Table) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
@@ -61,19 +62,32 @@ def write_parts(rows: WorkerRows, uri: str, table: Table) -> pa.Table:
     def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         context = TaskContext.get()
         assert context is not None
-        path = f"part-{context.partitionId():05}-{uuid4()}.parquet"
         with leaving_a_worker():
-            yield from _write_part(make(batches), uri, path, table, sums)
+            if written := write_part(make(batches), uri, context.partitionId(), table, sums):
+                yield pa.RecordBatch.from_pylist([written])
 
     columns = ", ".join([_PART_COLUMNS, *(f"{name} long" for name in sums)])
     return rows.source.mapInArrow(write, columns).toArrow()
 
 
-def _write_part(
-    made: Iterable[pa.RecordBatch], uri: str, path: str, table: Table, sums: tuple[str, ...]
-) -> Iterator[pa.RecordBatch]:
+def write_part(
+    made: Iterable[pa.RecordBatch], uri: str, number: int, table: Table, sums: tuple[str, ...] = ()
+) -> dict[str, Any] | None:
+    """Write one file of a table; no commit names it yet.
+
+    Args:
+        made: Batches with the table's columns.
+        uri: Folder of the table.
+        number: Which of the write's files it is.
+        table: What the rows mean; each batch is conformed to it.
+        sums: Further int64 columns, which are not stored but summed.
+
+    Returns:
+        The file's path within the folder, bytes, modified_ms, rows, and the sums; None, and no file, without a row.
+    """
     filesystem, folder = file_system(uri)
-    place = f"{folder}/{path}"
+    path = f"part-{number:05}-{uuid4()}.parquet"
+    target = f"{folder}/{path}"
     totals = dict.fromkeys(("rows", *sums), 0)
 
     def counted() -> Iterator[pa.RecordBatch]:
@@ -85,7 +99,7 @@ def _write_part(
 
     small_columns = [column.name for column in table.columns if column.kind not in ("binary", "vector")]
     with (
-        filesystem.open_output_stream(place) as stream,
+        filesystem.open_output_stream(target) as stream,
         # Large cells hardly repeat, and statistics would hold the smallest and the largest of them whole.
         pq.ParquetWriter(
             stream, arrow_schema(table), use_dictionary=small_columns, write_statistics=small_columns
@@ -94,11 +108,10 @@ def _write_part(
         for group in _groups(counted()):
             writer.write_table(group)
     if not totals["rows"]:
-        filesystem.delete_file(place)
-        return
-    stored = filesystem.get_file_info(place)
-    facts = {"path": path, "bytes": stored.size, "modified_ms": stored.mtime_ns // 1_000_000} | totals
-    yield pa.RecordBatch.from_pylist([facts])
+        filesystem.delete_file(target)
+        return None
+    stored = filesystem.get_file_info(target)
+    return {"path": path, "bytes": stored.size, "modified_ms": stored.mtime_ns // 1_000_000} | totals
 
 
 def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

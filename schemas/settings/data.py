@@ -42,7 +42,7 @@ class InputSettings(Section):
 
 
 class DateSettings(Section):
-    """The log window, counted back from `as_of`: test_days held out, then gap_days unused, then train_days of training."""
+    """The log window, counted back from `as_of`: test_days held out, gap_days unused, train_days of training."""
 
     as_of: date
     train_days: int = Field(ge=1)

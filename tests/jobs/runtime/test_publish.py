@@ -20,7 +20,7 @@ from jobs.runtime import publish, table_io, worker_rows
 from jobs.runtime.worker_rows import WorkerRows
 from schemas.columns import Column
 from schemas.errors import InputError, TableError
-from schemas.storage import data_files
+from schemas.storage import data_files, version_files
 from tests.jobs.runtime.prices import PRICES, prices, rows_at
 
 
@@ -177,14 +177,29 @@ def test_another_run_in_between_is_not_overwritten(
 def test_row_groups_are_bounded_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_rows, "_ROW_GROUP_BYTES", 100)
     batches = [pa.RecordBatch.from_pydict({"item_id": ["a", "b"], "price": [1, n]}) for n in range(7)]
-    [facts] = worker_rows._write_part(batches, str(tmp_path), "part.parquet", PRICES, ("price",))
-    assert {name: facts.to_pylist()[0][name] for name in ("rows", "price")} == {"rows": 14, "price": 28}
-    stored = pq.ParquetFile(tmp_path / "part.parquet")
+    facts = worker_rows.write_part(batches, str(tmp_path), 0, PRICES, ("price",))
+    assert facts is not None
+    assert {name: facts[name] for name in ("rows", "price")} == {"rows": 14, "price": 28}
+    stored = pq.ParquetFile(tmp_path / facts["path"])
     sizes = [stored.metadata.row_group(n).num_rows for n in range(stored.num_row_groups)]
     assert sizes == [8, 6]  # a batch has 26 bytes
     assert stored.read().column("price").to_pylist() == [x for n in range(7) for x in (1, n)]
 
 
 def test_a_part_without_rows_leaves_no_file(tmp_path: Path) -> None:
-    assert list(worker_rows._write_part([], str(tmp_path), "part.parquet", PRICES, ())) == []
+    assert worker_rows.write_part([], str(tmp_path), 0, PRICES) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_the_driver_replace_a_table_in_one_commit(spark: SparkSession, uri: str) -> None:
+    rows = pa.table({"item_id": [f"i{n}" for n in range(5_000)], "price": range(5_000)})
+    first = publish.write_arrow(rows, uri, PRICES, run_id="one", file_count=2)
+    assert (first.version, first.rows) == (1, 5_000)
+    assert sorted(file.rows or 0 for file in version_files(uri).files) == [904, 4_096]
+    assert rows_at(spark, uri) == sorted(zip(*rows.to_pydict().values(), strict=True))
+    second = publish.write_arrow(rows.slice(0, 0), uri, PRICES, run_id="two")
+    assert (second.version, second.rows) == (2, 0)
+    assert rows_at(spark, uri) == []
+    with pytest.raises(TableError, match=r"table prices, column item_id: expected a value in every row"):
+        publish.write_arrow(pa.table({"item_id": pa.array([None], pa.string()), "price": [1]}), uri, PRICES, run_id="3")
+    assert DeltaTable(uri).version() == 2
