@@ -22,19 +22,19 @@ def dot_product(query_vectors: npt.NDArray[np.float32], item_vectors: npt.NDArra
         item_vectors: [candidate, dim].
     """
     queries, items = torch.from_numpy(query_vectors), torch.from_numpy(item_vectors)
-    return lambda some: queries[some] @ items.T
+    return lambda block: queries[block] @ items.T
 
 
 def popularity(counts: npt.NDArray[np.int64]) -> ScoreQueries:
     """Score = engagements of the candidate in the training window, whatever the query; [candidate]."""
     scores = torch.from_numpy(counts).float()
-    return lambda some: scores.expand(len(some), -1).clone()
+    return lambda block: scores.expand(len(block), -1).clone()
 
 
 def random(candidates: int, seed: int) -> ScoreQueries:
     """Score = a random number for each query and candidate."""
     generator = torch.Generator().manual_seed(seed)
-    return lambda some: torch.rand(len(some), candidates, generator=generator)
+    return lambda block: torch.rand(len(block), candidates, generator=generator)
 
 
 def co_occurrence(
@@ -63,12 +63,12 @@ def co_occurrence(
     kept = is_candidate & is_query
     # A last, empty row serves the queries that show no item: every candidate ties at zero.
     matrix = csr_matrix((counts[kept], (row[kept], column[kept])), shape=(len(known) + 1, len(candidates)))
-    place = np.where(query_items == 0, len(known), np.searchsorted(known, query_items))
+    row_of_query = np.where(query_items == 0, len(known), np.searchsorted(known, query_items))
 
     tie_break = torch.from_numpy(popularity / (2 * max(popularity.max(initial=0), 1)))
 
-    def score(some: Tensor) -> Tensor:
-        return torch.from_numpy(matrix[place[some.numpy()]].toarray()) + tie_break
+    def score(block: Tensor) -> Tensor:
+        return torch.from_numpy(matrix[row_of_query[block.numpy()]].toarray()) + tie_break
 
     return score
 

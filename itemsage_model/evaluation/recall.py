@@ -42,13 +42,14 @@ def hits(held_out: HeldOut, score: ScoreQueries, k: int) -> Bool[Tensor, "pair"]
     `rank = 1 + #{y in distractors, y not the item nor the query's own item: score(y) >= score(item)}`: ties count
     against the system, as does a score that is not a number.
 
-    Source: ItemSage section 4.1 (recall@k with random distractors), the formula as remembered.
+    Source: ItemSage section 4.1 (recall@k with random distractors).
+    Assumed: the formula; ties and how pairs are weighted are not stated.
     Differs from the paper: the item that the query shows is no candidate.
 
     Args:
         held_out: The pairs.
         score: The system.
-        k: How many places count.
+        k: How many ranks count.
     """
     result = torch.zeros(len(held_out.query), dtype=torch.bool)
     order = torch.argsort(held_out.query, stable=True)
@@ -57,34 +58,43 @@ def hits(held_out: HeldOut, score: ScoreQueries, k: int) -> Bool[Tensor, "pair"]
     starts = torch.searchsorted(held_out.query[order], queries)
     block = max(16, _BLOCK_NUMBERS // len(held_out.distractors))
     for first in range(0, len(queries), block):
-        some = queries[first : first + block]
-        scores = score(some).float().nan_to_num_(nan=-torch.inf)
+        chosen = queries[first : first + block]
+        scores = score(chosen).float().nan_to_num_(nan=-torch.inf)
         rows = order[starts[first] : ends[min(first + block, len(queries)) - 1]]
-        place = torch.searchsorted(some, held_out.query[rows])
-        result[rows] = _hits_of_block(held_out, scores, some, rows, place, k)
+        index = torch.searchsorted(chosen, held_out.query[rows])
+        result[rows] = _hits_of_block(held_out, scores, chosen, rows, index, k)
     return result
 
 
-def weighted_mean(values: Bool[Tensor, "pair"], weights: Float[Tensor, "pair"]) -> float:
+def weighted_share(values: Bool[Tensor, "pair"], weights: Float[Tensor, "pair"]) -> float:
     """Weighted share of true values; 0 where there is no weight."""
     total = weights.double().sum()
     return float((values.double() * weights.double()).sum() / total) if total > 0 else 0.0
 
 
 def _hits_of_block(
-    held_out: HeldOut, scores: Tensor, some: Tensor, rows: Tensor, place: Tensor, k: int
+    held_out: HeldOut, scores: Tensor, block: Tensor, rows: Tensor, index: Tensor, k: int
 ) -> Bool[Tensor, "pair"]:
-    """The same for the pairs `rows`, whose queries `some` have the given scores [query, candidate], overwritten."""
+    """Whether the items of the pairs `rows` rank among the first k.
+
+    Args:
+        held_out: All pairs.
+        scores: Of the queries `block` for every candidate [query, candidate]; overwritten.
+        block: Some queries.
+        rows: The pairs of these queries.
+        index: Of each pair, its query's row in `scores`.
+        k: How many ranks count.
+    """
     positive = held_out.positive[rows]
-    own_score = scores[place, positive]
+    own_score = scores[index, positive]
     competing = scores if held_out.distractors.all() else scores.masked_fill_(~held_out.distractors, -torch.inf)
-    shown = held_out.query_item[some]
+    shown = held_out.query_item[block]
     has_item = torch.nonzero(shown >= 0).squeeze(1)
     competing[has_item, shown[has_item]] = -torch.inf
     # Counting one row at a time stays in the cache: four times as fast as finding the k best.
     competitors = competing.numpy()
-    pairs = zip(place.tolist(), own_score.tolist(), strict=True)
+    pairs = zip(index.tolist(), own_score.tolist(), strict=True)
     at_least = torch.tensor([np.count_nonzero(competitors[row] >= score) for row, score in pairs])
     # The positive does not compete with itself, if it is a distractor at all.
-    better = at_least - (competing[place, positive] >= own_score).long()
+    better = at_least - (competing[index, positive] >= own_score).long()
     return (better < k) & (own_score > -torch.inf)

@@ -1,4 +1,4 @@
-"""Looking up numbers by the array: what a dictionary does one at a time."""
+"""A vectorised int64 -> int32 hash map (open addressing): a whole array of keys is looked up at once."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ Form = Literal["sum", "literal", "mixed", "corrected", "full"]
 
 
 @dataclass(frozen=True)
-class Candidates:
+class Columns:
     """Items that stand beside the positive in a softmax.
 
     Attributes:
@@ -45,8 +45,8 @@ class Candidates:
 def pair_losses(
     queries: Float[Tensor, "query dim"],
     positive: Int[Tensor, "pair"],
-    in_batch: Candidates,
-    negatives: Candidates | None,
+    in_batch: Columns,
+    negatives: Columns | None,
     temperature: Float[Tensor, ""],
     form: Form,
     query_of_pair: Int[Tensor, "pair"] | None = None,
@@ -142,7 +142,7 @@ def weighted_mean(
 def _full(
     scaled: Float[Tensor, "query dim"],
     positive: Int[Tensor, "pair"],
-    catalog: Candidates,
+    catalog: Columns,
     query_of_pair: Int[Tensor, "pair"] | None,
 ) -> Float[Tensor, "pair"]:
     """Equation 1: the positive is a column like any other, so one sum a query serves all of its pairs."""
@@ -158,8 +158,8 @@ def _literal(
     scaled: Float[Tensor, "pair dim"],
     positive: Int[Tensor, "pair"],
     positive_logit: Float[Tensor, "pair"],
-    in_batch: Candidates,
-    negatives: Candidates | None,
+    in_batch: Columns,
+    negatives: Columns | None,
 ) -> Float[Tensor, "pair"]:
     """Equations 2 and 3 as printed; a column that stands for n copies counts n times."""
     correction = -in_batch.log_probability.to(scaled.dtype)
@@ -169,7 +169,7 @@ def _literal(
     return losses
 
 
-def _log_counts(candidates: Candidates) -> Float[Tensor, "column"]:
+def _log_counts(candidates: Columns) -> Float[Tensor, "column"]:
     if candidates.counts is None:
         return torch.zeros_like(candidates.log_probability)
     return candidates.counts.to(candidates.log_probability.dtype).log()
@@ -177,7 +177,7 @@ def _log_counts(candidates: Candidates) -> Float[Tensor, "column"]:
 
 def _log_sum(
     scaled: Float[Tensor, "pair dim"],
-    candidates: Candidates,
+    candidates: Columns,
     offset: Float[Tensor, "column"],
     is_masked: Bool[Tensor, "pair column"] | None = None,
     positive: Int[Tensor, "pair"] | None = None,

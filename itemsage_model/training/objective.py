@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from itemsage_model.data.batch import PairBatch
 from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch, ExactFrequency, log_inclusion_probability
-from itemsage_model.training.loss import Candidates, pair_losses, weighted_mean
+from itemsage_model.training.loss import Columns, pair_losses, weighted_mean
 from itemsage_model.training.masks import first_rows, same_item_mask, same_query_mask
 from schemas.settings import LossSettings
 
@@ -69,7 +69,7 @@ class Objective(nn.Module):
         weight_sum = distributed.sum_over_ranks(batch.pair_weight.sum())
         return losses.detach(), weighted_mean(losses, batch.pair_weight, weight_sum, distributed.world_size())
 
-    def _in_batch(self, all_vectors: Tensor, all_keys: Tensor, batch: PairBatch) -> tuple[Tensor, Candidates]:
+    def _in_batch(self, all_vectors: Tensor, all_keys: Tensor, batch: PairBatch) -> tuple[Tensor, Columns]:
         """Column of each pair's item, and the distinct items of all ranks' pairs."""
         pair_keys = batch.item_key[batch.positive]
         all_pair_keys = distributed.gather_rows(pair_keys)
@@ -82,17 +82,17 @@ class Objective(nn.Module):
         if self.settings.mask_same_query:
             all_queries = distributed.gather_rows(batch.query_key)
             mask |= same_query_mask(batch.query_key, all_queries, all_positive, len(keys))
-        candidates = Candidates(all_vectors[first_rows(all_keys, keys)], log_probability, mask, counts)
+        candidates = Columns(all_vectors[first_rows(all_keys, keys)], log_probability, mask, counts)
         return torch.searchsorted(keys, pair_keys), candidates
 
-    def _negatives(self, all_vectors: Tensor, all_keys: Tensor, batch: PairBatch) -> Candidates | None:
+    def _negatives(self, all_vectors: Tensor, all_keys: Tensor, batch: PairBatch) -> Columns | None:
         """The distinct random negatives of all ranks; never the row's own item."""
         keys = torch.unique(distributed.gather_rows(batch.item_key[batch.negatives]))
         if not len(keys):
             return None
         log_probability = torch.full((len(keys),), math.log(self.sampled_share), device=keys.device)
         mask = self._query_item_mask(batch.query_item_key, keys) | same_item_mask(batch.item_key[batch.positive], keys)
-        return Candidates(all_vectors[first_rows(all_keys, keys)], log_probability, mask)
+        return Columns(all_vectors[first_rows(all_keys, keys)], log_probability, mask)
 
     def _full_losses(self, pair_queries: Tensor, all_vectors: Tensor, batch: PairBatch, temperature: Tensor) -> Tensor:
         """Against every item, each query of the batch once.
@@ -103,7 +103,7 @@ class Objective(nn.Module):
         first = first_rows(batch.query_key, queries)
         certain = torch.zeros(len(batch.item_key), device=all_vectors.device)
         mask = self._query_item_mask(batch.query_item_key[first], batch.item_key)
-        catalog = Candidates(all_vectors, certain, mask)
+        catalog = Columns(all_vectors, certain, mask)
         return pair_losses(pair_queries[first], batch.positive, catalog, None, temperature, "full", query_of_pair)
 
     def _query_item_mask(self, shown: Int[Tensor, "row"], keys: Int[Tensor, "column"]) -> Tensor:

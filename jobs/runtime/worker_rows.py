@@ -26,7 +26,7 @@ from schemas.storage import file_system
 Make = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
 _ROW_GROUP_BYTES = 4 << 20
-"""Of rows in memory: bounds what a worker holds and what the reader of a row group does; 64 MB are no faster."""
+"""Bytes of a row group in memory: bounds what a worker and a reader hold; 64 MB are no faster."""
 
 _PART_COLUMNS = "path string, bytes long, modified_ms long, rows long"
 

@@ -92,71 +92,26 @@ def _checks(dates: DateSettings, tasks: Sequence[Task]) -> list[Check]:
     when, engagements = F.col("event_ts"), sorted({task.engagement for task in tasks})
     start, end = dates.train_start.isoformat(), dates.end.isoformat()
     nulls = [
-        Check(
-            f"null_{name}",
-            F.col(name).isNull(),
-            name,
-            f"a value: {ENGAGEMENT_LOGS.column(name).doc}",
-            "Fill it where the log is written.",
-        )
+        Check(f"null_{name}", F.col(name).isNull(), name, f"a value: {ENGAGEMENT_LOGS.column(name).doc}",
+              "Fill it where the log is written.")
         for name in NEEDED
-    ]
+    ]  # fmt: skip
     return [
         *nulls,
-        Check(
-            "duplicate_event",
-            F.col("delivery") > 1,
-            "event_id",
-            "one row per event",
-            "Nothing: the first delivery is counted.",
-        ),
-        Check(
-            "late",
-            when < F.lit(dates.train_start),
-            "event_ts",
-            f"{start} or later",
-            "Nothing, or raise dates.train_days.",
-        ),
-        Check(
-            "future",
-            when >= F.lit(dates.end),
-            "event_ts",
-            f"before {end}",
-            "Correct the clock that wrote it, or raise dates.as_of.",
-        ),
-        Check(
-            "gap",
-            F.col("window").isNull(),
-            "event_ts",
-            "outside the gap between the windows",
-            "Nothing, or lower dates.gap_days.",
-        ),
-        Check(
-            "unknown_query",
-            F.col("query_kind").isNull(),
-            "query_id",
-            "a query_id of query_embeddings",
-            "Add the query to queries, and see rejected_queries.",
-        ),
-        Check(
-            "unknown_item",
-            F.col("item_key").isNull(),
-            "item_id",
-            "an item_id of item_features",
-            "Add the item to items, and see rejected_items.",
-        ),
-        Check(
-            "unknown_engagement",
-            ~F.col("engagement").isin(engagements),
-            "engagement",
-            f"one of {', '.join(engagements)}",
-            "Correct the log, or add a task with it to the settings.",
-        ),
-        Check(
-            "no_task",
-            F.col("task").isNull(),
-            "engagement",
-            "a query kind and engagement that are a task",
-            "Nothing, or add the task to the settings.",
-        ),
-    ]
+        Check("duplicate_event", F.col("delivery") > 1, "event_id", "one row per event",
+              "Nothing: the first delivery is counted."),
+        Check("late", when < F.lit(dates.train_start), "event_ts", f"{start} or later",
+              "Nothing, or raise dates.train_days."),
+        Check("future", when >= F.lit(dates.end), "event_ts", f"before {end}",
+              "Correct the clock that wrote it, or raise dates.as_of."),
+        Check("gap", F.col("window").isNull(), "event_ts", "outside the gap between the windows",
+              "Nothing, or lower dates.gap_days."),
+        Check("unknown_query", F.col("query_kind").isNull(), "query_id", "a query_id of query_embeddings",
+              "Add the query to queries, and see rejected_queries."),
+        Check("unknown_item", F.col("item_key").isNull(), "item_id", "an item_id of item_features",
+              "Add the item to items, and see rejected_items."),
+        Check("unknown_engagement", ~F.col("engagement").isin(engagements), "engagement",
+              f"one of {', '.join(engagements)}", "Correct the log, or add a task with it to the settings."),
+        Check("no_task", F.col("task").isNull(), "engagement", "a query kind and engagement that are a task",
+              "Nothing, or add the task to the settings."),
+    ]  # fmt: skip

@@ -43,7 +43,7 @@ def split_images(images: DataFrame, items: DataFrame, length: int) -> tuple[Data
         length: Numbers of a vector, for the reason of a reject.
 
     Returns:
-        The usable images, unique by item_id and position, with their `place` among the item's images (from 1); the
+        The usable images, unique by item_id and position, with their `rank` among the item's images (from 1); the
         others as rows of REJECTED_ITEMS.
     """
     vector = f"{length} finite numbers within float16's range, not all zero"
@@ -61,7 +61,7 @@ def split_images(images: DataFrame, items: DataFrame, length: int) -> tuple[Data
     copies = Window.partitionBy("item_id", "position").orderBy("image_embedding")
     placed = (
         accepted(sound)
-        .withColumn("place", F.dense_rank().over(by_position))
+        .withColumn("rank", F.dense_rank().over(by_position))
         .withColumn("copy", F.row_number().over(copies))
         .join(items.select("item_id", F.lit(True).alias("is_known")), on="item_id", how="left")
     )
@@ -74,7 +74,7 @@ def split_images(images: DataFrame, items: DataFrame, length: int) -> tuple[Data
     ]  # fmt: skip
     unique = with_reject(placed, ITEM_IMAGES, set_checks)
     rejects = rejected(sound, REJECTED_ITEMS).unionByName(rejected(unique, REJECTED_ITEMS))
-    return accepted(unique).select("item_id", "position", "image_embedding", "place"), rejects
+    return accepted(unique).select("item_id", "position", "image_embedding", "rank"), rejects
 
 
 def images_by_item(images: DataFrame, max_images: int) -> DataFrame:
@@ -84,7 +84,7 @@ def images_by_item(images: DataFrame, max_images: int) -> DataFrame:
         images: The usable images of `split_images`.
         max_images: Most images of one item.
     """
-    is_within = F.col("place") <= max_images
+    is_within = F.col("rank") <= max_images
     in_order = F.sort_array(F.collect_list(F.when(is_within, F.struct("position", "image_embedding"))))
     return images.groupBy("item_id").agg(
         in_order.getField("image_embedding").alias("images"),

@@ -49,18 +49,18 @@ def capped(pairs: DataFrame, *, per_item: int, per_query: int) -> DataFrame:
 
     Which pairs stay is decided by a hash of their ids, as good as random and always the same.
     """
-    for column, most in (("item_id", per_item), ("query_id", per_query)):
-        if most:
+    for column, max_pairs in (("item_id", per_item), ("query_id", per_query)):
+        if max_pairs:
             # Kept as a filter on row_number: Spark then cuts each map partition to the cap before the shuffle.
             rivals = Window.partitionBy("task", "window", column)
-            place = F.row_number().over(rivals.orderBy(F.xxhash64("query_id", "item_id"), "query_id", "item_id"))
-            pairs = pairs.withColumn("place", place).where(F.col("place") <= most).drop("place")
+            rank = F.row_number().over(rivals.orderBy(F.xxhash64("query_id", "item_id"), "query_id", "item_id"))
+            pairs = pairs.withColumn("rank", rank).where(F.col("rank") <= max_pairs).drop("rank")
     return pairs
 
 
-def even_file_rows(rows: int, most: int) -> int:
-    """Rows per file, `most` or somewhat fewer, so that the last file is at most 5 % shorter than the others."""
-    return next(size for size in range(most, 0, -1) if -rows % size <= size // 20)
+def even_file_rows(rows: int, max_rows: int) -> int:
+    """Rows per file, `max_rows` or somewhat fewer, so that the last file is at most 5 % shorter than the others."""
+    return next(size for size in range(max_rows, 0, -1) if -rows % size <= size // 20)
 
 
 def with_file(pairs: DataFrame, *, rows_per_file: int) -> DataFrame:

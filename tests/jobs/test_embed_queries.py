@@ -14,6 +14,7 @@ from itemsage_model.encoders.frozen_text.stored import load, load_if_saved
 from jobs import embed_queries
 from jobs.runtime import table_io
 from jobs.transforms.quarantine import accepted, rejected
+from jobs.transforms.queries import catalog_texts, with_verdicts
 from schemas.errors import TableError
 from schemas.records import read_record
 from schemas.settings import Settings
@@ -37,7 +38,7 @@ def reasons(df: DataFrame) -> dict[str | None, str]:
 
 def test_an_embedding_passes_at_unit_length(spark: SparkSession) -> None:
     rows = queries_of(spark, {"query_embedding": LONG, "embedding_space": "pinsage-1", "text": "unused"})
-    row = accepted(embed_queries.build(embed_queries.with_verdicts(rows), None, 1)).first()
+    row = accepted(embed_queries.build(with_verdicts(rows), None, 1)).first()
     assert row is not None
     np.testing.assert_array_equal(row["query_embedding"][:3], np.float32([0.6, 0.8, 0]))
     assert (row["query_id"], row["embedding_space"]) == ("q", "pinsage-1")
@@ -47,7 +48,7 @@ def test_a_text_gets_the_encoders_vector(spark: SparkSession) -> None:
     encoder = fit_lsa(TITLES, vocabulary_size=1_000)
     texts = {"a": "red mug", "b": "blue", "c": "red mug"}
     rows = queries_of(spark, *[{"query_id": key, "text": text} for key, text in texts.items()])
-    embedded = accepted(embed_queries.build(embed_queries.with_verdicts(rows), encoder, 3)).collect()
+    embedded = accepted(embed_queries.build(with_verdicts(rows), encoder, 3)).collect()
     found = {row["query_id"]: row["query_embedding"] for row in embedded}
     np.testing.assert_array_equal(np.float32([found[key] for key in texts]), encoder.encode(list(texts.values())))
     assert {row["embedding_space"] for row in embedded} == {encoder.name}
@@ -65,7 +66,7 @@ def test_rows_that_cannot_stand_are_rejected_with_a_reason(spark: SparkSession) 
         {"query_id": "spaceless", "query_embedding": LONG},
         {"query_id": "empty", "text": " "},
     )
-    verdicts = embed_queries.with_verdicts(rows)
+    verdicts = with_verdicts(rows)
     assert reasons(verdicts) == {
         None: "null_id",
         " ": "null_id",
@@ -80,7 +81,7 @@ def test_rows_that_cannot_stand_are_rejected_with_a_reason(spark: SparkSession) 
 
 def test_of_a_repeated_id_the_first_by_content_is_kept(spark: SparkSession) -> None:
     rows = queries_of(spark, {"text": "red"}, {"text": "blue"}, {"text": "red"})
-    verdicts = embed_queries.with_verdicts(rows)
+    verdicts = with_verdicts(rows)
     assert [row["text"] for row in accepted(verdicts).collect()] == ["blue"]
     assert rejected(verdicts, REJECTED_QUERIES).count() == 2
     assert reasons(verdicts) == {"q": "duplicate_id"}
@@ -88,9 +89,7 @@ def test_of_a_repeated_id_the_first_by_content_is_kept(spark: SparkSession) -> N
 
 def test_a_text_without_a_known_word_is_rejected(spark: SparkSession) -> None:
     rows = queries_of(spark, {"query_id": "a", "text": "xyzzy"}, {"query_id": "b", "text": "red"})
-    embedded = embed_queries.build(
-        embed_queries.with_verdicts(rows), fit_lsa(["red", "blue"], vocabulary_size=1_000), 1
-    )
+    embedded = embed_queries.build(with_verdicts(rows), fit_lsa(["red", "blue"], vocabulary_size=1_000), 1)
     assert reasons(embedded) == {"a": "unknown_text"}
     assert [row["query_id"] for row in accepted(embedded).collect()] == ["b"]
 
@@ -108,9 +107,9 @@ def test_two_spaces_in_one_kind_are_refused(spark: SparkSession) -> None:
 def test_catalog_texts_are_the_same_whatever_the_partitions(spark: SparkSession) -> None:
     rows = [(f"i{n}", f"title {n}", ["red", "blue"]) for n in range(9)] + [("blank", None, None), (None, "lost", None)]
     items = conform(spark.createDataFrame(rows, ITEM), ITEMS)
-    texts = [row["text"] for row in embed_queries.catalog_texts(items, 5).collect()]
+    texts = [row["text"] for row in catalog_texts(items, 5).collect()]
     shuffled = items.orderBy("title", ascending=False).repartition(4)
-    assert [row["text"] for row in embed_queries.catalog_texts(shuffled, 5).collect()] == texts
+    assert [row["text"] for row in catalog_texts(shuffled, 5).collect()] == texts
     assert len(texts) == 5
     assert sorted(texts) == texts
     assert texts[0].endswith(" red blue")

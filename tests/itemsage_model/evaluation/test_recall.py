@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from itemsage_model.evaluation import baselines
-from itemsage_model.evaluation.recall import HeldOut, hits, weighted_mean
+from itemsage_model.evaluation.recall import HeldOut, hits, weighted_share
 
 
 def slow_hits(held_out: HeldOut, scores: torch.Tensor, k: int) -> list[bool]:
@@ -48,8 +48,8 @@ def test_a_score_that_is_no_number_never_hits():
 
 
 def test_the_mean_is_weighted_by_engagement():
-    assert weighted_mean(torch.tensor([True, False]), torch.tensor([3.0, 1.0])) == 0.75
-    assert weighted_mean(torch.zeros(0, dtype=torch.bool), torch.zeros(0)) == 0.0
+    assert weighted_share(torch.tensor([True, False]), torch.tensor([3.0, 1.0])) == 0.75
+    assert weighted_share(torch.zeros(0, dtype=torch.bool), torch.zeros(0)) == 0.0
 
 
 def test_co_occurrence_counts_pairs_and_orders_ties_by_popularity():

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch, log_inclusion_probability
-from itemsage_model.training.loss import Candidates, Form, pair_losses, weighted_mean
+from itemsage_model.training.loss import Columns, Form, pair_losses, weighted_mean
 from itemsage_model.training.masks import first_rows, same_item_mask, same_query_mask
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -62,7 +62,7 @@ def global_loss(tower: nn.Module, temperature: Tensor, form: Form, pairs: slice,
     sketch.update(drawn)
     share = sketch.share(columns)
     log_probability = share.log() if form == "literal" else log_inclusion_probability(share, len(drawn))
-    in_batch = Candidates(
+    in_batch = Columns(
         vectors[first_rows(keys, columns)],
         torch.zeros_like(share) if form == "full" else log_probability,
         same_query_mask(
@@ -72,7 +72,7 @@ def global_loss(tower: nn.Module, temperature: Tensor, form: Form, pairs: slice,
         counts,
     )
     random_columns, random_counts = torch.unique(random, return_counts=True)
-    random_negatives = Candidates(
+    random_negatives = Columns(
         vectors[first_rows(keys, random_columns)],
         torch.full(random_columns.shape, -0.7, dtype=torch.float64),
         same_item_mask(item_keys, random_columns) | same_item_mask(shown, random_columns),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from itemsage_model.training.loss import Candidates, Form, pair_losses, weighted_mean
+from itemsage_model.training.loss import Columns, Form, pair_losses, weighted_mean
 from itemsage_model.training.masks import first_rows, same_item_mask, same_query_mask
 
 FORMS: tuple[Form, ...] = ("sum", "literal", "mixed", "corrected", "full")
@@ -42,7 +42,7 @@ class World:
     def parameters(self) -> list[Tensor]:
         return [self.vectors, self.queries, self.temperature]
 
-    def candidates(self, form: Form) -> tuple[Tensor, Candidates, Candidates | None]:
+    def candidates(self, form: Form) -> tuple[Tensor, Columns, Columns | None]:
         """What the trainer makes of a batch: positive columns, in-batch items (or catalog), random negatives."""
         items, query_keys = torch.tensor(self.items), torch.tensor(self.query_keys)
         keys, positive, counts = torch.unique(items, return_inverse=True, return_counts=True)
@@ -52,11 +52,11 @@ class World:
         shares = torch.tensor(self.shares, dtype=torch.float64)[keys - 1]
         log_probability = {"full": 0 * shares, "literal": shares.log()}.get(form, (1 - (1 - shares) ** 5).log())
         is_masked = same_query_mask(query_keys, query_keys, positive, len(keys)) | same_item_mask(shown, keys)
-        in_batch = Candidates(self.vectors[keys - 1], log_probability, is_masked, counts)
+        in_batch = Columns(self.vectors[keys - 1], log_probability, is_masked, counts)
         if form == "full" or not self.negatives:
             return positive, in_batch, None
         others = torch.tensor(self.negatives)
-        negatives = Candidates(
+        negatives = Columns(
             self.vectors[others - 1],
             torch.full((4,), self.negative_probability, dtype=torch.float64).log(),
             same_item_mask(shown, others) | same_item_mask(items, others),
@@ -192,11 +192,9 @@ def test_full_takes_no_random_negatives() -> None:
         pair_losses(world.queries, positive, in_batch, negatives, world.temperature, "full")
 
 
-def shuffled(candidates: Candidates, order: Tensor) -> Candidates:
+def shuffled(candidates: Columns, order: Tensor) -> Columns:
     counts = None if candidates.counts is None else candidates.counts[order]
-    return Candidates(
-        candidates.vectors[order], candidates.log_probability[order], candidates.is_masked[:, order], counts
-    )
+    return Columns(candidates.vectors[order], candidates.log_probability[order], candidates.is_masked[:, order], counts)
 
 
 @settings(deadline=None, max_examples=30)
@@ -289,7 +287,7 @@ def test_large_logits_stay_finite(form: Form, is_masked: bool) -> None:
     queries = world.queries.detach().float().requires_grad_()
     scale = torch.tensor(1e5, requires_grad=True)
 
-    def extreme(candidates: Candidates) -> Candidates:
+    def extreme(candidates: Columns) -> Columns:
         return replace(
             candidates,
             log_probability=torch.full_like(candidates.log_probability, -700),
