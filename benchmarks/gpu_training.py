@@ -32,7 +32,7 @@ from benchmarks.plain_encoder import plain_tower
 from benchmarks.report import Options, main, print_outcome
 from benchmarks.synthetic import Catalog
 from itemsage_model.data.batch import ItemBatch, PairBatch
-from itemsage_model.data.mixing import assemble
+from itemsage_model.data.mixing import collate
 from itemsage_model.data.ragged import ItemRows
 from itemsage_model.data.reader import CatalogItems, Pairs
 from itemsage_model.encoders.item_tower import ItemTower
@@ -124,7 +124,7 @@ def make_batch(pairs: int) -> PairBatch:
     first, second = np.arange(pairs), np.arange(pairs, 2 * pairs)
     block = Pairs(keys[first], keys[first], zeros, ones, queries, ItemRows([items], first))
     negatives = CatalogItems(keys[second], ItemRows([items], second))
-    batch = assemble([block], negatives, torch.zeros(pairs, dtype=torch.long), catalog.elements)
+    batch = collate([block], negatives, torch.zeros(pairs, dtype=torch.long), catalog.elements)
     length = batch.query_embedding.norm(dim=1, keepdim=True)
     return replace(batch, query_embedding=batch.query_embedding / length)
 

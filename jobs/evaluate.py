@@ -28,7 +28,7 @@ from jobs.evaluation.candidates import (
     collect_pairs,
     exists,
 )
-from jobs.evaluation.systems import Figure, Queries, measure, systems_of
+from jobs.evaluation.systems import EvaluationRow, Queries, measure, systems_of
 from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun, side_by_side
 from schemas.arrow import arrow_schema
@@ -53,11 +53,11 @@ def run(spark: SparkSession, settings: Settings) -> None:
             engagements = _collect_engagements(job)
         candidates, queries = found.result(), asked.result()
 
-        def measure_task(pairs: TaskPairs) -> list[Figure]:
+        def measure_task(pairs: TaskPairs) -> list[EvaluationRow]:
             return measure(pairs, candidates, systems_of(pairs, candidates, queries, engagements), settings.evaluate.k)
 
         measured = side_by_side([partial(measure_task, pairs) for pairs in task_pairs])
-        rows = [figure for figures in measured for figure in figures]
+        rows = [row for of_task in measured for row in of_task]
         job.metrics = EvaluationMetrics(int(candidates.is_distractor.sum()))
         named = [dict(zip(EVALUATION.column_names, row, strict=True)) for row in rows]
         job.write_arrow(pa.Table.from_pylist(named, arrow_schema(EVALUATION)), EVALUATION)

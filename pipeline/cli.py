@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands import environment, spark_submit, train_command
-from pipeline.doctor import examine
-from pipeline.summary import print_summary
 from schemas.command_line import exit_code_of_errors, settings_of, settings_parser
 from schemas.errors import SettingsError
 from schemas.settings import Settings
@@ -86,6 +84,8 @@ def main() -> None:
     with exit_code_of_errors():
         settings = settings_of(arguments)
         if command == "doctor":
+            from pipeline.doctor import examine  # noqa: PLC0415 (only this command needs it)
+
             sys.exit(examine(settings))
         run_pipeline(command, arguments, settings)
 
@@ -100,6 +100,8 @@ def run_pipeline(command: str, arguments: argparse.Namespace, settings: Settings
     started = time.monotonic()
     run_stages(settings, stages_from(arguments.first), passed, "" if arguments.first else arguments.prepare)
     print(f"all stages in {time.monotonic() - started:.0f} s\n")
+    from pipeline.summary import print_summary  # noqa: PLC0415 (loaded when the work is done)
+
     print_summary(settings)
 
 

@@ -8,21 +8,33 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.preflight import DELTA_JARS
 from schemas.settings import Settings
 from schemas.stages import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
+IVY_CACHE = Path("~/.ivy2.5.2/jars").expanduser()
 
 
 def spark_submit(script: str, arguments: list[str]) -> list[str]:
-    """The spark-submit command of one script, with Delta's jars from disk where ITEMSAGE_DELTA_JARS names a folder."""
+    """The spark-submit command of one script, with Delta's jars from disk where they are known to lie there."""
     command = [str(BIN / "spark-submit"), "--properties-file", str(ROOT / "spark-defaults.conf")]
-    if folder := os.environ.get("ITEMSAGE_DELTA_JARS"):
-        jars = ",".join(str(jar) for jar in sorted(Path(folder).resolve().glob("*.jar")))
-        command += ["--conf", "spark.jars.packages=", "--conf", f"spark.jars={jars}"]
+    if jars := jars_on_disk():
+        command += ["--conf", "spark.jars.packages=", "--conf", f"spark.jars={','.join(jars)}"]
     command += shlex.split(os.environ.get("ITEMSAGE_SPARK_SUBMIT", ""))
     return [*command, str(ROOT / script), *arguments]
+
+
+def jars_on_disk() -> list[str]:
+    """All jars of the folder that ITEMSAGE_DELTA_JARS names; else Delta's in the Ivy cache, if both are there.
+
+    Spark resolves them from that cache itself, which takes it a second or two at every start.
+    """
+    if folder := os.environ.get("ITEMSAGE_DELTA_JARS"):
+        return [str(jar) for jar in sorted(Path(folder).resolve().glob("*.jar"))]
+    cached = [jar for name in DELTA_JARS for jar in sorted(IVY_CACHE.glob(f"*{name}"))]
+    return [str(jar) for jar in cached] if len(cached) == len(DELTA_JARS) else []
 
 
 def train_command(settings: Settings, arguments: list[str]) -> list[str]:

@@ -49,11 +49,11 @@ class ItemBatch:
         return len(next(iter(self.elements.values())).counts)
 
     def to(self, device: torch.device) -> ItemBatch:
-        """The same batch on a device."""
+        """This batch with its tensors on a device."""
         return _changed(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> ItemBatch:
-        """The same batch in page-locked memory, from which a GPU copies it several times as fast.
+        """This batch in page-locked memory, from which a GPU copies it several times as fast.
 
         What lies on a GPU already stays there.
         """
@@ -87,11 +87,11 @@ class PairBatch:
     task: Int[Tensor, "pair"]
 
     def to(self, device: torch.device) -> PairBatch:
-        """The same batch on a device."""
+        """This batch with its tensors on a device."""
         return _changed(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> PairBatch:
-        """The same batch in page-locked memory; see `ItemBatch.pin_memory`."""
+        """This batch in page-locked memory; see `ItemBatch.pin_memory`."""
         return _changed(self, _pinned)
 
 

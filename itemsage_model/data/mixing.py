@@ -49,7 +49,7 @@ class MixedBatches:
         task_of_pair = torch.from_numpy(np.repeat(np.arange(len(self.pairs)), self.pairs))
         while True:
             blocks: list[Pairs] = [next(stream) for stream in streams]
-            yield assemble(blocks, next(negatives), task_of_pair, self.elements)
+            yield collate(blocks, next(negatives), task_of_pair, self.elements)
 
     def _negatives(self) -> Iterator[CatalogItems | None]:
         if self.catalog is None or not self.negative_count:
@@ -63,7 +63,7 @@ class MixedBatches:
             yield CatalogItems(block.item_key[rows], block.items.take(rows))
 
 
-def assemble(
+def collate(
     blocks: list[Pairs], negatives: CatalogItems | None, task_of_pair: torch.Tensor, elements: Sequence[SizedElement]
 ) -> PairBatch:
     """Join the tasks' rows and the negatives into one batch, each distinct item once.

@@ -41,22 +41,22 @@ class Tower(Protocol):
         """The scale of the cosine in the loss."""
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """As of `nn.Module`."""
+        """Names and parameters, as `nn.Module` has them."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """As of `nn.Module`."""
+        """All parameters, as `nn.Module` has them."""
 
     def state_dict(self) -> dict[str, Any]:
-        """As of `nn.Module`."""
+        """Weights and buffers by name, as `nn.Module` has them."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
-        """As of `nn.Module`."""
+        """Takes weights and buffers, as `nn.Module` does."""
 
     def eval(self) -> Any:
-        """As of `nn.Module`."""
+        """Into evaluation mode, as `nn.Module` does."""
 
     def requires_grad_(self, requires_grad: bool = True) -> Any:
-        """As of `nn.Module`."""
+        """Whether gradients are kept, as `nn.Module` has it."""
 
 
 class TowerSpec(Protocol):

@@ -21,27 +21,27 @@ class KeyTable:
         bits = 1 + int(2 * len(ids)).bit_length()
         self._shift, self._mask = np.uint64(64 - bits), (1 << bits) - 1
         self._absent = absent
-        self._keys = np.full(1 << bits, -1)  # -1 marks a free place
+        self._keys = np.full(1 << bits, -1)  # -1 marks a free slot
         self._ids = np.empty(1 << bits, np.int32)
-        place = self._home(keys)
+        slot = self._home(keys)
         while len(keys):
-            is_free = self._keys[place] == -1
-            self._keys[place[is_free]] = keys[is_free]
-            has_won = self._keys[place] == keys  # of several keys for one place, one gets it
-            self._ids[place[has_won]] = ids[has_won]
-            keys, ids, place = keys[~has_won], ids[~has_won], (place[~has_won] + 1) & self._mask
+            is_free = self._keys[slot] == -1
+            self._keys[slot[is_free]] = keys[is_free]
+            has_won = self._keys[slot] == keys  # of several keys for one slot, one gets it
+            self._ids[slot[has_won]] = ids[has_won]
+            keys, ids, slot = keys[~has_won], ids[~has_won], (slot[~has_won] + 1) & self._mask
 
     def find(self, keys: Ints) -> Ints:
         """Look up the id of each number; a number may be negative (and is then absent), but not -1."""
-        place = self._home(keys)
-        there = self._keys[place]
-        found = np.where(there == keys, self._ids[place], self._absent).astype(np.int64)
+        slot = self._home(keys)
+        there = self._keys[slot]
+        found = np.where(there == keys, self._ids[slot], self._absent).astype(np.int64)
         pending = np.flatnonzero((there != keys) & (there != -1))
         while len(pending):
-            place[pending] = (place[pending] + 1) & self._mask
-            there, wanted = self._keys[place[pending]], keys[pending]
+            slot[pending] = (slot[pending] + 1) & self._mask
+            there, wanted = self._keys[slot[pending]], keys[pending]
             is_hit = there == wanted
-            found[pending[is_hit]] = self._ids[place[pending[is_hit]]]
+            found[pending[is_hit]] = self._ids[slot[pending[is_hit]]]
             pending = pending[~is_hit & (there != -1)]
         return found
 

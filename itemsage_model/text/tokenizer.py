@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from itemsage_model.text.key_table import KeyTable
 from itemsage_model.text.tokens import MAX_CHARACTERS, clean, separate_words
 
-_MOST_CACHED = 500_000
+_MAX_CACHED = 500_000
 """Pieces, or 32 characters or token ids each, that a Tokenizer remembers before it starts afresh."""
 
 _LEARNED_AT_ONCE = 1 << 17
@@ -46,9 +46,9 @@ def pack_vocabulary(trigrams: Iterable[str], unigrams: Iterable[str], bigrams: I
 def take_runs(values: Ids, starts: Ints, counts: Ints) -> Ids:
     """Concatenate the runs `values[start : start + count]`."""
     before = np.cumsum(counts) - counts
-    places = np.repeat((starts - before).astype(np.int32), counts)  # half the width, twice the speed
-    places += np.arange(len(places), dtype=np.int32)
-    taken: Ids = values[places]
+    indices = np.repeat((starts - before).astype(np.int32), counts)  # half the width, twice the speed
+    indices += np.arange(len(indices), dtype=np.int32)
+    taken: Ids = values[indices]
     return taken
 
 
@@ -106,11 +106,11 @@ class Tokenizer:
         self._forget()
 
     def encode_column(self, texts: pa.StringArray) -> Encoded:
-        """Token ids of each text: the tokens of `token_kinds`, ordered by their place in the text instead of by kind.
+        """Token ids of each text: the tokens of `token_kinds`, ordered by position in the text instead of by kind.
 
         So the cap keeps the beginning of a text, with tokens of every kind. A null is an empty text.
         """
-        if max(len(self._pieces), self._characters // 32, len(self._store) // 32) > _MOST_CACHED + self._size // 32:
+        if max(len(self._pieces), self._characters // 32, len(self._store) // 32) > _MAX_CACHED + self._size // 32:
             self._forget()
         truncated = np.zeros(len(texts), np.int64)
         if len(texts) and (pc.max(pc.binary_length(texts)).as_py() or 0) > MAX_CHARACTERS:
@@ -123,7 +123,7 @@ class Tokenizer:
         rows = np.array(list(map(self._pieces.get, distinct, repeat(_NONE))), np.int64)
         unseen = np.flatnonzero(rows == _NONE)
         rows[unseen] = len(self._pieces) + np.arange(len(unseen))  # the order in which they are learned
-        for chunk in _chunks(distinct[place] for place in unseen.tolist()):
+        for chunk in _chunks(distinct[index] for index in unseen.tolist()):
             self._learn(chunk)
         ids, counts, missing = self._compose(rows, pieces.indices.to_numpy(), owner, len(texts))
         if self._max_tokens and counts.max(initial=0) > self._max_tokens:
@@ -137,7 +137,7 @@ class Tokenizer:
 
         Args:
             rows: Each distinct piece's row of facts.
-            pieces: Each piece, as a place in `rows`.
+            pieces: Each piece, as an index into `rows`.
             owner: Each piece's text.
             text_count: Number of texts.
 
@@ -163,7 +163,7 @@ class Tokenizer:
         return ids, sums[0], sums[1]
 
     def _forget(self) -> None:
-        """Start with empty caches; the store begins with every id at its own place, for single tokens."""
+        """Start with empty caches; the store begins with every id at its own index, for single tokens."""
         self._pieces: dict[str, int] = {}
         self._characters = 0
         self._facts, self._store = array("i"), array("i", range(self._size))
@@ -251,7 +251,7 @@ def _character_trigrams(cleaned: str) -> tuple[Ints, Ints, Ints, Ints]:
 def _ends(values: Ints, owner: Ints, count: int) -> Ints:
     """The first and the last value of each owner [owner, 2], or _NONE."""
     ends = np.full((count, 2), _NONE)
-    ends[owner[::-1], 0] = values[::-1]  # of several values for one place, the last stays
+    ends[owner[::-1], 0] = values[::-1]  # of several values for one row, the last stays
     ends[owner, 1] = values
     return ends
 

@@ -146,10 +146,10 @@ def _gather(tensor: Tensor) -> tuple[Tensor, list[int]]:
     counts = torch.zeros(world_size(), dtype=torch.int64, device=tensor.device)
     counts[rank()] = len(tensor)
     row_counts: list[int] = sum_over_ranks(counts).tolist()
-    most = max(row_counts)
-    padded = tensor.new_zeros(most, *tensor.shape[1:])
+    max_rows = max(row_counts)
+    padded = tensor.new_zeros(max_rows, *tensor.shape[1:])
     padded[: len(tensor)] = tensor
-    gathered = tensor.new_empty(world_size(), most, *tensor.shape[1:])
+    gathered = tensor.new_empty(world_size(), max_rows, *tensor.shape[1:])
     dist.all_gather(list(gathered.unbind()), padded)
     return torch.cat([rows[:count] for rows, count in zip(gathered, row_counts, strict=True)]), row_counts
 

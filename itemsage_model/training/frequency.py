@@ -90,8 +90,8 @@ class ExactFrequency(nn.Module):
 
         Assumed: one row is the least evidence there can be, and a zero would make the correction infinite.
         """
-        place = torch.searchsorted(self.item_keys, keys).clamp_(max=len(self.item_keys) - 1)
-        return torch.where(self.item_keys[place] == keys, self.shares[place], self.shares.min())
+        index = torch.searchsorted(self.item_keys, keys).clamp_(max=len(self.item_keys) - 1)
+        return torch.where(self.item_keys[index] == keys, self.shares[index], self.shares.min())
 
 
 def log_inclusion_probability(share: Float[Tensor, "row"], draws: int) -> Float[Tensor, "row"]:

@@ -22,11 +22,11 @@ def same_query_mask(
         column_count: Number of columns.
     """
     known, row_query = torch.unique(query_keys, return_inverse=True)
-    place = torch.searchsorted(known, all_query_keys).clamp_(max=len(known) - 1)
-    is_known = known[place] == all_query_keys
+    index = torch.searchsorted(known, all_query_keys).clamp_(max=len(known) - 1)
+    is_known = known[index] == all_query_keys
     # [query, column], then one row a pair
     engaged = torch.zeros(len(known), column_count, dtype=torch.bool, device=query_keys.device)
-    engaged[place[is_known], all_positive[is_known]] = True
+    engaged[index[is_known], all_positive[is_known]] = True
     return engaged[row_query]
 
 
@@ -40,9 +40,9 @@ def same_item_mask(item_keys: Int[Tensor, "pair"], column_keys: Int[Tensor, "col
     mask = torch.zeros(len(item_keys), len(column_keys), dtype=torch.bool, device=item_keys.device)
     if len(column_keys):
         ordered, order = column_keys.sort()
-        place = torch.searchsorted(ordered, item_keys).clamp_(max=len(ordered) - 1)
-        rows = ((ordered[place] == item_keys) & (item_keys != 0)).nonzero().squeeze(1)
-        mask[rows, order[place[rows]]] = True
+        index = torch.searchsorted(ordered, item_keys).clamp_(max=len(ordered) - 1)
+        rows = ((ordered[index] == item_keys) & (item_keys != 0)).nonzero().squeeze(1)
+        mask[rows, order[index[rows]]] = True
     return mask
 
 

@@ -151,8 +151,8 @@ def _chosen(job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs]) -> Data
     """Published embeddings of the candidates, with `item_key` and `is_distractor`."""
     published = job.read(ITEM_EMBEDDINGS).withColumn("item_key", item_key("item_id"))
     share = min(1.0, job.settings.evaluate.max_distractors / job.row_count(ITEM_EMBEDDINGS))
-    place = F.pmod(F.xxhash64(F.lit("distractors"), "item_id"), F.lit(_SHARES))
-    with_share = published.withColumn("is_distractor", place < F.lit(int(share * _SHARES)))
+    index = F.pmod(F.xxhash64(F.lit("distractors"), "item_id"), F.lit(_SHARES))
+    with_share = published.withColumn("is_distractor", index < F.lit(int(share * _SHARES)))
     keys = np.unique(np.concatenate([pairs.item_key for pairs in task_pairs]))
     positives = job.spark.createDataFrame(pa.table({"item_key": keys})).withColumn("is_positive", F.lit(True))
     # The broadcast side is unique by item_key.
@@ -201,10 +201,10 @@ def _engagements(job: JobRun[EvaluationMetrics], keys: Keys) -> Keys:
     counts = job.read(ITEM_COUNTS)
     totals = counts.groupBy("item_key").agg(F.sum("engagement_count").alias("total")).toArrow()
     items = totals["item_key"].to_numpy()
-    place = np.minimum(np.searchsorted(keys, items), len(keys) - 1)
-    is_candidate = keys[place] == items
+    index = np.minimum(np.searchsorted(keys, items), len(keys) - 1)
+    is_candidate = keys[index] == items
     engagements = np.zeros(len(keys), np.int64)
-    engagements[place[is_candidate]] = totals["total"].to_numpy()[is_candidate]
+    engagements[index[is_candidate]] = totals["total"].to_numpy()[is_candidate]
     return engagements
 
 

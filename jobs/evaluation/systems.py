@@ -17,7 +17,7 @@ from jobs.evaluation.candidates import (
 )
 from schemas.tables import EVALUATED_SYSTEMS
 
-Figure = tuple[str, str, str, str, float, int]
+EvaluationRow = tuple[str, str, str, str, float, int]
 """A row of the table evaluation."""
 
 
@@ -40,7 +40,7 @@ class Queries:
     true_vectors: dict[str, Vectors]
 
 
-def measure(pairs: TaskPairs, candidates: Candidates, systems: dict[str, ScoreQueries], k: int) -> list[Figure]:
+def measure(pairs: TaskPairs, candidates: Candidates, systems: dict[str, ScoreQueries], k: int) -> list[EvaluationRow]:
     """Recall@k of each system on one task, over all pairs and over pairs with an item unseen in training."""
     positive = np.searchsorted(candidates.item_key, pairs.item_key)
     shown = np.searchsorted(candidates.item_key, pairs.query_item_key)
@@ -55,7 +55,7 @@ def measure(pairs: TaskPairs, candidates: Candidates, systems: dict[str, ScoreQu
     )
     slices = {"all": torch.ones(len(positive), dtype=torch.bool)}
     slices["unseen"] = torch.from_numpy(candidates.engagement_count[positive] == 0)
-    rows: list[Figure] = []
+    rows: list[EvaluationRow] = []
     for system in EVALUATED_SYSTEMS:
         if system in systems:
             hit = hits(held_out, systems[system], k)
