@@ -1,7 +1,7 @@
-"""Row 8: the whole pipeline at N, 2N and 4N items, events and training steps, by its own command.
+"""Row 8: the whole pipeline at N, 2N and 4N items, events and training steps, each stage by its own command.
 
 The demo's settings with two of its eight tasks, as each costs every size the same. Every size runs
-`python -m pipeline` on a synthetic shop in a warehouse of its own, the making of the shop included.
+all stages on a synthetic shop in a warehouse of its own, the making of the shop included.
 Growth is what a size takes over what N takes, divided by how many times N it is: 1 is linear, and fixed costs make it
 less; so the growth of what comes on top from 2N to 4N, over that from N to 2N, is printed beside it. Memory is the
 most that any Python worker of Spark has held, stage by stage (the peak that the system keeps for every process, asked
@@ -13,10 +13,10 @@ unless --rounds says more: a round takes minutes.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +29,9 @@ from benchmarks.contest import Contender, Figures, Row, Turn, compete, judge, pe
 from benchmarks.report import Options, main, print_outcome
 from benchmarks.scoring_precision import recall_in_bfloat16
 from benchmarks.spark_tables import ROOT
+from pipeline.commands import environment, stage_command
+from schemas.settings import load_settings
+from schemas.stages import MAKE_DEMO_WORLD, PIPELINE
 
 FACTORS = (1, 2, 4)
 _SAMPLE_SECONDS = 0.1
@@ -88,15 +91,18 @@ def pipeline_turn(scratch: Path, items: int, factor: int) -> Turn:
         "train.warmup_steps": 1,
         "train.checkpoint_every": steps,
     }
-    command = [sys.executable, "-m", "pipeline", "--settings", str(scratch / "settings.toml")]
-    command += ["--prepare", "jobs/make_demo_world.py"]
-    for key, value in changes.items():
-        command += ["--set", f"{key}={value}"]
+    overrides = [f"{key}={value}" for key, value in changes.items()]
+    settings = load_settings(scratch / "settings.toml", overrides)
+    passed = ["--settings", str(scratch / "settings.toml")]
+    passed += [part for override in overrides for part in ("--set", override)]
+    # Each stage as its own command, so that a worker's memory belongs to one stage.
+    lines = [shlex.join(stage_command(stage, settings, passed)) for stage in (MAKE_DEMO_WORLD, *PIPELINE)]
+    command = ["sh", "-c", " && ".join(lines)]
 
     def turn() -> Figures:
         shutil.rmtree(warehouse, ignore_errors=True)
         started = time.perf_counter()
-        process = subprocess.Popen(command, cwd=ROOT)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment())
         peaks: Peaks = {}
         watch = threading.Thread(target=watch_memory, args=(process.pid, peaks), daemon=True)
         watch.start()

@@ -1,4 +1,4 @@
-"""A daily Airflow DAG: one task a stage, each the command that `make pipeline` would run, safe to retry.
+"""A daily Airflow DAG: one task a stage, each the stage's own command, safe to retry.
 
 Copy it into your DAGs folder, set PROJECT and SETTINGS, and have PROJECT on Airflow's PYTHONPATH. A retried stage
 picks up where it can: tables are replaced in one commit, training resumes from its last checkpoint. Exit codes 2

@@ -176,7 +176,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
         job.write_rejected(built.rejected, REJECTED_ITEMS)
         # What training and scoring compare: token ids mean something only with the vocabulary that made them.
         vocabulary_hash = mmh3.mmh3_x64_128_digest(vocabulary, 0).hex()
-        job.metrics = ItemMetrics(job.row_count(VOCABULARY), vocabulary_hash, **sums)
+        job.metrics = ItemMetrics(job.row_count(VOCABULARY), vocabulary_hash, settings.model.image_length, **sums)
         if images is not None:
             images.unpersist()
 

@@ -13,6 +13,7 @@ on the texts alone, and each table is replaced in one commit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import reduce
 
 import numpy as np
@@ -40,7 +41,10 @@ STAGE = EMBED_QUERIES
 
 
 FIT_QUERIES = 20_000
-"""Most queries that a projection is fitted on, chosen by hash."""
+"""Most queries that a projection is fitted on, and that its loss is measured on, chosen by hash."""
+
+_MIN_KEPT = 0.8
+_TINY = 1e-12
 
 
 TEXTS_PER_GROUP = 4_096
@@ -94,11 +98,12 @@ def fit_projections(usable: DataFrame, layout: Warehouse) -> dict[str, Projectio
     projections = {}
     for space, length in found:
         uri = layout.query_projection(space)
+        chosen = others.where(F.col("embedding_space") == space).orderBy(F.xxhash64("query_id"), "query_id")
+        rows = chosen.limit(FIT_QUERIES).select("query_embedding").toArrow()
+        sample = to_matrix(rows["query_embedding"])
         projection = load_projection(uri)
         if projection is None:
-            chosen = others.where(F.col("embedding_space") == space).orderBy(F.xxhash64("query_id"), "query_id")
-            rows = chosen.limit(FIT_QUERIES).select("query_embedding").toArrow()
-            projection = fit_projection(space, to_matrix(rows["query_embedding"]))
+            projection = fit_projection(space, sample)
             save_projection(projection, uri)
         if projection.length != length:
             raise TableError(
@@ -108,9 +113,12 @@ def fit_projections(usable: DataFrame, layout: Warehouse) -> dict[str, Projectio
                 found=f"{length} numbers",
                 cure="Give the embeddings of another encoder another embedding_space.",
             )
-        kept = f"{projection.explained_variance:.1%} of the squared length kept"
+        share = projection.kept_share(sample)
+        kept = f"{share:.1%} of the squared length kept"
         print(f"  embeddings of {space}: {length} numbers projected to {EMBEDDING_DIM}, {kept}", flush=True)
-        projections[space] = projection
+        if share < _MIN_KEPT:
+            print(f"  warning: {space} was fitted on other queries than today's; remove {uri} to fit anew", flush=True)
+        projections[space] = replace(projection, explained_variance=share)
     return projections
 
 
@@ -143,10 +151,15 @@ def build(
         groups = usable.where(F.col("query_embedding").isNull()).groupBy(group)
         from_text = groups.applyInArrow(_encode_group(usable.sparkSession, encoder), _ENCODED)
         embedded = embedded.unionByName(from_text.withColumn("embedding_space", F.lit(encoder.name)))
-    is_unknown = F.forall("query_embedding", lambda number: number == 0)
+    is_zero = F.forall("query_embedding", lambda number: number == 0)
+    is_projected = F.col("embedding_space").isin([projection.name for projection in projected.values()])
     cure = "Correct the text, give an embedding, or raise query_encoder.lsa_vocabulary."
-    unknown = Check("unknown_text", is_unknown, "text", "a text with a word that the catalog uses", cure)
-    return with_reject(embedded, QUERIES, [unknown])
+    checks = [
+        Check("lost_in_projection", is_zero & is_projected, "query_embedding", "a vector that its projection keeps",
+              "Remove the space's folder in query_projections to have it fitted anew, and train again."),
+        Check("unknown_text", is_zero, "text", "a text with a word that the catalog uses", cure),
+    ]  # fmt: skip
+    return with_reject(embedded, QUERIES, checks)
 
 
 def run(spark: SparkSession, settings: Settings) -> None:
@@ -215,7 +228,9 @@ def _to_unit_length(projection: Projection | None) -> Callable[[Iterable[pa.Reco
             if projection is not None:
                 exact = projection.apply(numbers)
                 changed["embedding_space"] = pa.array([projection.name] * len(batch), pa.string())
-            unit = (exact / np.linalg.norm(exact, axis=1, keepdims=True)).astype(np.float32)
+            lengths = np.linalg.norm(exact, axis=1, keepdims=True)
+            # A vector that its projection maps to zero stays zero, and is rejected.
+            unit = np.divide(exact, lengths, out=np.zeros_like(exact), where=lengths > _TINY).astype(np.float32)
             changed["query_embedding"] = to_list_column(unit)
             columns = [changed.get(name, batch.column(name)) for name in batch.schema.names]
             yield pa.RecordBatch.from_arrays(columns, batch.schema.names)

@@ -17,7 +17,7 @@ import torch
 from pyspark.sql import SparkSession
 
 from itemsage_model.data.parquet_files import file_batches
-from itemsage_model.data.pinned_files import TableFiles, pin_files
+from itemsage_model.data.pinned_files import TableFiles, pin_files, require_image_length
 from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import SavedModel, load_model
 from itemsage_model.encoders.precision import Precision, choose_precision
@@ -93,6 +93,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
         # The version that the record names: a newer one, of a run that died, may have ids of another vocabulary.
         made = read_record(settings.layout, BUILD_ITEM_FEATURES)
         _refuse_other_vocabulary(made.metrics, trained.metrics)
+        require_image_length(made.metrics, model.spec.model.image_length)
         features = made.output(ITEM_FEATURES.name)
         files = pin_files(ITEM_FEATURES.name, features.uri, features.version)
         job.count_input(TableVersion(ITEM_FEATURES.name, features.uri, files.version, files.row_count))

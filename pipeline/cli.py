@@ -14,12 +14,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.commands import environment, spark_submit, train_command
 from schemas.command_line import exit_code_of_errors, settings_of, settings_parser
-from schemas.errors import SettingsError
+from schemas.errors import EXIT_FAILED, EXIT_SETTINGS, SettingsError
 from schemas.settings import Settings
 from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, TRAIN, Stage
 
@@ -29,22 +30,27 @@ _SINGLE: dict[str, Stage[Any]] = {"train": TRAIN, "score": SCORE_CATALOG, "evalu
 def run_command(command: list[str], log: Path) -> None:
     """Run one command; its lines go to the terminal, what Java says to the log. Exits with its code if it fails.
 
-    Whatever ends this process ends the command and all that it started; tables change by whole commits or not at all.
+    The command runs in a process group of its own. A signal that ends this process, and an end of the command that
+    leaves others behind, ends the whole group; tables change by whole commits or not at all.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as stderr:
-        child = subprocess.Popen(command, stderr=stderr, env=environment(), start_new_session=True)
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        try:
-            code = child.wait()
-        finally:
-            signal.signal(signal.SIGTERM, before)
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGTERM)
+    signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    before = [signal.signal(number, lambda got, _: sys.exit(128 + got)) for number in signals]
+    try:
+        with log.open("w") as stderr:
+            child = subprocess.Popen(command, stderr=stderr, env=environment(), start_new_session=True)
+            try:
+                code = child.wait()
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGTERM)
                 child.wait()
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
     if code:
         print(f"  failed with exit code {code}; further messages: {log}", flush=True)
-        sys.exit(code if code > 0 else 1)
+        sys.exit(code if code > 0 else EXIT_FAILED)
 
 
 def run_stages(settings: Settings, stages: list[str], passed: list[str], prepare: str = "") -> None:
@@ -74,7 +80,7 @@ def main() -> None:
     command, *rest = sys.argv[1:] or ["--help"]
     if command not in ("run", "doctor", *_SINGLE):
         print(__doc__)
-        sys.exit(0 if command in ("-h", "--help") else 2)
+        sys.exit(0 if command in ("-h", "--help") else EXIT_SETTINGS)
     parser = settings_parser(f"itemsage {command}", __doc__)
     if command == "run":
         names = ", ".join(stage.name for stage in PIPELINE)

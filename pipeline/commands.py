@@ -14,6 +14,7 @@ from schemas.stages import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
+_OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 IVY_CACHE = Path("~/.ivy2.5.2/jars").expanduser()
 
 
@@ -58,8 +59,12 @@ def stage_command(stage: Stage[Any], settings: Settings, arguments: list[str]) -
 
 
 def environment() -> dict[str, str]:
-    """The environment of every command: this Python on the PATH and in Spark's workers, loopback, one BLAS thread."""
-    return os.environ | {
+    """The environment of every command: this Python on the PATH and in Spark's workers, loopback, one BLAS thread.
+
+    What a launcher around us says of its own ranks is left out: torchrun gives the trainer's ranks theirs.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCHER}
+    return inherited | {
         "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYSPARK_PYTHON": sys.executable,
         "PYTHONUNBUFFERED": "1",

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from pipeline.commands import ROOT
+from pipeline.commands import ROOT, jars_on_disk
 from schemas.arrow import column_fault
 from schemas.columns import Table
 from schemas.errors import EXIT_INPUT
@@ -76,13 +76,17 @@ def all_findings(settings: Settings) -> Iterator[Finding]:
 
 
 def machine_findings() -> Iterator[Finding]:
-    """Python, Java, and the folder of Delta's jars where one is named: what `make` asks before it installs."""
+    """Python and Java, as `make` asks before it installs; and where Delta's jars lie."""
     check = [sys.executable, str(ROOT / "pipeline" / "preflight.py")]
     done = subprocess.run(check, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False)
     if done.returncode:
         yield Finding("fault", "Python and Java", done.stdout.strip().removeprefix("error: "))
     else:
         yield Finding("ok", "Python and Java", f"Python {platform.python_version()}, a Java that Spark 4 takes")
+    if jars := jars_on_disk():
+        yield Finding("ok", "Delta's jars", ", ".join(jars))
+    else:
+        yield Finding("look", "Delta's jars", "not on this disk; `make ready` fetches them, or set ITEMSAGE_DELTA_JARS")
 
 
 def version_findings() -> Iterator[Finding]:
@@ -121,38 +125,42 @@ def table_findings(settings: Settings, table: Table) -> Generator[Finding, None,
     uri = settings.table_uri(table.name)
     try:
         rows = open_table(uri)
-    except (FileNotFoundError, OSError, pa.ArrowInvalid, ValueError) as error:
-        cause = str(error).strip().splitlines()[0][:200]
-        yield Finding("fault", f"table {table.name}", f"cannot be opened at {uri}: {cause}; set inputs.{table.name}")
+        known = [name for name in table.column_names if name in rows.schema.names]
+        sample = rows.head(SAMPLE_ROWS, columns=known)
+    except (OSError, ValueError, DeltaError) as error:
+        cause = " ".join(str(error).split())[:200]
+        yield Finding("fault", f"table {table.name}", f"cannot be read at {uri}: {cause}; set inputs.{table.name}")
         return None
     faults = [fault for column in table.columns if (fault := column_fault(rows.schema, table, column))]
     for fault in faults:
         yield Finding("fault", f"table {table.name}, column {fault.part}", f"expected {fault.expected}; found "
                       f"{fault.found}. {fault.cure}")  # fmt: skip
-    known = [name for name in table.column_names if name in rows.schema.names]
     others = [name for name in rows.schema.names if name not in table.column_names]
-    sample = rows.head(SAMPLE_ROWS, columns=known)
     if others:
         yield Finding("look", f"table {table.name}", f"columns that nothing reads: {', '.join(others)}")
     if not len(sample):
         yield Finding("fault", f"table {table.name}", f"no row at {uri}")
         return None
     if not faults:
-        yield Finding("ok", f"table {table.name}", f"{len(known)} columns, {rows.count_rows():,} rows at {uri}")
+        yield Finding("ok", f"table {table.name}", f"{len(known)} columns; {len(sample):,} rows looked at, {uri}")
     return sample
 
 
 def open_table(uri: str) -> ds.Dataset:
     """The files of a Delta table's newest version, or of a folder of Parquet files."""
+    system, path = file_system(uri)
     try:
-        files = data_files(uri)
+        delta = DeltaTable(uri)
     except TableNotFoundError:
-        system, path = file_system(uri)
-        return ds.dataset(path, format="parquet", filesystem=system)
+        return ds.dataset(path, format="parquet", filesystem=system, partitioning="hive")
+    # The log's schema, as files lack the columns that a table is partitioned by.
+    schema = pa.schema(delta.schema().to_arrow())
+    files = [file_system(file)[1] for file in data_files(uri)]
     if not files:
-        return ds.dataset(pa.schema(DeltaTable(uri).schema().to_arrow()).empty_table())
-    system, _ = file_system(files[0])
-    return ds.dataset([file_system(file)[1] for file in files], format="parquet", filesystem=system)
+        return ds.dataset(schema.empty_table())
+    keys = pa.schema([schema.field(name) for name in delta.metadata().partition_columns])
+    layout = {"partitioning": ds.partitioning(keys, flavor="hive"), "partition_base_dir": path}
+    return ds.dataset(files, schema=schema, format="parquet", filesystem=system, **layout)
 
 
 def content_findings(settings: Settings, samples: dict[str, pa.Table]) -> Iterator[Finding]:
@@ -180,7 +188,7 @@ def _text_findings(items: pa.Table) -> Iterator[Finding]:
 
 
 def _length_findings(rows: pa.Table, table: Table, column: str, expected: int, key: str) -> Iterator[Finding]:
-    if column not in rows.schema.names or not pa.types.is_list(rows.schema.field(column).type):
+    if column not in rows.schema.names or not _is_list(rows, column):
         return
     lengths, counts = np.unique(pc.list_value_length(rows[column].drop_null()).to_numpy(), return_counts=True)
     found = {int(length): int(count) for length, count in zip(lengths, counts, strict=True)}
@@ -189,6 +197,9 @@ def _length_findings(rows: pa.Table, table: Table, column: str, expected: int, k
         yield Finding("look", subject, "no value in the sample")
     elif set(found) != {expected}:
         text = ", ".join(f"{length} numbers in {count:,} rows" for length, count in found.items())
+        if expected in found:
+            yield Finding("look", subject, f"{text}; all but {expected} ({key}) are rejected")
+            return
         yield Finding("fault", subject, f"expected {expected} numbers ({key}); found {text}; set {key} to the length "
                       "of the vectors, or correct them")  # fmt: skip
     else:
@@ -205,7 +216,7 @@ def _query_findings(settings: Settings, queries: pa.Table) -> Iterator[Finding]:
             yield Finding("look", subject, f"{text}; correct it, or take its [[tasks]] out")
         else:
             yield Finding("ok", subject, f"queries of every kind: {_names(wanted)}")
-    if "query_embedding" in queries.schema.names and pa.types.is_list(queries.schema.field("query_embedding").type):
+    if "query_embedding" in queries.schema.names and _is_list(queries, "query_embedding"):
         lengths = pc.unique(pc.list_value_length(queries["query_embedding"].drop_null())).to_pylist()
         if others := {str(length) for length in lengths if length != EMBEDDING_DIM}:
             text = f"{_names(others)} numbers: embed_queries projects them to {EMBEDDING_DIM}"
@@ -231,6 +242,11 @@ def _log_findings(settings: Settings, log: pa.Table) -> Iterator[Finding]:
         text = f"{inside:,} of {len(log):,} events of the sample from {window}; the sample runs from {first} to {last}"
         cure = "" if inside else "; correct dates.as_of"
         yield Finding("ok" if inside else "fault", "table engagement_logs, column event_ts", text + cure)
+
+
+def _is_list(rows: pa.Table, column: str) -> bool:
+    kind = rows.schema.field(column).type
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _names(names: set[str]) -> str:

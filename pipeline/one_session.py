@@ -24,6 +24,7 @@ from jobs.runtime.command_line import task_bar
 from jobs.runtime.session import open_session
 from pipeline.commands import ROOT, environment, train_command
 from schemas.command_line import exit_code_of_errors, settings_of, settings_parser
+from schemas.errors import EXIT_FAILED
 from schemas.settings import Settings
 from schemas.stages import TRAIN, stage_named
 
@@ -67,7 +68,7 @@ def train_beside(settings: Settings, passed: list[str]) -> None:
         code = subprocess.run(train_command(settings, passed), stderr=stderr, env=environment(), check=False).returncode
     if code:
         print(f"  messages of the trainer: {log}", flush=True)
-        sys.exit(code if code > 0 else 1)
+        sys.exit(code if code > 0 else EXIT_FAILED)
 
 
 def main() -> None:

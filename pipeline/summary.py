@@ -6,6 +6,7 @@ Reads the run records and two Delta tables without a JVM, as any consumer would.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -39,7 +40,8 @@ def recorded_runs(settings: Settings) -> list[RunRecord[Any]]:
     """The records in the warehouse: of what made the input tables, if it left one, then of the stages in order."""
     system, folder = file_system(settings.layout.records)
     found = system.get_file_info(fs.FileSelector(folder, allow_not_found=True))
-    names = sorted(info.base_name.removesuffix(".json") for info in found if info.base_name.endswith(".json"))
+    # Copies that somebody has kept, such as train.old.json, are no records.
+    names = sorted(match[1] for info in found if (match := re.fullmatch(r"(\w+)\.json", info.base_name)))
     known = {stage.name: stage for stage in PIPELINE}
     before: list[Stage[Any]] = [Stage(name, (), (), dict) for name in names if name not in known]
     return [read_record(settings.layout, stage) for stage in (*before, *PIPELINE) if stage.name in names]

@@ -69,11 +69,12 @@ def _is_list_of(kind: pa.DataType, is_element: Callable[[pa.DataType], bool]) ->
 # What Spark reads these types of files as is what schemas/spark.py accepts.
 _ACCEPTED: dict[Kind, Callable[[pa.DataType], bool]] = {
     "string": _is_text,
-    "int32": lambda kind: pa.types.is_integer(kind) and kind.bit_width <= 32,
-    "int64": pa.types.is_integer,
+    "int32": lambda kind: pa.types.is_signed_integer(kind) and kind.bit_width <= 32,
+    "int64": pa.types.is_signed_integer,
     "float32": pa.types.is_float32,
     "float64": lambda kind: pa.types.is_float32(kind) or pa.types.is_float64(kind),
-    "timestamp": lambda kind: pa.types.is_timestamp(kind) and kind.tz is not None,
+    # Nanoseconds without a zone are INT96, which Spark writes and reads as instants; with one it refuses them.
+    "timestamp": lambda kind: pa.types.is_timestamp(kind) and (kind.unit == "ns") == (kind.tz is None),
     "binary": lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
     "vector": lambda kind: _is_list_of(kind, lambda of: pa.types.is_float32(of) or pa.types.is_float64(of)),
     "strings": lambda kind: _is_text(kind) or _is_list_of(kind, _is_text),

@@ -2,8 +2,8 @@
 
 An element is a list of values an item, in slots: token ids in the slots of the text features, or vectors in slots of
 their own. item_features and the training tables hold its columns, `data/` unpacks them, a batch holds the values under
-the name of their column, and the item tower turns them into vectors. A new element is declared here and given its
-branch in `encoders/item_tower.py`.
+the name of their column, and the item tower turns them into vectors. A new element is declared here, sized
+in `settings/__init__.py`, written by a job, and given its branch in `encoders/item_tower.py`.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ class ItemMetrics:
     Attributes:
         vocabulary_size: Number of token ids.
         vocabulary_hash: 128-bit hash of the vocabulary, hexadecimal.
+        image_length: Numbers of one image vector in the cells; 256 in records of before.
         tokens: Token ids written.
         out_of_vocabulary_tokens: Tokens that the vocabulary lacks.
         truncated_tokens: Tokens beyond features.max_tokens_per_feature.
@@ -56,6 +57,7 @@ class ItemMetrics:
 
     vocabulary_size: int
     vocabulary_hash: str
+    image_length: int = 256
     tokens: int = 0
     out_of_vocabulary_tokens: int = 0
     truncated_tokens: int = 0

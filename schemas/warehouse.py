@@ -26,7 +26,7 @@ class Warehouse:
 
     def place(self, *parts: str) -> str:
         """A path or URI inside the warehouse."""
-        return "/".join([absolute_uri(self.uri.rstrip("/")), *parts])
+        return "/".join([absolute_uri(self.uri).rstrip("/"), *parts])
 
     @property
     def is_local(self) -> bool:

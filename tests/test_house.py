@@ -31,6 +31,13 @@ def test_every_module_imports_without_a_word_or_a_file(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_every_package_is_installed():
+    declared = set(re.search(r"^packages = \[(.*)\]", (ROOT / "pyproject.toml").read_text(), re.M)[1].split(", "))
+    tops = ("schemas", "itemsage_model", "jobs", "pipeline", "examples")
+    there = {".".join(p.relative_to(ROOT).parent.parts) for top in tops for p in (ROOT / top).rglob("__init__.py")}
+    assert {name.strip('"') for name in declared} == there
+
+
 def test_no_builtin_hash_of_values():
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):

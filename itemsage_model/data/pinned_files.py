@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from deltalake.exceptions import TableNotFoundError
 
+from schemas.elements import IMAGES
 from schemas.errors import TableError
+from schemas.metrics import ItemMetrics
 from schemas.storage import version_files
+from schemas.tables import ITEM_FEATURES
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,22 @@ def pin_files(table: str, uri: str, version: int | None = None) -> TableFiles:
     if not kept:
         raise unreadable(table, uri, "at least one row", "an empty table", "Check [dates] and [[tasks]].")
     return TableFiles(table, found.version, tuple(name for name, _ in kept), tuple(rows for _, rows in kept))
+
+
+def require_image_length(made: ItemMetrics, length: int) -> None:
+    """Refuse item_features whose cells hold image vectors of another length than a model reads: cells look alike.
+
+    Raises:
+        TableError: the lengths differ.
+    """
+    if made.image_length != length:
+        raise TableError(
+            ITEM_FEATURES.name,
+            IMAGES.values.name,
+            expected=f"image vectors of {length} numbers (model.image_length)",
+            found=f"vectors of {made.image_length}, as of the last run of build_item_features",
+            cure="Run build_item_features, build_training_tables and train with the length that you mean.",
+        )
 
 
 def unreadable(table: str, uri: str, expected: str, found: str, cure: str) -> TableError:

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
+from safetensors import SafetensorError
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from schemas.errors import InputError
 from schemas.storage import read_bytes, write_bytes
 from schemas.tables import EMBEDDING_DIM
 
@@ -82,11 +84,21 @@ class Projection:
             projected[row] = vector @ matrix
         return projected
 
+    def kept_share(self, vectors: npt.NDArray[np.float32]) -> float:
+        """What is kept of the squared length of vectors [row, length], each scaled to length 1; 0 to 1."""
+        unit = _scaled(vectors)
+        return float((self.apply(unit) ** 2).sum() / max(float((unit.astype(np.float64) ** 2).sum()), 1e-12))
+
+
+def _scaled(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    scaled: npt.NDArray[np.float32] = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return scaled
+
 
 def fit_projection(source_space: str, vectors: npt.NDArray[np.float32]) -> Projection:
     """Fit the projection of a space on some of its vectors [row, length], each weighing as much as any other."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    matrix, explained = leading_directions(vectors / np.maximum(lengths, np.finfo(np.float32).tiny))
+    matrix, explained = leading_directions(_scaled(vectors))
     return Projection(source_space, matrix, explained)
 
 
@@ -106,14 +118,24 @@ def load_projection(uri: str) -> Projection | None:
     """Read what `save_projection` wrote; None where there is nothing.
 
     Raises:
-        ValueError: its two files do not belong together.
+        InputError: it is damaged, or its two files do not belong together.
     """
     try:
         described = json.loads(read_bytes(f"{uri}/projection.json"))
     except FileNotFoundError:
         return None
-    matrix = safetensors.numpy.load(read_bytes(f"{uri}/projection.safetensors"))["matrix"]
-    projection = Projection(described["source_space"], matrix, described["explained_variance"])
+    except ValueError as error:
+        raise _damaged(uri, str(error)) from error
+    try:
+        matrix = safetensors.numpy.load(read_bytes(f"{uri}/projection.safetensors"))["matrix"]
+        projection = Projection(described["source_space"], matrix, described["explained_variance"])
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise _damaged(uri, f"{type(error).__name__} {error}") from error
     if projection.name != described["name"]:
-        raise ValueError(f"{uri}: projection.json is of {described['name']}, the matrix makes it {projection.name}")
+        raise _damaged(uri, f"a description of {described['name']} beside the matrix of {projection.name}")
     return projection
+
+
+def _damaged(uri: str, found: str) -> InputError:
+    cure = "Restore the folder; or remove it, run embed_queries and train again."
+    return InputError("query projection", uri, expected="what embed_queries saved", found=found, cure=cure)

@@ -18,7 +18,7 @@ from itemsage_model.encoders.model_files import build_tower
 from itemsage_model.encoders.precision import Precision
 from schemas.cells import to_list_column
 from schemas.elements import FEATURE_CELLS
-from schemas.errors import TableError
+from schemas.errors import TableError, leaving_a_worker
 from schemas.settings import ScoreSettings
 from schemas.tables import EMBEDDING_DIM, ITEM_EMBEDDINGS, ITEM_FEATURES
 
@@ -114,7 +114,8 @@ def batch_function(
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             columns = [batch.column(name) for name in kept]
-            columns += [to_list_column(score(batch)) for score in scores.values()]
+            with leaving_a_worker():
+                columns += [to_list_column(score(batch)) for score in scores.values()]
             yield pa.RecordBatch.from_arrays(columns, [*kept, *scores])
 
     return run

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from itemsage_model.data.mixing import CPU, CatalogBatches, MixedBatches, pairs_per_task
-from itemsage_model.data.pinned_files import TableFiles, pin_files
+from itemsage_model.data.pinned_files import TableFiles, pin_files, require_image_length
 from itemsage_model.data.reader import CatalogItems, RowStream, catalog_format, pair_format, read_catalog
 from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.training import distributed
@@ -54,6 +54,7 @@ def pin_inputs(settings: Settings) -> Inputs:
     tables = read_record(settings.layout, BUILD_TRAINING_TABLES)
     features = read_record(settings.layout, BUILD_ITEM_FEATURES)
     queries = read_record(settings.layout, EMBED_QUERIES)
+    require_image_length(features.metrics, settings.model.image_length)
     tasks = [tables.output(task.training_table) for task in settings.task_list]
     catalog, counts = features.output(ITEM_FEATURES.name), tables.output(ITEM_COUNTS.name)
     kinds = {task.query_kind for task in settings.task_list}

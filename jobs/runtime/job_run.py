@@ -79,7 +79,6 @@ class JobRun(Generic[Metrics]):
             InputError: the stage that writes the table has not completed.
             TableError: the table is absent, misshapen or empty.
         """
-        self._require_declared(table.name, self.stage.reads, "reads")
         uri = self.settings.table_uri(table.name)
         if maker := maker_of(table.name):
             version = read_record(self.settings.layout, maker).output(table.name).version
@@ -99,7 +98,8 @@ class JobRun(Generic[Metrics]):
         return rows
 
     def count_input(self, version: TableVersion) -> None:
-        """Note an input that the job reads by other means than `read`."""
+        """Note an input; of a table that the job reads by other means than `read`, call it yourself."""
+        self._require_declared(version.table, self.stage.reads, "reads")
         self._inputs.append(version)
 
     def row_count(self, table: Table) -> int:

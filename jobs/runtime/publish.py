@@ -70,7 +70,7 @@ def write_arrow(rows: pa.Table, uri: str, table: Table, *, run_id: str, file_cou
         uri: Where the table lies; made if absent.
         table: What it means; its nullability is enforced.
         run_id: Written into the commit's userMetadata.
-        file_count: Files to write, of about as many rows each.
+        file_count: Files to write, of as many batches of 2,048 rows each but for the last.
 
     Raises:
         TableError: as of `write_worker_rows`.

@@ -1,4 +1,4 @@
-"""The only door to storage: read one pinned version of a table, replace a table in one atomic commit.
+"""Tables through Spark: read one pinned version, replace a table in one atomic commit.
 
 A write is one Delta commit, so a reader sees the old rows or the new ones, never a mixture. NOT NULL is enforced on
 every declared column, by Delta or by the workers that write the files. Tables are made without deletion vectors,

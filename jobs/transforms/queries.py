@@ -30,13 +30,13 @@ def with_verdicts(queries: DataFrame) -> DataFrame:
             "Keep one row; the first one by content was used.",
         ),
         Check(
+            "unnamed_space", has_embedding & is_blank_space, "embedding_space",
+            "name and version of the encoder", "Name the encoder that made the embedding, such as pinsage-2026-01.",
+        ),
+        Check(
             "not_a_vector", not_a_vector("query_embedding", length), "query_embedding",
             "finite numbers, not all zero, as many as most embeddings of its space have",
             "Correct it, or leave it null to have the text embedded.",
-        ),
-        Check(
-            "unnamed_space", has_embedding & is_blank_space, "embedding_space",
-            "name and version of the encoder", "Name the encoder that made the embedding, such as pinsage-2026-01.",
         ),
         Check(
             "no_embedding_no_text", ~has_embedding & ~F.col("has_text"), "text",

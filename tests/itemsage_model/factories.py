@@ -28,14 +28,16 @@ SPEC = ItemTowerSpec(
 ELEMENTS = SPEC.elements
 
 
-def item_cells(random: np.random.Generator, items: int, most_images: int = 4) -> dict[str, list[bytes]]:
+def item_cells(
+    random: np.random.Generator, items: int, most_images: int = 4, image_length: int = EMBEDDING_DIM
+) -> dict[str, list[bytes]]:
     """Packed feature cells of random items; some without text, some without images."""
     counts = random.integers(0, 4, (items, TEXTS)).astype("<i4")
     images = random.integers(0, most_images + 1, items)
     return {
         "text_token_ids": [random.integers(0, VOCABULARY, row.sum()).astype("<i4").tobytes() for row in counts],
         "text_token_counts": [row.tobytes() for row in counts],
-        "image_embeddings": [random.normal(size=(n, EMBEDDING_DIM)).astype("<f2").tobytes() for n in images],
+        "image_embeddings": [random.normal(size=(n, image_length)).astype("<f2").tobytes() for n in images],
     }
 
 
@@ -50,13 +52,15 @@ def packed_items(items: int, seed: int = 1, most_images: int = 4) -> PackedItems
     return unpack_items("item_features", cells, ELEMENTS)
 
 
-def write_pairs(uri: Path, file_rows: list[int], items: int = 20, seed: int = 1) -> np.ndarray:
+def write_pairs(
+    uri: Path, file_rows: list[int], items: int = 20, seed: int = 1, image_length: int = EMBEDDING_DIM
+) -> np.ndarray:
     """A training table with one file per entry of `file_rows`; returns its item keys, in order of the files.
 
     `query_key` numbers the rows from 0, so that a test can see which row is which; it determines the embedding.
     """
     random = np.random.default_rng(seed)
-    features = item_cells(np.random.default_rng(99), items)
+    features = item_cells(np.random.default_rng(99), items, image_length=image_length)
     keys, tables = [], []
     row = 0
     for rows in file_rows:
@@ -81,9 +85,11 @@ def write_pairs(uri: Path, file_rows: list[int], items: int = 20, seed: int = 1)
     return np.concatenate(keys)
 
 
-def write_catalog(uri: Path, items: int = 20, files: int = 2, row_group_rows: int | None = None) -> None:
+def write_catalog(
+    uri: Path, items: int = 20, files: int = 2, row_group_rows: int | None = None, image_length: int = EMBEDDING_DIM
+) -> None:
     """An item_features table whose keys are those of `write_pairs`."""
-    features = item_cells(np.random.default_rng(99), items)
+    features = item_cells(np.random.default_rng(99), items, image_length=image_length)
     tables = [
         pa.table(
             {

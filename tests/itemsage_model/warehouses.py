@@ -37,17 +37,17 @@ def make_warehouse(folder: Path, file_rows: dict[str, list[int]], **sections: An
     for name, keys in sections.items():
         values[name] = values[name] | keys
     settings = Settings.model_validate(values)
-    counts, outputs = [], []
+    counts, outputs, length = [], [], settings.model.image_length
     for number, (name, rows) in enumerate(file_rows.items()):
         table = f"training_closeup_{name}"
-        keys = write_pairs(folder / table, rows, seed=number + 1)
+        keys = write_pairs(folder / table, rows, seed=number + 1, image_length=length)
         outputs.append(entry(folder, table, 0, len(keys)))
         counts += [
             {"item_id": f"i{key - 1000}", "item_key": int(key), "task": f"closeup_{name}",
              "pair_count": int((keys == key).sum()), "engagement_count": 1}
             for key in sorted(set(keys))
         ]  # fmt: skip
-    write_catalog(folder / "item_features")
+    write_catalog(folder / "item_features", image_length=length)
     import pyarrow as pa
 
     write_deltalake(str(folder / "item_counts"), pa.Table.from_pylist(counts))
@@ -57,7 +57,7 @@ def make_warehouse(folder: Path, file_rows: dict[str, list[int]], **sections: An
         RunRecord(
             "build_training_tables", TrainingTableMetrics({}, EventCounts(0, 0, 0, 0, 0)), outputs=tuple(outputs)
         ),
-        RunRecord("build_item_features", ItemMetrics(VOCABULARY, "abc"), outputs=features),
+        RunRecord("build_item_features", ItemMetrics(VOCABULARY, "abc", length), outputs=features),
         RunRecord("embed_queries", QueryMetrics(None, 0, {"closeup": "pinsage-1"})),
     ):
         write_record(settings.layout, record)

@@ -217,3 +217,20 @@ def test_a_space_that_changes_its_length_is_refused(
             embed_queries.run(spark, settings)
     with pytest.raises(TableError, match=r"expected 512 numbers.*found 768 numbers.*another embedding_space"):
         embed_queries.run(spark, settings)
+
+
+def test_a_query_of_which_the_projection_keeps_nothing_is_rejected_by_name(
+    spark: SparkSession, make_settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One-hot vectors of 512: half of the directions are not among the 256 that are kept."""
+    settings = make_settings()
+    rows = [{"query_id": f"q{n:03}", "query_kind": "closeup", "embedding_space": "hot-1",
+             "query_embedding": np.eye(512)[n].tolist()} for n in range(512)]  # fmt: skip
+    write_inputs(spark, settings, *rows, {"query_id": "spaceless", "query_embedding": clip_vectors(1)[0]})
+    embed_queries.run(spark, settings)
+    found = np.array([row["query_embedding"] for row in embeddings(spark, settings)])
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    rejected_count = read_record(settings.layout, embed_queries.STAGE).rejected
+    assert rejected_count["queries: unnamed_space"] == 1
+    assert rejected_count["queries: lost_in_projection"] == 512 - len(found) > 0
+    assert "warning: hot-1 was fitted on other queries" in capsys.readouterr().out

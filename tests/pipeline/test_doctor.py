@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 
@@ -27,11 +28,11 @@ def test_a_sound_shop_has_no_fault_and_delta_tables_are_read_too(
     code, text = verdict_of(path, capsys)
     assert code == 0, text
     assert "faults: 0; to look at: 0;" in text
-    assert "table engagement_logs: 5 columns, 1 rows" in text
+    assert "table engagement_logs: 5 columns; 1 rows looked at" in text
     write_deltalake(f"{tmp_path}/delta", sound_tables()["items"])
     code, text = verdict_of(path, capsys, f"inputs.items={tmp_path}/delta")
     assert code == 0, text
-    assert f"table items: 2 columns, 2 rows at {tmp_path}/delta" in text
+    assert f"table items: 2 columns; 2 rows looked at, {tmp_path}/delta" in text
 
 
 def naive_log() -> pa.Table:
@@ -80,7 +81,7 @@ def test_a_table_that_is_not_there_is_named_with_its_setting(
 ) -> None:
     code, text = verdict_of(write_shop(tmp_path), capsys, f"inputs.queries={tmp_path}/nowhere")
     assert code == 3
-    assert "fault table queries: cannot be opened at" in " ".join(text.split())
+    assert "fault table queries: cannot be read at" in " ".join(text.split())
     assert "set inputs.queries" in text
 
 
@@ -95,6 +96,39 @@ def test_delta_has_one_version_in_every_place_that_names_it(monkeypatch: pytest.
 
 def test_a_machine_without_java_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    (finding,) = doctor.machine_findings()
+    finding = next(doctor.machine_findings())
     assert finding.verdict == "fault"
     assert "no Java found at JAVA_HOME" in finding.text
+
+
+def test_what_spark_reads_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """INT96 instants, as Spark writes them; a Delta table that is partitioned by a column; one bad vector of many."""
+    images = pa.concat_tables([images_of(256)] * 3 + [images_of(3)])
+    path = write_shop(tmp_path, item_images=images)
+    pq.write_table(
+        log_of(END - timedelta(days=3)), tmp_path / "in" / "engagement_logs" / "part-0.parquet",
+        use_deprecated_int96_timestamps=True,
+    )  # fmt: skip
+    write_deltalake(f"{tmp_path}/queries", sound_tables()["queries"], partition_by=["query_kind"])
+    code, text = verdict_of(path, capsys, f"inputs.queries={tmp_path}/queries")
+    assert code == 0, text
+    said = " ".join(text.split())
+    assert "queries of every kind: closeup" in said
+    assert "look table item_images, column image_embedding: 3 numbers in 1 rows, 256 numbers in 3 rows" in said
+
+
+def test_instants_in_nanoseconds_are_said_before_spark_refuses_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = log_of(END, event_ts=pa.array([END], pa.timestamp("ns", "UTC")))
+    code, text = verdict_of(write_shop(tmp_path, engagement_logs=log), capsys)
+    assert code == 3
+    assert "column event_ts: expected type timestamp[us, tz=UTC]" in " ".join(text.split())
+
+
+def test_a_damaged_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_shop(tmp_path)
+    (tmp_path / "in" / "items" / "part-0.parquet").write_bytes(b"PAR1 but no more")
+    code, text = verdict_of(path, capsys)
+    assert code == 3
+    assert "fault table items: cannot be read at" in " ".join(text.split())

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
@@ -45,9 +46,9 @@ def test_a_version_is_the_files_of_its_log_with_their_rows(tmp_path: Path, folde
     write_deltalake(uri, pa.table({"item_id": ["d"], "price": [4]}), mode="overwrite")
     found = version_files(uri, 1)
     assert found.version == 1
-    assert sorted(file.rows or 0 for file in found.files) == [1, 2]
+    assert len(found.files) == 2
     for file in found.files:
-        assert Path(file.path).is_file()
+        assert file.rows == pq.read_metadata(file.path).num_rows
     assert read_columns(uri, 1, ["price"])["price"].to_pylist() in ([1, 2, 3], [3, 1, 2])
     assert read_columns(uri, None, ["item_id"]).to_pydict() == {"item_id": ["d"]}
     DeltaTable(uri).delete()

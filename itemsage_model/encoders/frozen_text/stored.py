@@ -105,6 +105,3 @@ def load_if_saved(uri: str) -> TextEncoder | None:
         return load(uri)
     except FileNotFoundError:
         return None
-
-
-# ---------------------------------------------------------------- parts

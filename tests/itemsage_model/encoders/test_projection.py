@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from itemsage_model.encoders.projection import Projection, fit_projection, load_projection, save_projection
+from schemas.errors import InputError
 from schemas.storage import write_bytes
 
 
@@ -55,5 +56,14 @@ def test_a_projection_comes_back_under_its_name_and_a_mixture_is_refused(tmp_pat
     assert other.name != projection.name
     save_projection(other, str(tmp_path / "two"))
     write_bytes(f"{uri}/projection.safetensors", (tmp_path / "two" / "projection.safetensors").read_bytes())
-    with pytest.raises(ValueError, match=r"projection\.json is of clip-1-to-256-"):
+    with pytest.raises(InputError, match=r"a description of clip-1-to-256-\w+ beside the matrix of clip-1-to-256-"):
         load_projection(uri)
+    write_bytes(f"{uri}/projection.safetensors", b"no tensors")
+    with pytest.raises(InputError, match=r"query projection, .*Restore the folder"):
+        load_projection(uri)
+
+
+def test_what_a_projection_keeps_of_other_vectors_is_measured():
+    projection = fit_projection("clip-1", vectors_of_rank(100))
+    assert projection.kept_share(vectors_of_rank(100)) == pytest.approx(1.0, abs=1e-5)
+    assert projection.kept_share(np.random.default_rng(9).standard_normal((50, 512)).astype(np.float32)) < 0.8

@@ -1,0 +1,64 @@
+"""One run of a job: it opens what its stage declares, and leaves a record only when it is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyspark.sql import SparkSession
+
+from jobs.runtime.job_run import JobRun
+from schemas.errors import InputError, TableError
+from schemas.metrics import VocabularyMetrics
+from schemas.records import RunRecord, TableVersion, read_record, write_record
+from schemas.settings import Settings
+from schemas.stages import BUILD_ITEM_FEATURES, BUILD_VOCABULARY
+from schemas.tables import ITEMS, QUERIES, VOCABULARY
+
+MakeSettings = Callable[..., Settings]
+TOKENS = pa.table(
+    {"token": ["red"], "token_kind": ["word_unigram"], "token_id": pa.array([0], pa.int32()), "token_count": [2]}
+)
+
+
+def test_a_run_opens_no_table_that_its_stage_does_not_declare(spark: SparkSession, make_settings: MakeSettings) -> None:
+    job = JobRun(spark, make_settings(), BUILD_VOCABULARY)
+    spark.createDataFrame([("q", "search")], "query_id string, query_kind string").write.parquet(
+        job.settings.table_uri(QUERIES.name)
+    )
+    with pytest.raises(ValueError, match=r"stage build_vocabulary reads table queries, which schemas/stages\.py"):
+        job.read(QUERIES)
+    with pytest.raises(ValueError, match="stage build_vocabulary writes table items"):
+        job.write_arrow(pa.table({"item_id": ["a"]}), ITEMS)
+
+
+def test_another_stages_table_is_read_at_the_version_that_its_record_names(
+    spark: SparkSession, make_settings: MakeSettings
+) -> None:
+    settings = make_settings()
+    with JobRun(spark, settings, BUILD_VOCABULARY) as first:
+        first.write_arrow(TOKENS, VOCABULARY)
+        first.metrics = VocabularyMetrics(distinct_word_unigrams=1)
+    record = read_record(settings.layout, BUILD_VOCABULARY)
+    assert (record.metrics.distinct_word_unigrams, record.output("vocabulary").version) == (1, 1)
+    # A run that died leaves a newer version, and no record.
+    JobRun(spark, settings, BUILD_VOCABULARY).write_arrow(TOKENS.slice(0, 0), VOCABULARY)
+    job = JobRun(spark, settings, BUILD_ITEM_FEATURES)
+    assert job.read(VOCABULARY).count() == job.row_count(VOCABULARY) == 1
+    write_record(settings.layout, RunRecord("build_vocabulary", VocabularyMetrics()))
+    with pytest.raises(InputError, match="expected a table written by build_vocabulary"):
+        job.read(VOCABULARY)
+
+
+def test_a_run_that_fails_or_counts_nothing_leaves_no_record(
+    spark: SparkSession, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    settings = make_settings()
+    with pytest.raises(TableError, match="table items"), JobRun(spark, settings, BUILD_VOCABULARY) as job:
+        job.read(ITEMS)
+    counts_nothing = JobRun(spark, settings, BUILD_VOCABULARY)
+    with pytest.raises(ValueError, match="has ended without its VocabularyMetrics"), counts_nothing:
+        counts_nothing.count_input(TableVersion("items", "items", 0, 1))
+    assert not list(tmp_path.rglob("build_vocabulary.json"))
