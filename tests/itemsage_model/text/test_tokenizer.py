@@ -140,7 +140,7 @@ def test_forgetting_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["red mug", "blue mug", "red tea pot", "blue tea"]
     known = [sorted({token for text in texts for token in token_kinds(text)[kind]}) for kind in range(3)]
     expected = Tokenizer(*known).encode_column(pa.array(texts, pa.string())).ids
-    monkeypatch.setattr(tokenizer, "_MOST_CACHED", 2)
+    monkeypatch.setattr(tokenizer, "_MAX_CACHED", 2)
     forgetful = Tokenizer(*known)
     np.testing.assert_array_equal(
         np.concatenate([forgetful.encode_column(pa.array([text])).ids for text in texts]), expected
