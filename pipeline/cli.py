@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands import environment, spark_submit, train_command
-from schemas.command_line import exit_code_of_errors, settings_of, settings_parser
+from schemas.command_line import exit_code_of_errors, passed_on, settings_of, settings_parser
 from schemas.errors import EXIT_FAILED, EXIT_SETTINGS, SettingsError
 from schemas.settings import Settings
 from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, TRAIN, Stage
@@ -98,7 +98,7 @@ def main() -> None:
 
 def run_pipeline(command: str, arguments: argparse.Namespace, settings: Settings) -> None:
     """Run all stages and print the summary, or run the one that the command names."""
-    passed = ["--settings", arguments.settings, *(part for one in arguments.set for part in ("--set", one))]
+    passed = passed_on(arguments)
     if command in _SINGLE:
         run_stages(settings, [_SINGLE[command].name], passed)
         return

@@ -23,7 +23,7 @@ from pyspark.sql import SparkSession
 from jobs.runtime.command_line import task_bar
 from jobs.runtime.session import open_session
 from pipeline.commands import ROOT, environment, train_command
-from schemas.command_line import exit_code_of_errors, settings_of, settings_parser
+from schemas.command_line import exit_code_of_errors, passed_on, settings_of, settings_parser
 from schemas.errors import EXIT_FAILED
 from schemas.settings import Settings
 from schemas.stages import TRAIN, stage_named
@@ -77,12 +77,11 @@ def main() -> None:
     parser.add_argument("--stages", required=True, help="names of stages, with commas between them")
     parser.add_argument("--prepare", default="", help="job script that makes the input tables first")
     arguments = parser.parse_args()
-    passed = ["--settings", arguments.settings, *(part for one in arguments.set for part in ("--set", one))]
     with exit_code_of_errors():
         settings = settings_of(arguments)
         spark = open_session("itemsage")
         try:
-            steps = steps_of(spark, settings, arguments.stages.split(","), passed, arguments.prepare)
+            steps = steps_of(spark, settings, arguments.stages.split(","), passed_on(arguments), arguments.prepare)
             for number, (name, run) in enumerate(steps, 1):
                 print(f"[{number}/{len(steps)}] {name}", flush=True)
                 started = time.monotonic()

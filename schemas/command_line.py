@@ -32,6 +32,11 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     return load_settings(arguments.settings, arguments.set)
 
 
+def passed_on(arguments: argparse.Namespace) -> list[str]:
+    """The arguments of `settings_parser` once more, for the command line of another process."""
+    return ["--settings", arguments.settings, *(part for one in arguments.set for part in ("--set", one))]
+
+
 @contextmanager
 def exit_code_of_errors() -> Iterator[None]:
     """End the process with the exit code of the block's error, after one line on standard output that says what it is.

@@ -99,10 +99,10 @@ def make_batches(
     streams = [
         RowStream(files, pairs, pool, train.seed, number, rank, ranks) for number, files in enumerate(inputs.tasks, 1)
     ]
-    # item_features is sorted by item within a file: negatives of a small pool would be neighbours.
     if is_full:
         whole = _candidates(read_catalog(inputs.catalog, catalog_format(elements)), inputs, settings)
         return CatalogBatches(streams, sizes, whole, rank, ranks, elements, start_step, device)
+    # item_features is sorted by item within a file: negatives of a small pool would be neighbours.
     catalog = RowStream(inputs.catalog, catalog_format(elements), train.shuffle_rows, train.seed, 0, rank, ranks)
     engaged = inputs.item_keys if train.negatives_from == "engaged" else None
     count = train.negative_count // ranks

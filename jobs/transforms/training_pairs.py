@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 
 from jobs.transforms.hot_keys import spread_join
 from jobs.transforms.keys import query_key
+from schemas.cells import pack_cells
 from schemas.tables import EMBEDDING_DIM
 
 _UNITS = float(1 << 32)
@@ -123,12 +124,10 @@ def packed(queries: DataFrame) -> DataFrame:
 
 
 def _pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    width = 2 * EMBEDDING_DIM
     for batch in batches:
         vectors = batch.column(1)
         if not np.all(np.diff(vectors.offsets.to_numpy()) == EMBEDDING_DIM):
             raise ValueError(f"query_embeddings.query_embedding: expected {EMBEDDING_DIM} numbers in every row")
         numbers = vectors.flatten().to_numpy(zero_copy_only=False).astype("<f2")
-        offsets = np.arange(len(batch) + 1, dtype=np.int32) * width
-        cells = pa.Array.from_buffers(pa.binary(), len(batch), [None, pa.py_buffer(offsets), pa.py_buffer(numbers)])
+        cells = pack_cells(numbers, np.full(len(batch), EMBEDDING_DIM))
         yield pa.RecordBatch.from_arrays([batch.column(0), cells], names=["query_id", "query_embedding"])
