@@ -10,13 +10,14 @@ RUN := $(BIN)/itemsage run
 PIP_TIMEOUT ?= 30
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --timeout $(PIP_TIMEOUT) --retries 2 --no-deps --require-hashes
 
-.PHONY: help demo pipeline online-retail doctor test check bench requirements sentence-transformers clean
+.PHONY: help demo pipeline online-retail doctor test faults check bench requirements sentence-transformers clean
 
 help:
 	@echo "make demo                                 the whole pipeline on a synthetic shop, into ./demo-warehouse"
 	@echo "make pipeline SETTINGS=shop.toml [FROM=train] [SET='a.b=c ...']   the same on your own tables"
 	@echo "make online-retail DATA=by-day.tar.xz     the same on the UCI Online Retail log"
 	@echo "make doctor SETTINGS=shop.toml           what would go wrong with these settings on this machine, in seconds"
+	@echo "make faults                               every fault we know, injected, one line each"
 	@echo "make test | check | bench                 tests | ruff, mypy, import-linter | speed, side by side"
 	@echo "make sentence-transformers                adds the extra text encoder to .venv"
 
@@ -49,6 +50,9 @@ doctor: .venv/installed
 
 test: ready
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+faults: ready
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m fault
 
 bench: ready
 	@$(BIN)/python -m benchmarks

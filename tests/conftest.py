@@ -14,6 +14,8 @@ from schemas.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
+pytest_plugins = ("tests.fault_report",)
+
 
 def spark_defaults() -> dict[str, str]:
     """The settings of spark-defaults.conf, with the jars of ITEMSAGE_DELTA_JARS where that is set."""
