@@ -12,19 +12,20 @@ Safe to rerun because the rows follow from the inputs and the settings alone, an
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun, side_by_side
+from jobs.runtime.worker_rows import Place
 from jobs.transforms.engagements import BAD_REASONS, HELD_OUT, TRAINING, checked_engagements
 from jobs.transforms.hot_keys import hot_keys
 from jobs.transforms.quarantine import accepted, rejected
 from jobs.transforms.training_pairs import (
+    FileLayout,
     capped,
-    even_file_rows,
     laid_out,
     packed,
     pairs_of,
@@ -38,10 +39,12 @@ from schemas.settings import Settings
 from schemas.stages import BUILD_TRAINING_TABLES
 from schemas.tables import (
     ENGAGEMENT_LOGS,
+    HELD_OUT_PAIRS,
     ITEM_COUNTS,
     ITEM_FEATURES,
     QUERY_EMBEDDINGS,
     REJECTED_EVENTS,
+    TRAINING_PAIRS,
     held_out_pairs,
     training_pairs,
 )
@@ -51,8 +54,6 @@ STAGE = BUILD_TRAINING_TABLES
 
 _KEYS = ("query_id", "item_id")
 _HELD_OUT_ROWS_PER_FILE = 1_000_000
-_PAIR_CHECKS = {"engagement_count_is_positive": "engagement_count > 0", "pair_weight_is_positive": "pair_weight > 0"}
-_TRAINING_CHECKS = _PAIR_CHECKS | {"query_embedding_is_whole": "octet_length(query_embedding) = 512"}
 
 
 def build_engagements(
@@ -76,24 +77,27 @@ def build_training(
     pairs: DataFrame,
     packed_queries: DataFrame,
     features: DataFrame,
-    *,
-    pair_count: int,
-    rows_per_file: int,
+    layout: FileLayout,
     hot: dict[str, list[str]],
 ) -> DataFrame:
-    """The training rows of one task, each file's rows in a partition of their own and in random-looking order.
+    """The training rows of all tasks, each file's rows in a partition of their own and in random-looking order.
 
     Args:
-        pairs: The task's training pairs, after the caps.
+        pairs: The training pairs of all tasks, after the caps.
         packed_queries: query_id (unique) and the packed embedding.
         features: item_features, unique by item_id.
-        pair_count: How many pairs there are.
-        rows_per_file: Rows of every file but the last.
+        layout: Which files the rows fill.
         hot: Frequent query_ids and item_ids; see `hot_keys`.
     """
-    placed = with_file(pairs, rows_per_file=rows_per_file)
+    placed = with_file(pairs, layout)
     rows = training_rows(placed, packed_queries, features.drop("item_key"), hot=hot)
-    return laid_out(rows, files=-(-pair_count // rows_per_file))
+    return laid_out(rows.select(*TRAINING_PAIRS.column_names, "file", "position"), layout.file_count)
+
+
+def build_held_out(pairs: DataFrame, layout: FileLayout) -> DataFrame:
+    """The held-out rows of all tasks, laid out like the training rows."""
+    placed = with_file(pairs, layout)
+    return laid_out(placed.select(*HELD_OUT_PAIRS.column_names, "file", "position"), layout.file_count)
 
 
 def build_item_counts(pairs: DataFrame) -> DataFrame:
@@ -133,29 +137,37 @@ def _write_tasks(
     counts = _task_counts(pairs, kept, settings.task_list)
     job.metrics = TrainingTableMetrics(counts, _balanced_events(job, counts))
     _require_pairs(counts, settings)
-    job.write(build_item_counts(kept), ITEM_COUNTS)
     hot = hot_keys(kept, _KEYS, row_count=sum(of_task.training_pairs for of_task in counts.values()))
 
-    def write_training(task: Task) -> None:
-        pair_count = counts[task.name].training_pairs
-        rows_per_file = even_file_rows(pair_count, cut.rows_per_file)
-        of_task = kept.where(F.col("task") == task.name)
-        rows = build_training(
-            of_task, packed_queries, features, pair_count=pair_count, rows_per_file=rows_per_file, hot=hot
-        )
-        written = job.write(rows, training_pairs(task), rows_per_file=rows_per_file, checks=_TRAINING_CHECKS)
-        _require_equal(written.table, "pairs", pair_count, written.rows)
+    def write_training() -> None:
+        row_counts = {name: of_task.training_pairs for name, of_task in counts.items()}
+        layout = FileLayout.of(row_counts, cut.rows_per_file)
+        rows = build_training(kept, packed_queries, features, layout, hot)
+        job.write_tables(rows, _places(job, training_pairs, layout, row_counts))
 
-    def write_held_out(task: Task) -> None:
-        pair_count = counts[task.name].held_out_pairs
-        of_task = pairs.where((F.col("window") == HELD_OUT) & (F.col("task") == task.name))
-        # One narrow file per million pairs, not one per partition of the cache.
-        rows = of_task.coalesce(1 + pair_count // _HELD_OUT_ROWS_PER_FILE)
-        written = job.write(rows, held_out_pairs(task), checks=_PAIR_CHECKS)
-        _require_equal(written.table, "pairs", pair_count, written.rows)
+    def write_held_out() -> None:
+        row_counts = {name: of_task.held_out_pairs for name, of_task in counts.items()}
+        layout = FileLayout.of(row_counts, _HELD_OUT_ROWS_PER_FILE)
+        rows = build_held_out(pairs.where(F.col("window") == HELD_OUT), layout)
+        job.write_tables(rows, _places(job, held_out_pairs, layout, row_counts))
 
-    writes = (write_training, write_held_out)
-    side_by_side([partial(write, task) for write in writes for task in settings.task_list])
+    def write_counts() -> None:
+        job.write(build_item_counts(kept), ITEM_COUNTS)
+
+    side_by_side([write_training, write_held_out, write_counts])
+
+
+def _places(
+    job: JobRun[TrainingTableMetrics],
+    table_of: Callable[[Task], Table],
+    layout: FileLayout,
+    row_counts: dict[str, int],
+) -> list[Place]:
+    """The tables of all tasks, each with its files' numbers and its rows."""
+    return [
+        job.place(table_of(task), layout.first_file[task.name], row_counts[task.name])
+        for task in job.settings.task_list
+    ]
 
 
 def _task_counts(pairs: DataFrame, kept: DataFrame, tasks: list[Task]) -> dict[str, TaskCounts]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,7 +33,8 @@ def conform_batch(batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
     """Select exactly the declared columns, in order; columns that the table does not declare are left out.
 
     Raises:
-        TableError: a column is missing, has another type or a null where none may be, or a vector has another length.
+        TableError: a column is missing, has another type or a null where none may be, a vector or cell has another
+            length, or a number is not positive where all must be.
     """
     columns = [_conform_column(batch, table, column) for column in table.columns]
     return pa.RecordBatch.from_arrays(columns, schema=arrow_schema(table))
@@ -92,11 +94,20 @@ def _conform_column(batch: pa.RecordBatch, table: Table, column: Column) -> pa.A
         raise _refusal(table, column, "a value in every row", f"{values.null_count} nulls in a batch of {len(values)}")
     if column.kind == "vector" and column.shape:
         lengths = pc.list_value_length(values)
-        is_other = pc.not_equal(lengths, column.shape[0])
-        if pc.any(is_other).as_py():
-            found = f"a vector of length {lengths.filter(is_other)[0].as_py()}"
-            raise _refusal(table, column, f"vectors of length {column.shape[0]}", found)
+        if (found := _first(lengths, pc.not_equal(lengths, column.shape[0]))) is not None:
+            raise _refusal(table, column, f"vectors of length {column.shape[0]}", f"a vector of length {found}")
+    if column.cell_bytes:
+        lengths = pc.binary_length(values)
+        if (found := _first(lengths, pc.not_equal(lengths, column.cell_bytes))) is not None:
+            raise _refusal(table, column, f"cells of {column.cell_bytes} bytes", f"a cell of {found}")
+    if column.is_positive and (found := _first(values, pc.invert(pc.greater(values, 0)))) is not None:
+        raise _refusal(table, column, "numbers above 0", str(found))
     return values
+
+
+def _first(values: pa.Array, is_bad: pa.Array) -> Any:
+    """The first of the values that are bad; None where none is."""
+    return values.filter(is_bad)[0].as_py() if pc.any(is_bad).as_py() else None
 
 
 def _refusal(table: Table, column: Column, expected: str, found: str) -> TableError:

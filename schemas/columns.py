@@ -29,6 +29,8 @@ class Column:
         nullable: Whether a row may leave the value out.
         optional: Whether an input table may lack the column altogether; it is then filled with nulls.
         shape: Fixed length of a `vector`, or the row-major shape of a packed `binary` (-1 = any).
+        cell_bytes: Length of every cell of a packed `binary`; 0 = any.
+        is_positive: Whether every number is above 0.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Column:
     nullable: bool = False
     optional: bool = False
     shape: tuple[int, ...] = ()
+    cell_bytes: int = 0
+    is_positive: bool = False
 
 
 @dataclass(frozen=True)

@@ -168,8 +168,10 @@ PAIR_COLUMNS = (
     Column("query_key", "int64", "64-bit hash of query_id: the identity used for masks"),
     _ITEM_KEY,
     Column("query_item_key", "int64", "item_key of the item the query shows; 0 = none"),
-    Column("engagement_count", "int64", "engagements of this query with this item in the window"),
-    Column("pair_weight", "float32", "weight in the loss: the count, each event discounted by its age"),
+    Column("engagement_count", "int64", "engagements of this query with this item in the window", is_positive=True),
+    Column(
+        "pair_weight", "float32", "weight in the loss: the count, each event discounted by its age", is_positive=True
+    ),
 )
 
 TRAINING_PAIRS = Table(
@@ -177,7 +179,13 @@ TRAINING_PAIRS = Table(
     "one (query, item) pair with its engagement count, the query's embedding and the item's features",
     (
         *PAIR_COLUMNS,
-        Column("query_embedding", "binary", "little-endian float16 query embedding", shape=_EMBEDDING),
+        Column(
+            "query_embedding",
+            "binary",
+            "little-endian float16 query embedding",
+            shape=_EMBEDDING,
+            cell_bytes=2 * EMBEDDING_DIM,
+        ),
         *ELEMENT_COLUMNS,
     ),
     key=("query_id", "item_id"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Generic, TypeVar
@@ -19,7 +19,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.runtime import publish, table_io
-from jobs.runtime.worker_rows import WorkerRows
+from jobs.runtime.worker_rows import Place, WorkerRows
 from schemas.columns import Table
 from schemas.errors import TableError
 from schemas.records import RunRecord, TableVersion, by_table, read_record, write_record
@@ -119,6 +119,14 @@ class JobRun(Generic[Metrics]):
         """Replace one table by rows that Python workers make, in one commit; see `publish.write_worker_rows`."""
         uri = self._uri_to_write(table)
         return self._count(publish.write_worker_rows(rows, uri, table, run_id=self.run_id, row_count=row_count))
+
+    def write_tables(self, rows: DataFrame, places: Sequence[Place]) -> list[table_io.Written]:
+        """Replace several tables by rows that Python workers write in one Spark job; see `publish.write_tables`."""
+        return [self._count(written) for written in publish.write_tables(rows, places, run_id=self.run_id)]
+
+    def place(self, table: Table, first_file: int, row_count: int) -> Place:
+        """Where one of the tables of `write_tables` lies."""
+        return Place(table, self._uri_to_write(table), first_file, row_count)
 
     def write_arrow(self, rows: pa.Table, table: Table, file_count: int = 1) -> table_io.Written:
         """Replace one table by rows in the driver's memory, in one commit; see `publish.write_arrow`."""
