@@ -6,10 +6,8 @@ read it through `schemas/input_rows.py`; what one of them takes or refuses, all 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,39 +18,8 @@ from pyarrow import fs
 from schemas.columns import Table
 from schemas.errors import InputError, TableError
 from schemas.input_columns import Sources, column_faults, sources_of
+from schemas.input_files import CORRECT_URI, InputFile, parquet_files, refusal
 from schemas.storage import DataFile, file_system, version_files
-
-_THREADS = 16
-"""Footers that are read at once: on an object store, most of one is waiting."""
-
-_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-
-_OTHER_FORMATS = {"_delta_log": "a Delta table", ".hoodie": "an Apache Hudi table"}
-"""Folders of which each makes the folder that it lies in a table of another kind than plain Parquet files."""
-
-_UNREADABLE_CODECS = ("BROTLI", "LZO")
-"""Compressions that pyarrow knows and Spark does not."""
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """One file of an input table.
-
-    Attributes:
-        uri: What Spark opens: a path, or a URI.
-        name: Its path within the table's folder.
-        rows: How many it holds, by its own footer.
-        sources: Where the declared columns come from.
-        names: All columns that it holds, as they are spelled.
-        folders: Values of `key=value` folders by key, in lower case; None = null.
-    """
-
-    uri: str
-    name: str
-    rows: int
-    sources: Sources
-    names: tuple[str, ...]
-    folders: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,10 +69,13 @@ class InputTable:
         rows = f"{self.rows:,} rows" if self.rows is not None else f"rows not proven ({self.unproven})"
         kind = "Parquet" if self.version is None else f"Delta version {self.version}"
         text = f"{kind}, {_counted(self.file_count, 'file')}, {rows}, {len(self.known)} of {declared} columns"
-        missing = [name for name in self.table.column_names if name not in self.known]
-        text += f"; not there: {', '.join(missing)}" if missing else ""
-        text += f"; not read: {_shortened(self.others)}" if self.others else ""
-        return text + (f"; passed over: {_shortened(self.passed_over)}" if self.passed_over else "")
+        lists = {
+            "not in every file": [name for name in self.known if not all(name in file.sources for file in self.files)],
+            "not there": [name for name in self.table.column_names if name not in self.known],
+            "not read": self.others,
+            "passed over": self.passed_over,
+        }
+        return text + "".join(f"; {what}: {_shortened(names)}" for what, names in lists.items() if names)
 
 
 def find_input(uri: str, table: Table) -> InputTable:
@@ -146,12 +116,9 @@ def look_at_input(uri: str, table: Table) -> InputTable:
     if log.type != fs.FileType.NotFound:
         return _delta_table(uri, table)
     if place.type == fs.FileType.NotFound:
-        raise _refusal(table, f"a Delta or Parquet table at {uri}", "nothing there", _CORRECT_URI)
+        raise refusal(table, f"a Delta or Parquet table at {uri}", "nothing there", CORRECT_URI)
     _refuse_a_part_of_another_table(system, root, uri, table)
-    return _parquet_files(system, place, uri, table)
-
-
-_CORRECT_URI = "Run the job that writes it, or correct the URI in the settings."
+    return _parquet_table(system, place, uri, table)
 
 
 # ---------------------------------------------------------------- Delta
@@ -164,7 +131,7 @@ def _delta_table(uri: str, table: Table) -> InputTable:
         schema = pa.schema(delta.schema().to_arrow())
     except TableNotFoundError as error:
         cure = "Restore the log, or remove the folder _delta_log if these are plain Parquet files."
-        raise _refusal(table, f"a Delta table at {uri}", "a folder _delta_log without a commit", cure) from error
+        raise refusal(table, f"a Delta table at {uri}", "a folder _delta_log without a commit", cure) from error
     except DeltaError as error:  # a feature that only Spark knows
         return InputTable(table, uri, None, 0, None, (), unproven=" ".join(str(error).split())[:200])
     sources = sources_of(schema, table, {}, frozenset())
@@ -191,115 +158,23 @@ def _refuse_a_part_of_another_table(system: fs.FileSystem, root: str, uri: str, 
     for folder, info in zip(above, system.get_file_info([f"{path}/_delta_log" for path in above]), strict=True):
         if info.type == fs.FileType.Directory:
             found = f"{uri}, a part of the Delta table {folder}, whose files also hold rows that were removed"
-            raise _refusal(table, "a table of its own", found, "Name the whole table in the settings.")
+            raise refusal(table, "a table of its own", found, "Name the whole table in the settings.")
 
 
-def _parquet_files(system: fs.FileSystem, place: fs.FileInfo, uri: str, table: Table) -> InputTable:
-    root = place.path.rstrip("/")
-    if place.type == fs.FileType.File:
-        listed, names = [place], [place.base_name]
-    else:
-        found = sorted(system.get_file_info(fs.FileSelector(root, recursive=True)), key=lambda info: info.path)
-        relative = {info.path: info.path[len(root) :].lstrip("/") for info in found}
-        _refuse_other_formats(list(relative.values()), uri, table)
-        listed = [info for info in found if info.type == fs.FileType.File]
-        names = [relative[info.path] for info in listed]
-    taken = [(info, name) for info, name in zip(listed, names, strict=True) if not _is_passed_over(name)]
-    if not taken:
-        raise _refusal(table, f"a Delta or Parquet table at {uri}", "no file of data in the folder", _CORRECT_URI)
-    # Of no bytes are files whose upload broke off.
-    for info, name in taken:
-        if info.size == 0:
-            raise _no_parquet(table, uri, name, "a file of 0 bytes")
-
-    def read(entry: tuple[fs.FileInfo, str]) -> InputFile:
-        info, name = entry
-        opened = uri if place.type == fs.FileType.File else f"{uri.rstrip('/')}/{name}"
-        return _read_footer(system, info.path, InputFile(opened, name, 0, {}, ()), table)
-
-    with ThreadPoolExecutor(_THREADS) as threads:
-        files = tuple(threads.map(read, taken))
-    places = [(file.sources, _all_names(file), f" in {file.name}" if len(files) > 1 else "") for file in files]
-    columns = tuple(dict.fromkeys(name for file in files for name in _all_names(file)))
-    passed_over = tuple(name for name in names if _is_passed_over(name))
-    rows = sum(file.rows for file in files)
+def _parquet_table(system: fs.FileSystem, place: fs.FileInfo, uri: str, table: Table) -> InputTable:
+    files, passed_over = parquet_files(system, place, uri, table)
+    places = [(file.sources, file.all_names, f" in {file.name}" if len(files) > 1 else "") for file in files]
     return InputTable(
         table,
         uri,
-        None,
-        len(files),
-        rows,
-        columns,
+        version=None,
+        file_count=len(files),
+        rows=sum(file.rows for file in files),
+        names=tuple(dict.fromkeys(name for file in files for name in file.all_names)),
         files=files,
         passed_over=passed_over,
         faults=tuple(column_faults(table, places)),
     )
-
-
-def _refuse_other_formats(names: list[str], uri: str, table: Table) -> None:
-    for name in names:
-        folder, _, last = name.rpartition("/")
-        if last in _OTHER_FORMATS:
-            found = f"{_OTHER_FORMATS[last]} at {folder or uri}"
-            raise _refusal(table, f"one Delta table or Parquet files at {uri}", found,
-                           "Name a Delta table itself in the settings; export any other as Parquet.")  # fmt: skip
-
-
-def _is_passed_over(name: str) -> bool:
-    """Whether everybody passes a file over, for its own name or a folder's; `_key=value` is a folder of data."""
-    parts = name.split("/")
-    is_hidden = any(part.startswith((".", "_")) and not (part.startswith("_") and "=" in part) for part in parts)
-    return is_hidden or name.endswith("_$folder$")  # Hadoop's mark of a folder on an object store
-
-
-def _read_footer(system: fs.FileSystem, path: str, file: InputFile, table: Table) -> InputFile:
-    try:
-        with pq.ParquetFile(path, filesystem=system) as opened:
-            metadata, schema = opened.metadata, opened.schema_arrow
-    except (pa.ArrowException, OSError) as error:
-        raise _no_parquet(table, file.uri, file.name, _beginning(system, path, error)) from error
-    group = metadata.row_group(0) if metadata.num_row_groups else None
-    codecs = {group.column(number).compression for number in range(group.num_columns)} if group else set()
-    if unreadable := codecs.intersection(_UNREADABLE_CODECS):
-        raise _refusal(table, "files that Spark can decompress", f"{', '.join(unreadable)} in {file.name}",
-                       "Write it with zstd or snappy.")  # fmt: skip
-    leaves = (metadata.schema.column(number) for number in range(metadata.num_columns))
-    instants = frozenset(leaf.path for leaf in leaves if leaf.physical_type == "INT96")
-    folders = _folders(file.name)
-    sources = sources_of(schema, table, folders, instants, f" in {file.name}")
-    return InputFile(file.uri, file.name, metadata.num_rows, sources, tuple(schema.names), folders)
-
-
-def _beginning(system: fs.FileSystem, path: str, error: Exception) -> str:
-    """What a file is that is no Parquet file."""
-    with system.open_input_stream(path) as stream:
-        start = stream.read(12)
-    if start.startswith(b"PAR"):
-        return f"a damaged one: {' '.join(str(error).split())[:200]}"
-    return f"a file that begins with {start!r}"
-
-
-def _folders(name: str) -> dict[str, str | None]:
-    """The `key=value` folders of a file, as Hive lays out partitions."""
-    pairs = [part.split("=", 1) for part in name.split("/")[:-1] if "=" in part]
-    return {key.lower(): None if value == _NULL_PARTITION else unquote(value) for key, value in pairs if key}
-
-
-def _all_names(file: InputFile) -> tuple[str, ...]:
-    return (*file.names, *(key for key in file.folders if key not in file.names))
-
-
-# ---------------------------------------------------------------- words
-
-
-def _no_parquet(table: Table, uri: str, name: str, found: str) -> TableError:
-    place = "" if uri.endswith(name) else f" at {uri}"
-    cure = "Remove it from the folder if it is no part of the table; else write it again, as Parquet."
-    return _refusal(table, f"Parquet files alone{place}", f"{name}, {found}", cure)
-
-
-def _refusal(table: Table, expected: str, found: str, cure: str) -> TableError:
-    return TableError(table.name, "(all)", expected=expected, found=found, cure=cure)
 
 
 def _counted(count: int, noun: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from functools import reduce
-from itertools import chain
 from urllib.parse import unquote
 
 from pyspark.sql import Column as Expression
@@ -18,7 +17,8 @@ from pyspark.sql import functions as F
 
 from schemas.errors import TableError
 from schemas.input_columns import Source, Sources
-from schemas.input_tables import InputFile, InputTable
+from schemas.input_files import InputFile
+from schemas.input_tables import InputTable
 from schemas.source_types import NANOSECONDS, is_widened, spark_name
 from schemas.spark import conform
 
@@ -112,6 +112,6 @@ def _difference(spark: SparkSession, found: InputTable) -> str:
     counted = _read_files(spark, list(found.files)).groupBy("_metadata.file_path").count().collect()
     rows = {unquote(row["file_path"]).partition(":")[2].lstrip("/"): row["count"] for row in counted}
     expected = {file.uri.partition("://")[2].lstrip("/") or file.uri.lstrip("/"): file.rows for file in found.files}
-    differing = [path for path in chain(expected) if rows.get(path, 0) != expected[path]]
+    differing = [path for path, count in expected.items() if rows.get(path, 0) != count]
     texts = [f"/{path} has {rows.get(path, 0):,} instead of {expected[path]:,}" for path in differing[:3]]
     return f": {'; '.join(texts)}" if texts else ""
