@@ -25,7 +25,7 @@ from schemas.arrow import arrow_type
 from schemas.columns import Table
 from schemas.errors import EXIT_INPUT, InputError
 from schemas.input_rows import input_rows
-from schemas.input_tables import look_at_input
+from schemas.input_tables import InputTable, look_at_input
 from schemas.settings import Settings
 from schemas.tables import EMBEDDING_DIM, ENGAGEMENT_LOGS, ITEM_IMAGES, ITEMS, QUERIES
 
@@ -128,8 +128,7 @@ def table_findings(settings: Settings, table: Table) -> Generator[Finding, None,
     uri, subject = settings.table_uri(table.name), f"table {table.name}"
     try:
         found = look_at_input(uri, table)
-        usable = [name for name in found.known if name not in {fault.part for fault in found.faults}]
-        sample = _head(input_rows(found, usable), pa.schema([(n, arrow_type(table.column(n))) for n in usable]))
+        sample, unread = _sample(found)
     except (InputError, OSError, ValueError, DeltaError) as error:
         cause = " ".join(str(error).removeprefix(f"table {table.name}, column (all): ").split())[:500]
         yield Finding("fault", subject, f"cannot be read at {uri}: {cause}; set inputs.{table.name}")
@@ -145,9 +144,21 @@ def table_findings(settings: Settings, table: Table) -> Generator[Finding, None,
     if not found.rows:
         yield Finding("fault", subject, f"no row at {uri}")
         return None
-    if not found.faults:
+    if sample is None:
+        yield Finding("look", subject, f"only Spark can read its rows: {unread}")
+    elif not found.faults:
         yield Finding("ok", subject, f"{len(found.known)} columns; {len(sample):,} rows looked at, {uri}: {found}")
     return sample
+
+
+def _sample(found: InputTable) -> tuple[pa.Table | None, str]:
+    """The first rows, of the columns that are not at fault; or why pyarrow, older than who wrote them, reads none."""
+    usable = [name for name in found.known if name not in {fault.part for fault in found.faults}]
+    schema = pa.schema([(name, arrow_type(found.table.column(name))) for name in usable])
+    try:
+        return _head(input_rows(found, usable), schema), ""
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        return None, " ".join(str(error).split())[:200]
 
 
 def _head(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> pa.Table:

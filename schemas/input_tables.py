@@ -19,7 +19,7 @@ from schemas.columns import Table
 from schemas.errors import InputError, TableError
 from schemas.input_columns import Sources, column_faults, sources_of
 from schemas.input_files import CORRECT_URI, InputFile, parquet_files, refusal
-from schemas.storage import DataFile, file_system, version_files
+from schemas.storage import DataFile, file_system, files_of
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def look_at_input(uri: str, table: Table) -> InputTable:
 def _delta_table(uri: str, table: Table) -> InputTable:
     try:
         delta = DeltaTable(uri)
-        found = version_files(uri, delta.version())
+        found = files_of(delta)
         schema = pa.schema(delta.schema().to_arrow())
     except TableNotFoundError as error:
         cure = "Restore the log, or remove the folder _delta_log if these are plain Parquet files."
@@ -155,7 +155,11 @@ def _refuse_a_part_of_another_table(system: fs.FileSystem, root: str, uri: str, 
     """A folder within a Delta table holds files that its log has removed, too."""
     parents = root.split("/")
     above = ["/".join(parents[:count]) for count in range(len(parents) - 1, 1, -1)]
-    for folder, info in zip(above, system.get_file_info([f"{path}/_delta_log" for path in above]), strict=True):
+    try:
+        logs = system.get_file_info([f"{path}/_delta_log" for path in above])
+    except OSError:  # what lies above need not be ours to see
+        return
+    for folder, info in zip(above, logs, strict=True):
         if info.type == fs.FileType.Directory:
             found = f"{uri}, a part of the Delta table {folder}, whose files also hold rows that were removed"
             raise refusal(table, "a table of its own", found, "Name the whole table in the settings.")

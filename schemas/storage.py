@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 from uuid import uuid4
 
 import pyarrow as pa
@@ -114,10 +114,11 @@ def version_files(table_uri: str, version: int | None = None) -> VersionFiles:
     Raises:
         TableNotFoundError: there is no Delta table at the URI (deltalake's own error).
     """
-    return _files_of(DeltaTable(table_uri, version=version))
+    return files_of(DeltaTable(table_uri, version=version))
 
 
-def _files_of(delta: DeltaTable) -> VersionFiles:
+def files_of(delta: DeltaTable) -> VersionFiles:
+    """The files of an opened Delta table."""
     actions = delta.get_add_actions(flatten=True)
     paths, rows = (actions.column(name).to_pylist() for name in ("path", "num_records"))
     # Both in the order of names, which the folder before them does not change.
@@ -125,11 +126,15 @@ def _files_of(delta: DeltaTable) -> VersionFiles:
     kept = _kept_rows(delta)
     files = []
     for found, (_, count) in zip(sorted(delta.file_uris()), by_path, strict=True):
-        # A local file comes as its path, percent-encoded.
-        uri = found if "://" in found else f"file://{found}"
+        uri = _uri_of(found)
         deleted = int(pc.sum(pc.invert(kept[unquote(uri)])).as_py()) if unquote(uri) in kept else 0
         files.append(DataFile(uri, count, deleted))
     return VersionFiles(delta.version(), tuple(files), frozenset(delta.protocol().reader_features or []))
+
+
+def _uri_of(found: str) -> str:
+    """The URI of a file that delta-rs names: a local one comes as its path, with some of its signs percent-encoded."""
+    return found if "://" in found else f"file://{quote(unquote(found))}"
 
 
 def _kept_rows(delta: DeltaTable) -> dict[str, pa.Array]:
@@ -170,7 +175,7 @@ def read_batches(table_uri: str, version: int | None, columns: list[str]) -> Ite
     partitions = _partition_values(delta)
     kept = _kept_rows(delta)
     for uri in sorted(delta.file_uris()):
-        file = DataFile(uri if "://" in uri else f"file://{uri}", None)
+        file = DataFile(_uri_of(uri), None)
         values = partitions.get(unquote(file.uri).rpartition("/")[2], {})
         keep, start = kept.get(unquote(file.uri)), 0
         for rows in file_batches(file.path, [stored[name] for name in columns if name not in values]):

@@ -14,13 +14,14 @@ from urllib.parse import unquote
 from pyspark.sql import Column as Expression
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from schemas.errors import TableError
 from schemas.input_columns import Source, Sources
 from schemas.input_files import InputFile
 from schemas.input_tables import InputTable
 from schemas.source_types import NANOSECONDS, is_widened, spark_name
-from schemas.spark import conform
+from schemas.spark import conform, struct_type
 
 
 def read_input(spark: SparkSession, found: InputTable) -> DataFrame:
@@ -39,7 +40,7 @@ def read_input(spark: SparkSession, found: InputTable) -> DataFrame:
     for file in found.files:
         kinds[tuple(sorted(file.sources.items()))].append(file)
     parts = [_read_files(spark, files).select(*_columns(found, files[0].sources)) for files in kinds.values()]
-    return conform(reduce(lambda some, more: some.unionByName(more, allowMissingColumns=True), parts), found.table)
+    return reduce(DataFrame.union, (conform(part, found.table) for part in parts))
 
 
 def require_all_rows(spark: SparkSession, found: InputTable, count: int) -> None:
@@ -69,7 +70,7 @@ def require_all_rows(spark: SparkSession, found: InputTable, count: int) -> None
 
 def _read_files(spark: SparkSession, files: list[InputFile]) -> DataFrame:
     stored = {source.name: _stored_as(source) for source in files[0].sources.values() if not source.is_folder}
-    columns = ", ".join(f"`{name}` {kind}" for name, kind in stored.items())
+    columns = ", ".join(f"`{name}` {kind}" for name, kind in stored.items()) or T.StructType()
     # The paths are paths, not patterns; and what their folders are called makes no column.
     reader = spark.read.schema(columns).option("__globPaths__", "false").option("recursiveFileLookup", "true")
     return reader.parquet(*[file.uri for file in files])
@@ -81,7 +82,9 @@ def _stored_as(source: Source) -> str:
 
 
 def _columns(found: InputTable, sources: Sources) -> list[Expression]:
-    return [_column(name, sources[name], found).alias(name) for name in found.table.column_names if name in sources]
+    nulls = {field.name: F.lit(None).cast(field.dataType) for field in struct_type(found.table)}
+    columns = {name: _column(name, source, found) for name, source in sources.items()}
+    return [(nulls | columns)[name].alias(name) for name in nulls]
 
 
 def _column(name: str, source: Source, found: InputTable) -> Expression:

@@ -27,15 +27,19 @@ class TaskSettings(Section):
         return Task(self.query_kind, self.engagement)
 
 
+_REFUSED = "#?%`\\[]^|"
+"""What delta-rs, Spark's Delta or Petastorm read as the end of a path, as an escape or not at all."""
+
+
 def _opened_by_all(uri: str) -> str:
     """A path or URI that Spark, Delta, delta-rs, pyarrow and Petastorm take for the same place."""
     place = absolute_uri(uri) if uri else ""
-    refused = {one for one in place if one in "#?%`\\" or unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp")}
+    refused = {one for one in place if one in _REFUSED or unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp")}
     if refused:
         found = " ".join(one if one.isprintable() else ascii(one) for one in sorted(refused))
         where = "" if place == uri else f" in {place}"
         text = f"not every engine reads a path with {found}{where} alike: rename the folder, or name another"
-        raise ValueError(f"{text} (no # ? % ` \\, tabs or line breaks)")
+        raise ValueError(f"{text} (none of {' '.join(_REFUSED)}, no tab, no line break)")
     return uri
 
 
