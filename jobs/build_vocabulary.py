@@ -112,10 +112,10 @@ def run(spark: SparkSession, settings: Settings) -> None:
     """Read the items, count, write the vocabulary."""
     with JobRun(spark, settings, STAGE) as job:
         counts = count_tokens(job.read(ITEMS), settings.features).persist()  # read once per kind
-        if "text" in settings.model.sequence and counts.isEmpty():
+        distinct = counts.groupBy("token_kind").agg(F.count("*").alias("distinct")).collect()
+        if not distinct and "text" in settings.model.sequence:
             raise no_text(settings)
         job.write(most_frequent(counts, settings.features), VOCABULARY)
-        distinct = counts.groupBy("token_kind").agg(F.count("*").alias("distinct")).collect()
         job.metrics = VocabularyMetrics(**{f"distinct_{row['token_kind']}s": row["distinct"] for row in distinct})
         counts.unpersist()
 

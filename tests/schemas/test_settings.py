@@ -176,4 +176,4 @@ def test_a_path_that_engines_read_differently_is_refused_before_anything_runs(
 @pytest.mark.parametrize("name", ["my shop", "w\u00e4re", "\U0001fa91", "a,b;c", "{a} *", "it's (1) & 2 = 3 + !"])
 def test_a_path_that_all_engines_read_alike_is_taken(name: str, load: Load) -> None:
     uri = f"/shops/{name}/here"
-    assert load("", f"warehouse.uri={json.dumps(uri)}").table_uri("items") == f"{uri}/items"
+    assert load("", f"warehouse.uri={json.dumps(uri, ensure_ascii=False)}").table_uri("items") == f"{uri}/items"

@@ -12,6 +12,7 @@ from itemsage_model.data.row_groups import open_reader
 from schemas.storage import version_files
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.fault("t12", "recovered", "a warehouse under a folder with a blank, umlauts and braces")
 def test_files_are_found_under_folders_of_any_allowed_name(tmp_path: Path) -> None:
     place = f"{tmp_path}/mein Läden {{a}} *,~+&='!"
