@@ -12,13 +12,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake.exceptions import DeltaError
 from pyarrow import fs
 
+from schemas.errors import InputError
+from schemas.input_rows import input_rows
+from schemas.input_tables import find_input
 from schemas.records import RunRecord, TableVersion, read_record
 from schemas.settings import Settings
 from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, Stage
-from schemas.storage import file_system, read_columns
+from schemas.storage import file_system, read_batches, read_columns
 from schemas.tables import EVALUATED_SYSTEMS, EVALUATION, ITEM_EMBEDDINGS, ITEMS
 
 _MAX_SEARCHED = 50_000
@@ -84,28 +89,36 @@ def _print_evaluation(settings: Settings) -> None:
 
 def _print_neighbours(settings: Settings, published: TableVersion) -> None:
     """Three products and their nearest neighbours."""
-    table = read_columns(published.uri, published.version, ["item_id", "embedding"])
-    table = table.slice(0, _MAX_SEARCHED).sort_by("item_id")
+    pieces, count = [], 0
+    for batch in read_batches(published.uri, published.version, ["item_id", "embedding"]):
+        pieces.append(batch)
+        count += len(batch)
+        if count >= _MAX_SEARCHED:
+            break
+    table = pa.Table.from_batches(pieces).slice(0, _MAX_SEARCHED).sort_by("item_id")
     vectors: npt.NDArray[np.float32] = table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
     ids = table["item_id"].to_pylist()
-    titles = _titles(settings, set(ids))
-    chosen = [row for row in range(0, len(ids), max(1, len(ids) // 50)) if titles.get(ids[row])][1:40:13]
     print("\nnearest neighbours")
-    for row in chosen:
-        print(f"  {titles[ids[row]]}")
+    try:
+        titles = _titles(settings, set(ids))
+    except (InputError, OSError, DeltaError) as error:  # of a table that has changed since the run
+        print(f"  by item_id, as titles cannot be read: {error}")
+        titles = {}
+    named = [row for row in range(0, len(ids), max(1, len(ids) // 50)) if titles.get(ids[row]) or not titles]
+    for row in named[1:40:13]:
+        print(f"  {titles.get(ids[row], ids[row])}")
         similarity = vectors @ vectors[row]
         similarity[row] = -np.inf
         for neighbour in np.argsort(-similarity, kind="stable")[:5]:
-            print(f"    {similarity[neighbour]:.3f}  {titles.get(ids[neighbour]) or '(no title)'}")
+            print(f"    {similarity[neighbour]:.3f}  {titles.get(ids[neighbour], f'{ids[neighbour]} (no title)')}")
 
 
-def _titles(settings: Settings, ids: set[str]) -> dict[str, str | None]:
-    uri = settings.table_uri(ITEMS.name)
-    try:
-        table = read_columns(uri, None, ["item_id", "title"])
-    except Exception:  # a Parquet input, or one without titles
-        table = pq.read_table(uri)
-        if "title" not in table.column_names:
-            return dict.fromkeys(ids)
-    pairs = zip(table["item_id"].to_pylist(), table["title"].to_pylist(), strict=True)
-    return {item: title for item, title in pairs if item in ids}
+def _titles(settings: Settings, ids: set[str]) -> dict[str, str]:
+    """Titles of some items, as the jobs read them; of the items that have one."""
+    found = find_input(settings.table_uri(ITEMS.name), ITEMS)
+    titles: dict[str, str] = {}
+    for batch in input_rows(found, ("item_id", "title")):
+        wanted = batch.filter(pc.is_in(batch["item_id"], pa.array(ids, pa.string())))
+        pairs = zip(wanted["item_id"].to_pylist(), wanted["title"].to_pylist(), strict=True)
+        titles |= {item: title for item, title in pairs if title}
+    return titles

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -24,9 +23,14 @@ _TYPES: dict[Kind, pa.DataType] = {
 }
 
 
+def arrow_type(column: Column) -> pa.DataType:
+    """The Arrow type of a column."""
+    return _TYPES[column.kind]
+
+
 def arrow_schema(table: Table) -> pa.Schema:
     """The Arrow schema of a table, with its nullability."""
-    return pa.schema([pa.field(column.name, _TYPES[column.kind], column.nullable) for column in table.columns])
+    return pa.schema([pa.field(column.name, arrow_type(column), column.nullable) for column in table.columns])
 
 
 def conform_batch(batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
@@ -38,49 +42,6 @@ def conform_batch(batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
     """
     columns = [_conform_column(batch, table, column) for column in table.columns]
     return pa.RecordBatch.from_arrays(columns, schema=arrow_schema(table))
-
-
-def column_fault(schema: pa.Schema, table: Table, column: Column) -> TableError | None:
-    """What is wrong with a column of an input table's files, as Spark's `conform` would say it; None = nothing."""
-    index = schema.get_field_index(column.name)
-    if index < 0:
-        if column.optional:
-            return None
-        expected, found = f"a column of type {_TYPES[column.kind]} ({column.doc})", ", ".join(sorted(schema.names))
-        cure = "Add or rename the column in the table, or point the settings at another table."
-        return TableError(table.name, column.name, expected=expected, found=f"no such column among {found}", cure=cure)
-    kind = schema.field(index).type
-    if _ACCEPTED[column.kind](kind):
-        return None
-    expected = f"type {_TYPES[column.kind]} ({column.doc})"
-    cure = "Cast it where the table is written."
-    return TableError(table.name, column.name, expected=expected, found=f"type {kind}", cure=cure)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or (
-        pa.types.is_dictionary(kind) and _is_text(kind.value_type)
-    ))  # fmt: skip
-
-
-def _is_list_of(kind: pa.DataType, is_element: Callable[[pa.DataType], bool]) -> bool:
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return bool(is_list and is_element(kind.value_type))
-
-
-# What Spark reads these types of files as is what schemas/spark.py accepts.
-_ACCEPTED: dict[Kind, Callable[[pa.DataType], bool]] = {
-    "string": _is_text,
-    "int32": lambda kind: pa.types.is_signed_integer(kind) and kind.bit_width <= 32,
-    "int64": pa.types.is_signed_integer,
-    "float32": pa.types.is_float32,
-    "float64": lambda kind: pa.types.is_float32(kind) or pa.types.is_float64(kind),
-    # Nanoseconds without a zone are INT96, which Spark writes and reads as instants; with one it refuses them.
-    "timestamp": lambda kind: pa.types.is_timestamp(kind) and (kind.unit == "ns") == (kind.tz is None),
-    "binary": lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
-    "vector": lambda kind: _is_list_of(kind, lambda of: pa.types.is_float32(of) or pa.types.is_float64(of)),
-    "strings": lambda kind: _is_text(kind) or _is_list_of(kind, _is_text),
-}
 
 
 def _conform_column(batch: pa.RecordBatch, table: Table, column: Column) -> pa.Array:

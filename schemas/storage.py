@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote
+from typing import Any
+from urllib.parse import quote, unquote
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from pyarrow import fs
@@ -76,10 +80,12 @@ class DataFile:
     Attributes:
         uri: A URI with its scheme, percent-encoded.
         rows: How many it holds; None = the table's log does not say.
+        deleted: How many of them a deletion vector takes away.
     """
 
     uri: str
     rows: int | None
+    deleted: int = 0
 
     @property
     def path(self) -> str:
@@ -108,17 +114,36 @@ def version_files(table_uri: str, version: int | None = None) -> VersionFiles:
     Raises:
         TableNotFoundError: there is no Delta table at the URI (deltalake's own error).
     """
-    delta = DeltaTable(table_uri, version=version)
+    return files_of(DeltaTable(table_uri, version=version))
+
+
+def files_of(delta: DeltaTable) -> VersionFiles:
+    """The files of an opened Delta table."""
     actions = delta.get_add_actions(flatten=True)
     paths, rows = (actions.column(name).to_pylist() for name in ("path", "num_records"))
     # Both in the order of names, which the folder before them does not change.
     by_path = sorted(zip(paths, rows, strict=True))
-    files = [
-        # A local file comes as its path, percent-encoded.
-        DataFile(uri if "://" in uri else f"file://{uri}", count)
-        for uri, (_, count) in zip(sorted(delta.file_uris()), by_path, strict=True)
-    ]
+    kept = _kept_rows(delta)
+    files = []
+    for found, (_, count) in zip(sorted(delta.file_uris()), by_path, strict=True):
+        uri = _uri_of(found)
+        deleted = int(pc.sum(pc.invert(kept[unquote(uri)])).as_py()) if unquote(uri) in kept else 0
+        files.append(DataFile(uri, count, deleted))
     return VersionFiles(delta.version(), tuple(files), frozenset(delta.protocol().reader_features or []))
+
+
+def _uri_of(found: str) -> str:
+    """The URI of a file that delta-rs names: a local one comes as its path, with some of its signs percent-encoded."""
+    return found if "://" in found else f"file://{quote(unquote(found))}"
+
+
+def _kept_rows(delta: DeltaTable) -> dict[str, pa.Array]:
+    """By URI, which rows of a file with a deletion vector are left; other files are not among them."""
+    if "deletionVectors" not in (delta.protocol().reader_features or []):
+        return {}
+    vectors = pa.table(delta.deletion_vectors())
+    names = [unquote(name) for name in vectors["filepath"].to_pylist()]
+    return {name: row.values for name, row in zip(names, vectors["selection_vector"], strict=True)}
 
 
 def data_files(table_uri: str, version: int | None = None) -> list[str]:
@@ -128,8 +153,61 @@ def data_files(table_uri: str, version: int | None = None) -> list[str]:
 
 def read_columns(table_uri: str, version: int | None, columns: list[str]) -> pa.Table:
     """Some columns of one version of a Delta table, whole, without a JVM; None = the newest."""
-    files = data_files(table_uri, version)
-    if not files:
-        schema = pa.schema(DeltaTable(table_uri, version=version).schema().to_arrow())
-        return pa.schema([schema.field(name) for name in columns]).empty_table()
-    return pa.concat_tables(pq.read_table(file, columns=columns) for file in files)
+    delta = DeltaTable(table_uri, version=version)
+    schema = pa.schema(delta.schema().to_arrow())
+    wanted = pa.schema([schema.field(name) for name in columns])
+    batches = list(read_batches(table_uri, delta.version(), columns))
+    return pa.concat_tables(
+        [pa.Table.from_batches([batch]).cast(wanted) for batch in batches] or [wanted.empty_table()]
+    )
+
+
+def read_batches(table_uri: str, version: int | None, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of one version of a Delta table, a piece of a file after the other; None = the newest.
+
+    Columns are found under the names that the table's files have for them (column mapping); rows that a deletion
+    vector takes away are left out; a file that is older than a column has nulls for it.
+    """
+    delta = DeltaTable(table_uri, version=version)
+    schema = pa.schema(delta.schema().to_arrow())
+    fields = {field["name"]: field["metadata"] for field in json.loads(delta.schema().to_json())["fields"]}
+    stored = {name: fields[name].get("delta.columnMapping.physicalName", name) for name in columns}
+    partitions = _partition_values(delta)
+    kept = _kept_rows(delta)
+    for uri in sorted(delta.file_uris()):
+        file = DataFile(_uri_of(uri), None)
+        values = partitions.get(unquote(file.uri).rpartition("/")[2], {})
+        keep, start = kept.get(unquote(file.uri)), 0
+        for rows in file_batches(file.path, [stored[name] for name in columns if name not in values]):
+            found = {
+                name: _repeated(values[name], schema.field(name).type, len(rows)) if name in values
+                else rows.column(stored[name]) if stored[name] in rows.schema.names
+                else pa.nulls(len(rows), schema.field(name).type)
+                for name in columns
+            }  # fmt: skip
+            batch = pa.RecordBatch.from_pydict(found)
+            yield batch if keep is None else batch.filter(keep.slice(start, len(rows)))
+            start += len(rows)
+
+
+def file_batches(uri: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Those of some columns that a Parquet file has, a piece after the other; batches without any still have rows."""
+    system, path = file_system(uri)
+    with pq.ParquetFile(path, filesystem=system) as file:
+        if present := [name for name in columns if name in file.schema_arrow.names]:
+            yield from file.iter_batches(columns=present)
+        else:
+            nothing = pa.array([{}] * file.metadata.num_rows, pa.struct([]))
+            yield pa.RecordBatch.from_struct_array(nothing)
+
+
+def _partition_values(delta: DeltaTable) -> dict[str, dict[str, Any]]:
+    """By the last part of a file's path, the values of the columns that the table is partitioned by, as texts."""
+    names = delta.metadata().partition_columns
+    actions = pa.table(delta.get_add_actions(flatten=True)).to_pylist() if names else []
+    last = [unquote(row["path"]).rpartition("/")[2] for row in actions]
+    return {file: {name: row[f"partition.{name}"] for name in names} for file, row in zip(last, actions, strict=True)}
+
+
+def _repeated(value: Any, kind: pa.DataType, count: int) -> pa.Array:
+    return pa.array([value] * count, pa.string() if isinstance(value, str) else kind).cast(kind)

@@ -11,6 +11,7 @@ import queue
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 from petastorm.fs_utils import get_filesystem_and_path_or_paths
@@ -31,7 +32,9 @@ def open_reader(urls: list[str], columns: tuple[str, ...], seed: int) -> Reader:
         columns: Columns to read.
         seed: Decides the order of the row groups.
     """
-    filesystem, paths = get_filesystem_and_path_or_paths(urls)
+    # Petastorm takes the path of a file:// URL as it stands, percent signs and all.
+    plain = [unquote(url) if url.startswith("file://") else url for url in urls]
+    filesystem, paths = get_filesystem_and_path_or_paths(plain)
     return Reader(
         filesystem,
         paths,

@@ -18,10 +18,11 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.runtime import publish, table_io
+from jobs.runtime import input_tables, publish, table_io
 from jobs.runtime.worker_rows import Place, WorkerRows
 from schemas.columns import Table
 from schemas.errors import TableError
+from schemas.input_tables import find_input
 from schemas.records import RunRecord, TableVersion, by_table, read_record, write_record
 from schemas.settings import Settings
 from schemas.stages import Metrics, Stage, is_among, maker_of
@@ -69,7 +70,8 @@ class JobRun(Generic[Metrics]):
     def read(self, table: Table, *, may_be_empty: bool = False) -> DataFrame:
         """Read one version of a table, pin and count it.
 
-        What another stage writes is read at the version that its record names, what the shop supplies at the newest.
+        What another stage writes is read at the version that its record names, what the shop supplies at the newest;
+        a line says what was found of it, and its rows are those that its files, or its log, say they are.
 
         Args:
             table: What to read.
@@ -77,15 +79,19 @@ class JobRun(Generic[Metrics]):
 
         Raises:
             InputError: the stage that writes the table has not completed.
-            TableError: the table is absent, misshapen or empty.
+            TableError: the table is absent, misshapen or empty, or not all of its rows are read.
         """
         uri = self.settings.table_uri(table.name)
         if maker := maker_of(table.name):
             version = read_record(self.settings.layout, maker).output(table.name).version
+            rows = table_io.read(self.spark, uri, table, version=version)
+            count = rows.count()
         else:
-            version = table_io.latest_version(self.spark, uri)
-        rows = table_io.read(self.spark, uri, table, version=version)
-        count = rows.count()
+            found = find_input(uri, table)
+            version, rows = found.version, input_tables.read_input(self.spark, found)
+            count = rows.count()
+            input_tables.require_all_rows(self.spark, found, count)
+            print(f"  read {table.name}: {found}\n", end="", flush=True)
         if not count and not may_be_empty:
             raise TableError(
                 table.name,

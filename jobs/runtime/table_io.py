@@ -16,8 +16,10 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from jobs.runtime.input_tables import read_input
 from schemas.columns import Table
 from schemas.errors import TableError
+from schemas.input_tables import find_input
 from schemas.spark import conform, struct_type
 
 
@@ -40,23 +42,21 @@ def latest_version(spark: SparkSession, uri: str) -> int | None:
 
 
 def read(spark: SparkSession, uri: str, table: Table, *, version: int | None = None) -> DataFrame:
-    """Read one version of a table (Delta), or its files (Parquet), in its declared shape.
+    """Read one version of a table in its declared shape.
 
     Args:
         spark: The session.
         uri: Where the table lies.
         table: What it means.
-        version: Delta version; None pins the newest at the time of the call.
+        version: Delta version; None = what is there now, Delta or Parquet, found as an input table is.
 
     Raises:
         TableError: there is no table, a column is missing or has another type.
     """
-    pinned = version if version is not None else latest_version(spark, uri)
+    if version is None:
+        return read_input(spark, find_input(uri, table))
     try:
-        if pinned is None:
-            raw = spark.read.parquet(uri)
-        else:
-            raw = spark.read.format("delta").option("versionAsOf", pinned).load(uri)
+        raw = spark.read.format("delta").option("versionAsOf", version).load(uri)
     except AnalysisException as error:
         raise TableError(
             table.name,

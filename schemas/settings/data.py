@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from datetime import date, datetime, timedelta, timezone
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from schemas.settings.section import Section
+from schemas.storage import absolute_uri
 from schemas.tables import EMBEDDING_DIM, TEXT_FEATURES
 from schemas.tasks import Task
 
@@ -25,19 +27,38 @@ class TaskSettings(Section):
         return Task(self.query_kind, self.engagement)
 
 
+_REFUSED = "#?%`\\[]^|"
+"""What delta-rs, Spark's Delta or Petastorm read as the end of a path, as an escape or not at all."""
+
+
+def _opened_by_all(uri: str) -> str:
+    """A path or URI that Spark, Delta, delta-rs, pyarrow and Petastorm take for the same place."""
+    place = absolute_uri(uri) if uri else ""
+    refused = {one for one in place if one in _REFUSED or unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp")}
+    if refused:
+        found = " ".join(one if one.isprintable() else ascii(one) for one in sorted(refused))
+        where = "" if place == uri else f" in {place}"
+        text = f"not every engine reads a path with {found}{where} alike: rename the folder, or name another"
+        raise ValueError(f"{text} (none of {' '.join(_REFUSED)}, no tab, no line break)")
+    return uri
+
+
+Place = Annotated[str, AfterValidator(_opened_by_all)]
+
+
 class WarehouseSettings(Section):
     """Where everything lies that the pipeline writes: tables at `<uri>/<table name>`."""
 
-    uri: str = Field(min_length=1)
+    uri: Place = Field(min_length=1)
 
 
 class InputSettings(Section):
     """URIs of the input tables, Delta or Parquet; empty = `<warehouse>/<table name>`."""
 
-    items: str = ""
-    item_images: str = ""
-    queries: str = ""
-    engagement_logs: str = ""
+    items: Place = ""
+    item_images: Place = ""
+    queries: Place = ""
+    engagement_logs: Place = ""
     has_images: bool = True
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 
@@ -76,3 +78,31 @@ def test_the_summary_shows_what_the_records_and_tables_say(
         (line.split()[0] for line in lines[first + 1 : first + 6]), reverse=True
     )
     assert f"polars.scan_delta('{settings.layout.uri}/item_embeddings', version=0)" in lines[-1]
+
+
+@pytest.mark.fault("t05", "recovered", "items as Parquet files in nested folders, of letter cases of their own")
+def test_titles_are_read_through_the_door_of_the_jobs(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop = tmp_path / "shop" / "2026"
+    shop.mkdir(parents=True)
+    titles = [f"named {number}" for number in range(60)]
+    pq.write_table(
+        pa.table({"Item_ID": [f"i{number}" for number in range(60)], "TITLE": titles}), shop / "part.parquet"
+    )
+    values = settings.model_dump(mode="json") | {"inputs": {"items": str(shop.parent)}}
+    print_summary(Settings.model_validate_json(json.dumps(values)))
+    assert "  named 1\n    1.000  named " in capsys.readouterr().out
+
+
+@pytest.mark.fault("t15", "recovered", "items that cannot be read any more when the summary is printed")
+def test_neighbours_are_shown_by_id_where_there_are_no_titles(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = settings.model_dump(mode="json") | {"inputs": {"items": f"{tmp_path}/gone"}}
+    print_summary(Settings.model_validate_json(json.dumps(values)))
+    said = capsys.readouterr().out
+    assert "by item_id, as titles cannot be read: table items, column (all): expected a Delta or Parquet table" in said
+    assert "  i1\n    1.000  i" in said
+    assert "(no title)" in said
+    assert "read them without Spark" in said

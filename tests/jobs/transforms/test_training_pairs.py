@@ -62,7 +62,9 @@ def test_capped_pairs_of_one_item_lie_in_all_files(spark: SparkSession) -> None:
     # The pairs a cap keeps have the smallest hashes; placing by the same hash would put them in the first file.
     pairs = grid(spark, 400, 1).union(grid(spark, 6, 20).where("item_id != 'i0'"))
     kept = capped(pairs, per_item=20, per_query=0)
-    files = with_file(kept, FileLayout({"t": 34}, {"t": 0}, 4)).where("item_id = 'i0'").groupBy("file").count().collect()
+    files = (
+        with_file(kept, FileLayout({"t": 34}, {"t": 0}, 4)).where("item_id = 'i0'").groupBy("file").count().collect()
+    )
     assert len(files) == 4
     assert max(row["count"] for row in files) < 14
 
