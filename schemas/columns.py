@@ -29,6 +29,7 @@ class Column:
         nullable: Whether a row may leave the value out.
         optional: Whether an input table may lack the column altogether; it is then filled with nulls.
         shape: Fixed length of a `vector`, or the row-major shape of a packed `binary` (-1 = any).
+        max_bytes: Most bytes of a string in UTF-8, in an input; 0 = any number, of which the jobs read a part.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Column:
     nullable: bool = False
     optional: bool = False
     shape: tuple[int, ...] = ()
+    max_bytes: int = 0
 
 
 @dataclass(frozen=True)

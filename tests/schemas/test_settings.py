@@ -155,3 +155,17 @@ def test_tables_lie_in_the_warehouse_unless_named(load: Load, tmp_path: Path, mo
     assert settings.table_uri("items") == "s3://shop/items"
     assert settings.table_uri("queries") == f"{tmp_path}/warehouse/queries"
     assert settings.table_uri("item_features") == f"{tmp_path}/warehouse/item_features"
+
+
+@pytest.mark.parametrize("is_override", [False, True])
+def test_the_share_of_rejected_events_may_still_stand_where_it_stood(
+    load: Load, capsys: pytest.CaptureFixture[str], is_override: bool
+) -> None:
+    text, override = "[training_tables]\nmax_reject_share = 0.5\n", "training_tables.max_reject_share=0.5"
+    settings = load("", override) if is_override else load(text)
+    assert settings.max_reject_share.engagement_logs == 0.5
+    assert settings.max_reject_share.items == 0.1
+    moved = "training_tables.max_reject_share is now max_reject_share.engagement_logs"
+    assert f"warning: {moved}" in capsys.readouterr().err
+    with pytest.raises(SettingsError, match=f"{moved}: give only that"):
+        load(text + "[max_reject_share]\nengagement_logs = 0.4\n")
