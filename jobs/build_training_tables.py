@@ -19,8 +19,9 @@ from pyspark.sql import functions as F
 
 from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun, side_by_side
+from jobs.runtime.rejects import matching_loosely, require_few_rejects
 from jobs.runtime.worker_rows import Place
-from jobs.transforms.engagements import BAD_REASONS, HELD_OUT, TRAINING, checked_engagements
+from jobs.transforms.engagements import EVERYDAY_REASONS, HELD_OUT, TRAINING, checked_engagements
 from jobs.transforms.hot_keys import hot_keys
 from jobs.transforms.quarantine import accepted, rejected
 from jobs.transforms.training_pairs import (
@@ -61,7 +62,8 @@ def build_engagements(
 ) -> DataFrame:
     """Every event of the logs once, with its task, its window and its verdict; see `checked_engagements`."""
     hot = hot_keys(logs, _KEYS, row_count=event_count)
-    return checked_engagements(logs, queries, items, dates=settings.dates, tasks=settings.task_list, hot=hot)
+    dates, tasks, event_id_is = settings.dates, settings.task_list, settings.inputs.event_id_is
+    return checked_engagements(logs, queries, items, dates=dates, tasks=tasks, hot=hot, event_id_is=event_id_is)
 
 
 def build_pairs(engagements: DataFrame, settings: Settings) -> DataFrame:
@@ -120,7 +122,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
         packed_queries = packed(queries).persist()
         try:
             job.write_rejected(rejected(engagements, REJECTED_EVENTS), REJECTED_EVENTS)
-            _require_few_rejects(job, event_count)
+            _require_few_rejects(job, queries, features)
             _write_tasks(job, pairs, packed_queries, features)
         finally:
             for cached in (engagements, pairs, packed_queries):
@@ -215,23 +217,18 @@ def _require_unique(df: DataFrame, table: Table) -> None:
         )
 
 
-def _require_few_rejects(job: JobRun[TrainingTableMetrics], event_count: int) -> None:
+def _require_few_rejects(job: JobRun[TrainingTableMetrics], queries: DataFrame, features: DataFrame) -> None:
     """Stop before training on a log that is broken as a whole.
 
     Raises:
         TableError: more events are bad than the settings allow.
     """
-    max_share = job.settings.training_tables.max_reject_share
-    counts = {reason: job.rejected.get(f"{ENGAGEMENT_LOGS.name}: {reason}", 0) for reason in BAD_REASONS}
-    bad = {reason: count for reason, count in counts.items() if count}
-    if sum(bad.values()) > max_share * event_count:
-        raise TableError(
-            ENGAGEMENT_LOGS.name,
-            "(all)",
-            expected=f"at most {max_share:.1%} bad events (training_tables.max_reject_share)",
-            found=f"{sum(bad.values()):,} of {event_count:,}: " + ", ".join(f"{k} {v:,}" for k, v in bad.items()),
-            cure=f"See {job.settings.table_uri(REJECTED_EVENTS.name)}; correct the log, or raise the share.",
-        )
+
+    def hint(rejects: DataFrame) -> str:
+        known = {"query_id": queries, "item_id": features}
+        return "".join(matching_loosely(rejects, column, rows) for column, rows in known.items())
+
+    require_few_rejects(job, ENGAGEMENT_LOGS, REJECTED_EVENTS, harmless=EVERYDAY_REASONS, hint=hint)
 
 
 def _require_pairs(counts: dict[str, TaskCounts], settings: Settings) -> None:

@@ -36,7 +36,14 @@ from schemas.columns import Table
 from schemas.metrics import EvaluationMetrics
 from schemas.settings import Settings
 from schemas.stages import EVALUATE
-from schemas.tables import EVALUATION, QUERIES, QUERY_EMBEDDINGS, TRUE_QUERY_VECTORS, training_pairs
+from schemas.tables import (
+    EVALUATION,
+    MAX_TEXT_CHARACTERS,
+    QUERIES,
+    QUERY_EMBEDDINGS,
+    TRUE_QUERY_VECTORS,
+    training_pairs,
+)
 
 STAGE = EVALUATE
 
@@ -76,7 +83,10 @@ def _collect_queries(
     embeddings = by_query(known(QUERY_EMBEDDINGS).select("query_id", "query_embedding"), ids)
     texts, has_text = None, np.zeros(len(ids), bool)
     if encoder is not None:
-        rows = known(QUERIES).select("query_id", "text").toArrow().to_pydict()
+        # Another row of the query may hold a text that is no text: that row was rejected.
+        text = F.when(F.is_valid_utf8("text"), F.substring("text", 1, MAX_TEXT_CHARACTERS))
+        texts_known = known(QUERIES).select("query_id", text.alias("text")).where("text IS NOT NULL")
+        rows = texts_known.toArrow().to_pydict()
         text_of = dict(zip(rows["query_id"], rows["text"], strict=True))
         has_text = np.array([bool(text_of.get(name)) for name in ids])
         texts = encoder.encode([text_of.get(name) or "" for name in ids])

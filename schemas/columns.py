@@ -31,6 +31,7 @@ class Column:
         shape: Fixed length of a `vector`, or the row-major shape of a packed `binary` (-1 = any).
         cell_bytes: Length of every cell of a packed `binary`; 0 = any.
         is_positive: Whether every number is above 0.
+        max_bytes: Most bytes of a string in UTF-8, in an input; 0 = any number, of which the jobs read a part.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Column:
     shape: tuple[int, ...] = ()
     cell_bytes: int = 0
     is_positive: bool = False
+    max_bytes: int = 0
 
 
 @dataclass(frozen=True)

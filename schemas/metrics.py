@@ -20,6 +20,7 @@ class QueryMetrics:
         embedding_spaces: Query kind -> the space of its embeddings.
         explained_variance: What the text encoder's 256 dimensions keep of the texts it was fitted on, 0 to 1.
         projected_spaces: Space of embeddings of another length -> what of them the 256 dimensions keep, 0 to 1.
+        truncated_texts: Encoded texts of which only the first 16,384 characters were read.
     """
 
     encoder: str | None
@@ -27,6 +28,7 @@ class QueryMetrics:
     embedding_spaces: dict[str, str]
     explained_variance: float | None = None
     projected_spaces: dict[str, float] = field(default_factory=dict)
+    truncated_texts: int = 0
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,16 @@ class InputSettings(Section):
     queries: Place = ""
     engagement_logs: Place = ""
     has_images: bool = True
+    event_id_is: Literal["event", "order"] = "event"
+
+
+class RejectShareSettings(Section):
+    """The largest share of each input table's rows that may be unusable; a run that finds more stops."""
+
+    items: float = Field(default=0.1, ge=0, le=1)
+    item_images: float = Field(default=0.2, ge=0, le=1)
+    queries: float = Field(default=0.2, ge=0, le=1)
+    engagement_logs: float = Field(default=0.2, ge=0, le=1)
 
 
 class DateSettings(Section):
@@ -131,7 +141,6 @@ class TrainingTableSettings(Section):
     max_pairs_per_query: int = Field(default=0, ge=0)
     recency_half_life_days: float = Field(default=0, ge=0)
     rows_per_file: int = Field(default=2_048, ge=1)
-    max_reject_share: float = Field(default=0.2, ge=0, le=1)
 
 
 class DemoWorldSettings(Section):

@@ -88,7 +88,7 @@ def shop(spark: SparkSession, make_settings: Callable[..., Settings]) -> Shop:
 PLAIN = [
     event("e1", "lampe 🪔", "i1"),
     event("e2", "lampe 🪔", "i1", event_ts=datetime(2026, 2, 12, tzinfo=timezone.utc)),
-    event("e2", "lampe 🪔", "i1", event_ts=datetime(2026, 2, 13, tzinfo=timezone.utc)),
+    event("e2", "lampe 🪔", "i1", event_ts=datetime(2026, 2, 12, tzinfo=timezone.utc)),
     event("e3", "lampe 🪔", "i2"),
     event("e4", "lampe 🪔", "i1", event_ts=HELD_OUT_DAY),
     event("e5", "photo", "i2"),
@@ -245,10 +245,33 @@ def test_a_log_that_is_mostly_bad_stops_the_job(spark: SparkSession, shop: Shop)
     with pytest.raises(TableError) as caught:
         job.run(spark, settings)
     message = str(caught.value)
-    assert "found 3 of 10: null_item_id 1, future 1, unknown_item 1" in message
-    assert "training_tables.max_reject_share" in message
+    assert "column event_ts: " in message
+    assert "found 3 of 10: future 1 (such as '2099-01-01 00:00:00'), null_item_id 1 (such as 'n1'), " in message
+    assert "unknown_item 1 (such as 'nowhere'). " in message
+    assert "raise max_reject_share.engagement_logs" in message
     assert records(settings) == INPUT_RECORDS
     assert stored(spark, settings, REJECTED_EVENTS).count() == 4
+
+
+@pytest.mark.fault("t08", "refused", "event_id is the order's id, one row per order line")
+def test_a_log_whose_ids_are_of_orders_stops_the_job_or_is_counted(spark: SparkSession, shop: Shop) -> None:
+    lines = [event(f"order{n // 3}", "lampe 🪔", f"i{n}") for n in range(12)]
+    settings = shop(lines, tasks=TASKS[:1])
+    with pytest.raises(TableError, match=r"column event_id: .*found 8 of 12: reused_event_id 8 \(such as 'order0', "
+                                         r"'order1', 'order2'\)\. .*inputs\.event_id_is = \"order\""):  # fmt: skip
+        job.run(spark, settings)
+    job.run(spark, shop(lines, tasks=TASKS[:1], inputs={"event_id_is": "order"}))
+    assert read_record(settings.layout, job.STAGE).metrics.tasks["search_click"].training_pairs == 12
+
+
+@pytest.mark.fault("t09", "refused", "the log names items and queries in another letter case")
+def test_ids_in_another_case_are_said(spark: SparkSession, shop: Shop) -> None:
+    shouted = [event(f"e{n}", "lampe 🪔 ", f"I{n}") | {"engagement": "click"} for n in range(3)]
+    with pytest.raises(TableError, match=r"found 3 of 3: unknown_query 3 .*1 query_ids match without case and blanks"):
+        job.run(spark, shop(shouted))
+    shouted = [event(f"e{n}", "lampe 🪔", f"I{n}") for n in range(3)]
+    with pytest.raises(TableError, match=r"unknown_item 3 \(such as 'I0', 'I1', 'I2'\).*3 item_ids match without case"):
+        job.run(spark, shop(shouted))
 
 
 def test_a_task_without_training_pairs_stops_the_job(spark: SparkSession, shop: Shop) -> None:

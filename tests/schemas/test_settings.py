@@ -177,3 +177,17 @@ def test_a_path_that_engines_read_differently_is_refused_before_anything_runs(
 def test_a_path_that_all_engines_read_alike_is_taken(name: str, load: Load) -> None:
     uri = f"/shops/{name}/here"
     assert load("", f"warehouse.uri={json.dumps(uri, ensure_ascii=False)}").table_uri("items") == f"{uri}/items"
+
+
+@pytest.mark.parametrize("is_override", [False, True])
+def test_the_share_of_rejected_events_may_still_stand_where_it_stood(
+    load: Load, capsys: pytest.CaptureFixture[str], is_override: bool
+) -> None:
+    text, override = "[training_tables]\nmax_reject_share = 0.5\n", "training_tables.max_reject_share=0.5"
+    settings = load("", override) if is_override else load(text)
+    assert settings.max_reject_share.engagement_logs == 0.5
+    assert settings.max_reject_share.items == 0.1
+    moved = "training_tables.max_reject_share is now max_reject_share.engagement_logs"
+    assert f"warning: {moved}" in capsys.readouterr().err
+    with pytest.raises(SettingsError, match=f"{moved}: give only that"):
+        load(text + "[max_reject_share]\nengagement_logs = 0.4\n")
