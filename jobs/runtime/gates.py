@@ -168,7 +168,7 @@ def _rows(
         ("images", previous.metrics.items_without_images, made.items_without_images, "max_rise_without_images",
          gates.max_rise_without_images),
     ):  # fmt: skip
-        if was is None or not before or now / row_count - was / before <= limit:
+        if was is None or not before or now / row_count - was / before <= limit + 1e-9:
             continue
         expected = f"at most {was / before + limit:.1%} of the items without {name} (gates.{key} {limit:g})"
         yield Failure(expected, f"{now:,} of {row_count:,} ({now / row_count:.1%}; before {was / before:.1%})")

@@ -70,7 +70,9 @@ def test_a_record_of_version_0_1_is_read(tmp_path: Path) -> None:
 @pytest.mark.fault("copy", "refused", "a warehouse copied whose records, of version 0.1, name the original's files")
 def test_a_record_of_version_0_1_in_a_copied_warehouse_is_refused(tmp_path: Path) -> None:
     write_bytes(f"{tmp_path}/copy/_runs/embed_queries.json", json.dumps(old_record(tmp_path / "original")).encode())
-    with pytest.raises(InputError, match=r"found \S+/original/query_embeddings: .* copied or moved\. .*FROM=embed_queries"):
+    with pytest.raises(
+        InputError, match=r"found \S+/original/query_embeddings: .* copied or moved\. .*FROM=embed_queries"
+    ):
         read_record(Warehouse(f"{tmp_path}/copy"), EMBED_QUERIES)
     model = {"stage": "train", "metrics": {"model_id": "m", "model_uri": "/original/models/m", "vocabulary_hash": "v"}}
     write_bytes(f"{tmp_path}/copy/_runs/train.json", json.dumps(model).encode())
