@@ -33,9 +33,12 @@ from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun, side_by_side
 from schemas.arrow import arrow_schema
 from schemas.columns import Table
+from schemas.contracts import run_again
+from schemas.errors import InputError
 from schemas.metrics import EvaluationMetrics
+from schemas.records import read_record
 from schemas.settings import Settings
-from schemas.stages import EVALUATE
+from schemas.stages import EMBED_QUERIES, EVALUATE, TRAIN
 from schemas.tables import (
     EVALUATION,
     MAX_TEXT_CHARACTERS,
@@ -51,9 +54,10 @@ STAGE = EVALUATE
 def run(spark: SparkSession, settings: Settings) -> None:
     """Evaluate every task that has held-out pairs."""
     with JobRun(spark, settings, STAGE) as job:
+        job.require_agreement([TRAIN])
+        encoder = _query_encoder(settings)
         task_pairs = side_by_side([partial(collect_pairs, job, task) for task in settings.task_list])
         task_pairs = [pairs for pairs in task_pairs if len(pairs.query)]
-        encoder = load_if_saved(settings.layout.query_encoder)
         with ThreadPoolExecutor() as threads:
             found = threads.submit(collect_candidates, job, task_pairs, encoder)
             asked = threads.submit(_collect_queries, job, task_pairs, encoder)
@@ -68,6 +72,26 @@ def run(spark: SparkSession, settings: Settings) -> None:
         job.metrics = EvaluationMetrics(int(candidates.is_distractor.sum()))
         named = [dict(zip(EVALUATION.column_names, row, strict=True)) for row in rows]
         job.write_arrow(pa.Table.from_pylist(named, arrow_schema(EVALUATION)), EVALUATION)
+
+
+def _query_encoder(settings: Settings) -> TextEncoder | None:
+    """The frozen text encoder of the recorded run of embed_queries; None where that run needed none.
+
+    Raises:
+        InputError: the warehouse holds another one, as a run leaves it that ended before its tables were written.
+    """
+    recorded = read_record(settings.layout, EMBED_QUERIES).metrics.encoder
+    encoder = load_if_saved(settings.layout.query_encoder) if recorded else None
+    if recorded and (encoder is None or encoder.name != recorded):
+        found = encoder.name if encoder else "none"
+        raise InputError(
+            "query encoder",
+            settings.layout.query_encoder,
+            expected=f"{recorded}, as embed_queries recorded",
+            found=found,
+            cure=run_again([EMBED_QUERIES.name]),
+        )
+    return encoder
 
 
 def _collect_queries(

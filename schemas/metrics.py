@@ -129,10 +129,19 @@ class TrainMetrics:
 
 @dataclass(frozen=True)
 class ScoreMetrics:
-    """Of score_catalog: the model whose embeddings were published, and what they were computed in."""
+    """Of score_catalog: the model whose embeddings were published, and of which items.
+
+    Attributes:
+        model_id: The model.
+        precision: What the embeddings were computed in.
+        items_without_text: Published items no text of which holds a known token; None in records of before.
+        items_without_images: Published items without a usable image; None in records of before.
+    """
 
     model_id: str
     precision: str
+    items_without_text: int | None = None
+    items_without_images: int | None = None
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,9 @@ TRAIN = Stage(
     "train", (t.TRAINING_PAIRS, t.ITEM_FEATURES, t.ITEM_COUNTS), (), TrainMetrics, launcher="torchrun"
 )  # fmt: skip
 
-SCORE_CATALOG = Stage("score_catalog", (t.ITEM_FEATURES,), (t.ITEM_EMBEDDINGS,), ScoreMetrics)
+SCORE_CATALOG = Stage(
+    "score_catalog", (t.ITEM_FEATURES, t.ITEM_COUNTS), (t.ITEM_EMBEDDINGS,), ScoreMetrics
+)  # fmt: skip
 
 EVALUATE = Stage(
     "evaluate",

@@ -15,9 +15,10 @@ from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch, ExactFrequency
 from itemsage_model.training.objective import Objective
+from schemas.contracts import VOCABULARY, agreed, other_code, require_cut_from, space_of
 from schemas.records import TableVersion, read_record
 from schemas.settings import Settings
-from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES
+from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES, TRAIN
 from schemas.storage import read_columns
 from schemas.tables import ITEM_COUNTS, ITEM_FEATURES
 
@@ -32,7 +33,7 @@ class Inputs:
         item_keys: int64 [item], sorted keys of the items with a training pair.
         item_shares: float64 [item], expected share of a batch's rows that have the item.
         spec: The model to train.
-        vocabulary_hash: Of the vocabulary that the token ids mean something in.
+        made_with: What the tables were made with, which is stamped on the model; see schemas/contracts.py.
         versions: Version and rows of every table read.
     """
 
@@ -41,33 +42,43 @@ class Inputs:
     item_keys: npt.NDArray[np.int64]
     item_shares: npt.NDArray[np.float64]
     spec: ItemTowerSpec
-    vocabulary_hash: str
+    made_with: dict[str, str]
     versions: tuple[TableVersion, ...]
+
+    @property
+    def vocabulary_hash(self) -> str:
+        """Of the vocabulary that the token ids mean something in."""
+        return self.made_with[VOCABULARY]
 
 
 def pin_inputs(settings: Settings) -> Inputs:
     """Resolve every table to the version that the run records name.
 
     Raises:
-        InputError: a stage has not run, or ran with other tasks or features.
+        InputError: a stage has not run, ran with other tasks or features, or the training tables were cut from other
+            features, or from queries of another embedding space.
     """
     tables = read_record(settings.layout, BUILD_TRAINING_TABLES)
     features = read_record(settings.layout, BUILD_ITEM_FEATURES)
     queries = read_record(settings.layout, EMBED_QUERIES)
+    kinds = {task.query_kind for task in settings.task_list}
+    tables_cut = require_cut_from(tables, features, queries)
+    made_with = agreed(settings.layout, TRAIN, [queries, features, tables_cut], kinds)
     require_image_length(features.metrics, settings.model.image_length)
     tasks = [tables.output(task.training_table) for task in settings.task_list]
     catalog, counts = features.output(ITEM_FEATURES.name), tables.output(ITEM_COUNTS.name)
-    kinds = {task.query_kind for task in settings.task_list}
-    spaces = {kind: space for kind, space in queries.metrics.embedding_spaces.items() if kind in kinds}
+    spaces = {kind: made_with[space_of(kind)] for kind in sorted(kinds) if space_of(kind) in made_with}
     spec = ItemTowerSpec(settings.model, settings.loss, settings.features, features.metrics.vocabulary_size, spaces)
     keys, shares = _item_shares(counts, settings)
+    if distributed.rank() == 0 and (line := other_code([tables, features, queries])):
+        print(line, flush=True)
     return Inputs(
         [pin_files(version.table, version.uri, version.version) for version in tasks],
         pin_files(catalog.table, catalog.uri, catalog.version),
         keys,
         shares,
         spec,
-        features.metrics.vocabulary_hash,
+        made_with,
         (*tasks, catalog, counts),
     )
 

@@ -8,7 +8,9 @@ import os
 import time
 import warnings
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,14 +24,25 @@ from itemsage_model.training.checkpoint import checkpoint_steps, load_checkpoint
 from itemsage_model.training.inputs import Inputs, make_batches, make_objective, pin_inputs
 from itemsage_model.training.progress import Progress
 from itemsage_model.training.trainer import Trainer
+from schemas.lease import hold, require_held
 from schemas.metrics import TrainMetrics
+from schemas.orphans import end_with_parent
 from schemas.records import RunRecord, write_record
 from schemas.settings import Settings
 from schemas.stages import TRAIN as STAGE
+from schemas.warehouse import Warehouse
 
 
 def train(settings: Settings, device: torch.device) -> None:
-    """Train, on this rank, to the end; rank 0 saves the model and the record."""
+    """Train, on this rank, to the end; rank 0 holds the warehouse meanwhile, and saves the model and the record."""
+    end_with_parent()
+    with ExitStack() as held:
+        if distributed.rank() == 0:
+            held.enter_context(hold(settings.layout, STAGE.name, str(settings.dates.as_of)))
+        _train(settings, device)
+
+
+def _train(settings: Settings, device: torch.device) -> None:
     started = time.monotonic()
     # torch says once that its sparse matrices, which sum the hash bags on a GPU, are in beta state and unchecked.
     warnings.filterwarnings("ignore", "Sparse ", UserWarning)
@@ -62,10 +75,13 @@ def train(settings: Settings, device: torch.device) -> None:
         if progress:
             progress.close()
     if progress:
+        require_held()
         metrics = _save_trained(trainer, inputs, settings, progress)
         seconds = round(time.monotonic() - started, 2)
         values = settings.model_dump(mode="json")
-        write_record(settings.layout, RunRecord(STAGE.name, metrics, run_id, seconds, inputs.versions, settings=values))
+        record = RunRecord(STAGE.name, metrics, run_id, seconds, inputs.versions, settings=values,
+                           made_with=inputs.made_with)  # fmt: skip
+        write_record(settings.layout, record)
         print(f"  saved model {metrics.model_id}", flush=True)
         remove_checkpoints(folder)
     distributed.barrier()
@@ -102,14 +118,19 @@ def _run_id(inputs: Inputs, settings: Settings) -> str:
     sections = settings.model_dump(mode="json", include={"tasks", "features", "model", "loss", "train"})
     for name in ("log_every", "checkpoint_every", "threads", "prefetch_batches"):
         del sections["train"][name]
-    versions = [asdict(version) for version in inputs.versions]
+    versions = _versions(inputs, settings.layout)
     text = json.dumps([sections, versions, inputs.spec.to_json(), distributed.world_size()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _versions(inputs: Inputs, layout: Warehouse) -> list[dict[str, Any]]:
+    """The tables read, with paths that a moved warehouse keeps."""
+    return [asdict(version) | {"uri": layout.relative(version.uri)} for version in inputs.versions]
+
+
 def _save_trained(trainer: Trainer, inputs: Inputs, settings: Settings, progress: Progress) -> TrainMetrics:
     """Save the model under its own id; returns what the run record says of it."""
-    facts = {"trained_on": [asdict(version) for version in inputs.versions]}
+    facts = {"trained_on": _versions(inputs, settings.layout), "made_with": inputs.made_with}
     model_uri, identity = save_model(settings.layout.models, trainer.tower, inputs.spec, facts)
     rates = [report.pairs_per_second for report in progress.history]
     waits = [report.waiting for report in progress.history]

@@ -20,6 +20,7 @@ from jobs.runtime.worker_rows import Place, WorkerRows, write_files, write_part,
 from schemas.arrow import arrow_schema
 from schemas.columns import Table
 from schemas.errors import TableError, from_worker
+from schemas.lease import require_held
 from schemas.storage import file_system
 
 _ROWS_PER_BATCH = 2_048
@@ -179,6 +180,7 @@ def _replace_files(
         "numOutputBytes": sum(file["bytes"] for file in files),
     }
     commit_id = str(uuid4())
+    require_held()
     properties = {
         "userMetadata": run_id,
         "txnId": commit_id,

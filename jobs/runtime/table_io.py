@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from uuid import uuid4
 
 import deltalake
 from delta.tables import DeltaTable
@@ -20,6 +21,7 @@ from jobs.runtime.input_tables import read_input
 from schemas.columns import Table
 from schemas.errors import TableError
 from schemas.input_tables import find_input
+from schemas.lease import require_held
 from schemas.spark import conform, struct_type
 
 
@@ -83,7 +85,8 @@ def write(
         df: The new rows; conformed to `table` first.
         uri: Where the table lies; made if absent.
         table: What it means; its nullability is enforced.
-        run_id: Written into the commit's userMetadata, so that the log says which run made a version.
+        run_id: Written into the commit's userMetadata, so that the log says which run made a version; behind it a
+            word of this write alone, by which its commit is found again among others.
         rows_per_file: Most rows of one Parquet file; 0 leaves it to Spark.
         checks: Named SQL conditions that every row must meet, kept in the table as CHECK constraints.
 
@@ -101,7 +104,8 @@ def write(
     for name, value in properties.items():
         creation = creation.property(name, value)
     creation.execute()
-    writer = conform(df, table).write.format("delta").mode("overwrite").option("userMetadata", run_id)
+    mark = f"{run_id} {uuid4().hex}"
+    writer = conform(df, table).write.format("delta").mode("overwrite").option("userMetadata", mark)
     if rows_per_file:
         writer = writer.option("maxRecordsPerFile", rows_per_file)
     stored = spark.read.format("delta").load(uri).schema
@@ -110,6 +114,7 @@ def write(
     if [field.nullable for field in stored] != [field.nullable for field in schema] or stored.names != schema.names:
         # A changed schema is written as nullable, so Delta itself no longer refuses nulls.
         _refuse_nulls(conform(df, table), table)
+    require_held()
     try:
         writer.save(uri)
     except Exception as error:
@@ -117,7 +122,8 @@ def write(
         if refusal := _broken_rule(str(error), table):
             raise refusal from error
         raise
-    (commit,) = deltalake.DeltaTable(uri).history(1)
+    # Another run may have committed since.
+    commit = next(found for found in deltalake.DeltaTable(uri).history(100) if found.get("userMetadata") == mark)
     # Delta leaves the metric out where the plan shows that there is no row.
     return Written(table.name, uri, int(commit["version"]), int(commit["operationMetrics"].get("numOutputRows", 0)))
 

@@ -27,7 +27,7 @@ from schemas.settings.data import (
 )
 from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
 from schemas.settings.section import Section
-from schemas.settings.serving import EvaluateSettings, ScoreSettings
+from schemas.settings.serving import EvaluateSettings, GateSettings, ScoreSettings
 from schemas.storage import absolute_uri
 from schemas.tables import EMBEDDING_DIM
 from schemas.tasks import PAPER_TASKS, Task
@@ -64,6 +64,7 @@ class Settings(Section):
     loss: LossSettings = LossSettings()
     train: TrainSettings = TrainSettings()
     score: ScoreSettings = ScoreSettings()
+    gates: GateSettings = GateSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     demo_world: DemoWorldSettings = DemoWorldSettings()
 
@@ -162,7 +163,8 @@ def _explain(error: Any) -> str:
 
 
 __all__ = [
-    "DateSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings", "InputSettings", "LossSettings",
-    "ModelSettings", "QueryEncoderSettings", "RejectShareSettings", "ScoreSettings", "Section", "Settings",
-    "TaskSettings", "TrainSettings", "TrainingTableSettings", "WarehouseSettings", "item_elements", "load_settings",
+    "DateSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings", "GateSettings", "InputSettings",
+    "LossSettings", "ModelSettings", "QueryEncoderSettings", "RejectShareSettings", "ScoreSettings", "Section",
+    "Settings", "TaskSettings", "TrainSettings", "TrainingTableSettings", "WarehouseSettings", "item_elements",
+    "load_settings",
 ]  # fmt: skip

@@ -55,7 +55,11 @@ def make_warehouse(folder: Path, file_rows: dict[str, list[int]], **sections: An
     features = (entry(folder, "item_features", 0, 20),)
     for record in (
         RunRecord(
-            "build_training_tables", TrainingTableMetrics({}, EventCounts(0, 0, 0, 0, 0)), outputs=tuple(outputs)
+            "build_training_tables",
+            TrainingTableMetrics({}, EventCounts(0, 0, 0, 0, 0)),
+            inputs=features,
+            outputs=tuple(outputs),
+            made_with={"vocabulary": "abc", "space of closeup queries": "pinsage-1"},
         ),
         RunRecord("build_item_features", ItemMetrics(VOCABULARY, "abc", length), outputs=features),
         RunRecord("embed_queries", QueryMetrics(None, 0, {"closeup": "pinsage-1"})),

@@ -101,7 +101,7 @@ INPUT_RECORDS = {"embed_queries.json", "build_item_features.json"}
 
 
 def records(settings: Settings) -> set[str]:
-    return {path.name for path in (Path(settings.warehouse.uri) / "_runs").iterdir()}
+    return {path.name for path in (Path(settings.warehouse.uri) / "_runs").glob("*.json")}
 
 
 def stored(spark: SparkSession, settings: Settings, table: Table) -> DataFrame:
