@@ -31,12 +31,21 @@ from jobs.transforms.item_images import images_by_item, packed_images, split_ima
 from jobs.transforms.items import joined_texts, split_items
 from jobs.transforms.keys import item_key
 from schemas.cells import pack_cells
+from schemas.checksums import cells_hashes, row_checksums
 from schemas.elements import FEATURE_CELLS
 from schemas.errors import TableError
 from schemas.metrics import ItemMetrics
 from schemas.settings import Settings
 from schemas.stages import BUILD_ITEM_FEATURES
-from schemas.tables import ITEM_FEATURES, ITEM_IMAGES, ITEMS, REJECTED_ITEMS, VOCABULARY
+from schemas.tables import (
+    FEATURES_HASH,
+    ITEM_FEATURES,
+    ITEM_IMAGES,
+    ITEMS,
+    REJECTED_ITEMS,
+    ROW_CHECKSUM,
+    VOCABULARY,
+)
 
 STAGE = BUILD_ITEM_FEATURES
 
@@ -149,18 +158,12 @@ def pack_items(batch: pa.RecordBatch, tokenizer: Tokenizer) -> pa.RecordBatch:
     columns = {
         "item_id": keys.column("item_id"),
         "item_key": keys.column("item_key"),
+        ROW_CHECKSUM: pa.array(row_checksums(keys, ITEM_FEATURES)),
         **dict(zip(FEATURE_CELLS, cells, strict=True)),
         "out_of_vocabulary_count": pa.array(missing.sum(axis=1), pa.int32()),
-        "features_hash": pa.array(_hashes(cells)),
+        FEATURES_HASH: pa.array(cells_hashes(cells)),
     }
     return pa.RecordBatch.from_pydict(columns | {name: pa.array(counted[name]) for name in _COUNTS})
-
-
-def _hashes(cells: list[pa.Array]) -> list[str]:
-    """128-bit hash of each row's cells and their lengths: no two rows' cells run together to the same bytes."""
-    lengths = np.stack([pc.binary_length(column).to_numpy() for column in cells], axis=1).astype("<i8")
-    rows = pc.binary_join_element_wise(pack_cells(lengths, np.full(len(lengths), len(cells))), *cells, b"")
-    return [mmh3.mmh3_x64_128_digest(row, 0).hex() for row in rows.to_numpy(zero_copy_only=False)]
 
 
 def run(spark: SparkSession, settings: Settings) -> None:

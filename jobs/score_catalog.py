@@ -32,14 +32,15 @@ from schemas.metrics import ItemMetrics, ScoreMetrics, TrainMetrics
 from schemas.records import TableVersion, read_record
 from schemas.settings import Settings
 from schemas.stages import BUILD_ITEM_FEATURES, SCORE_CATALOG, TRAIN
-from schemas.tables import ITEM_EMBEDDINGS, ITEM_FEATURES
+from schemas.tables import FEATURES_HASH, ITEM_EMBEDDINGS, ITEM_FEATURES, ROW_CHECKSUM
 
 STAGE = SCORE_CATALOG
 MAX_BROADCAST_BYTES = 1 << 30
 
 _ROWS_PER_READ = 2048
 _ROWS_PER_TASK = 16_384
-KEPT = ("item_id", "features_hash")
+KEPT = ("item_id", FEATURES_HASH)
+_READ = [*ITEM_FEATURES.checksummed, *FEATURE_CELLS, ROW_CHECKSUM, FEATURES_HASH]
 
 
 def build(
@@ -75,7 +76,7 @@ def build(
         scorer = load_once(broadcast.value, spec, rows_at_once, precision)
         score = batch_function(KEPT, {"embedding": scorer.score_batch})
         for uri in (uri for batch in batches for uri in batch.column("uri").to_pylist()):
-            for scored in score(file_batches(uri, [*KEPT, *FEATURE_CELLS], _ROWS_PER_READ)):
+            for scored in score(file_batches(uri, _READ, _ROWS_PER_READ, ITEM_FEATURES)):
                 repeated = [pa.repeat(value, len(scored)) for value in scalars.values()]
                 yield pa.RecordBatch.from_arrays([*scored.columns, *repeated], [*scored.schema.names, *scalars])
 

@@ -53,6 +53,25 @@ def conform(df: DataFrame, table: Table) -> DataFrame:
     return df.select(*[_conform_column(df, table, column) for column in table.columns])
 
 
+def row_checksum(table: Table) -> F.Column:  # type: ignore[name-defined]
+    """The number that `schemas.checksums.row_checksums` makes of a row of a table."""
+    parts: list[F.Column] = []  # type: ignore[name-defined]
+    for name in table.checksummed:
+        kind = table.column(name).kind
+        if kind == "int64":
+            parts.append(_eight_bytes(F.col(name)))
+        elif kind == "float32":
+            parts.append(_eight_bytes(F.hash(name)))
+        else:
+            parts += [_eight_bytes(F.octet_length(name)), F.col(name).cast("binary")]
+    return F.crc32(F.concat(*parts))
+
+
+def _eight_bytes(number: F.Column) -> F.Column:  # type: ignore[name-defined]
+    """A whole number's bytes, the highest first; Spark casts none to binary."""
+    return F.unhex(F.lpad(F.hex(number.cast("long")), 16, "0"))
+
+
 def _conform_column(df: DataFrame, table: Table, column: Column) -> F.Column:  # type: ignore[name-defined]
     if column.name not in df.columns:
         if column.optional:

@@ -112,6 +112,13 @@ def maker_of(name: str) -> Stage[Any] | None:
     return next((stage for stage in PIPELINE if is_among(name, stage.writes)), None)
 
 
+def remade(name: str) -> str:
+    """The cure of a table of ours that is damaged or gone, as a sentence; of one that the shop supplies too."""
+    if maker := maker_of(name):
+        return f"Restore it, or make the table anew: `make pipeline SETTINGS=... FROM={maker.name}`."
+    return "Restore it, or write the table again."
+
+
 def stage_named(name: str) -> Stage[Any]:
     """The stage of the pipeline with this name.
 

@@ -34,6 +34,15 @@ _ITEM_ID = Column("item_id", "string", "the shop's own id of the item")
 _QUERY_ID = Column("query_id", "string", "id of the query, as the engagement logs use it")
 _ITEM_KEY = Column("item_key", "int64", "64-bit hash of item_id: the identity used for counts and masks")
 _EMBEDDING = (EMBEDDING_DIM,)
+FEATURES_HASH, ROW_CHECKSUM = "features_hash", "row_checksum"
+_CHECKED_ITEM = ("item_id", "item_key")
+_CHECKED_PAIR = ("query_key", "item_key", "query_item_key", "pair_weight", "query_embedding")
+
+
+def _checksum(columns: tuple[str, ...]) -> Column:
+    return Column(ROW_CHECKSUM, "int64", f"CRC-32 of {', '.join(columns)}; see schemas/checksums.py")
+
+
 _REJECT_COLUMNS = (
     Column("reason", "string", "short machine-readable cause, such as null_id"),
     Column("source_table", "string", "the table the row came from"),
@@ -148,9 +157,11 @@ ITEM_FEATURES = Table(
         _ITEM_KEY,
         *ELEMENT_COLUMNS,
         Column("out_of_vocabulary_count", "int32", "tokens of the item that the vocabulary lacks"),
-        Column("features_hash", "string", "128-bit hash of the feature columns, hexadecimal"),
+        Column(FEATURES_HASH, "string", "128-bit hash of the feature columns, hexadecimal"),
+        _checksum(_CHECKED_ITEM),
     ),
     key=("item_id",),
+    checksummed=_CHECKED_ITEM,
 )
 
 REJECTED_ITEMS = Table(
@@ -179,8 +190,11 @@ TRAINING_PAIRS = Table(
         *PAIR_COLUMNS,
         Column("query_embedding", "binary", "little-endian float16 query embedding", shape=_EMBEDDING),
         *ELEMENT_COLUMNS,
+        Column(FEATURES_HASH, "string", "as in item_features"),
+        _checksum(_CHECKED_PAIR),
     ),
     key=("query_id", "item_id"),
+    checksummed=_CHECKED_PAIR,
 )
 
 HELD_OUT_PAIRS = Table(
@@ -234,7 +248,7 @@ ITEM_EMBEDDINGS = Table(
         _ITEM_ID,
         Column("embedding", "vector", "the item's embedding, unit length", shape=_EMBEDDING),
         Column("model_id", "string", "identity of weights, feature spec and query spaces; one value per version"),
-        Column("features_hash", "string", "features_hash of the item_features row that was scored"),
+        Column(FEATURES_HASH, "string", "features_hash of the item_features row that was scored"),
         Column("scored_ts", "timestamp", "logical time of the scoring run, UTC"),
     ),
     key=("item_id",),

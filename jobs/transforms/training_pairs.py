@@ -13,7 +13,8 @@ from pyspark.sql import functions as F
 from jobs.transforms.hot_keys import spread_join
 from jobs.transforms.keys import query_key
 from schemas.cells import pack_cells
-from schemas.tables import EMBEDDING_DIM
+from schemas.spark import row_checksum
+from schemas.tables import EMBEDDING_DIM, ROW_CHECKSUM, TRAINING_PAIRS
 
 _UNITS = float(1 << 32)
 _BUCKETS = 64
@@ -99,7 +100,9 @@ def training_rows(
     with_query = spread_join(
         pairs, packed_queries, on="query_id", how="inner", hot=hot["query_id"], spread_by="item_id"
     )
-    return spread_join(with_query, features, on="item_id", how="inner", hot=hot["item_id"], spread_by="query_id")
+    rows = spread_join(with_query, features, on="item_id", how="inner", hot=hot["item_id"], spread_by="query_id")
+    # In place of the one that stands in the row of item_features.
+    return rows.withColumn(ROW_CHECKSUM, row_checksum(TRAINING_PAIRS))
 
 
 def laid_out(rows: DataFrame, *, files: int) -> DataFrame:
