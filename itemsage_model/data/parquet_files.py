@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from schemas.storage import file_system
 
 _LOCAL_READ_BYTES = 1 << 20
 """From a local disk a column is decompressed piece by piece, in the cache; from an object store in few large reads."""
+
+_READING: dict[object, tuple[str, float]] = {}
 
 _STORAGE_FAILED = re.compile("AWS Error|google::cloud|GCS|HDFS|curl|[Tt]imeout|[Tt]imed out|[Cc]onnection")
 """What pyarrow says where the storage failed and not the file; both are an OSError."""
@@ -61,6 +64,23 @@ def file_batches(uri: str, columns: list[str], rows: int, table: Table) -> Itera
         for batch in file.iter_batches(rows, columns=columns, use_threads=False):
             require_undamaged(batch, table, uri)
             yield batch
+
+
+@contextmanager
+def being_read(what: str) -> Iterator[None]:
+    """Notes what is read meanwhile, for `reading_now`."""
+    token = object()
+    _READING[token] = (what, time.monotonic())
+    try:
+        yield
+    finally:
+        del _READING[token]
+
+
+def reading_now() -> str:
+    """What this process reads at the moment, and for how long."""
+    now = time.monotonic()
+    return ", ".join(f"{what} for {now - since:.0f} s" for what, since in list(_READING.values())) or "no file"
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from itemsage_model.data.epochs import Share, epoch_seed, share_of_epoch
 from itemsage_model.data.feature_cells import all_finite, unpack_items
-from itemsage_model.data.parquet_files import first_unreadable
+from itemsage_model.data.parquet_files import being_read, first_unreadable, reading_now
 from itemsage_model.data.pinned_files import TableFiles, unreadable
 from itemsage_model.data.prefetch import Prefetch
 from itemsage_model.data.ragged import ItemRows, take_rows
@@ -136,7 +136,8 @@ def read_files(
 
     uris = [files.uris[i] for i in indices]
     try:
-        reader = open_reader(uris, row_format.columns, seed, replace(row_format.declared, name=files.table))
+        with being_read(f"the footers of {files.table}"):
+            reader = open_reader(uris, row_format.columns, seed, replace(row_format.declared, name=files.table))
     except Exception as error:
         # Petastorm, which reads the footers, does not say of which file.
         if found := first_unreadable(uris, files.table):
@@ -264,9 +265,17 @@ class RowStream(Generic[Rows]):
         return epoch_seed(self.seed, self.stream, epoch)
 
 
-def read_catalog(files: TableFiles, row_format: RowFormat[CatalogItems]) -> CatalogItems:
-    """Every item of the catalog, sorted by key."""
-    everything = read_files(files, tuple(range(len(files.uris))), row_format, 1)
+def read_catalog(
+    files: TableFiles, row_format: RowFormat[CatalogItems], read_seconds: float | None = None
+) -> CatalogItems:
+    """Every item of the catalog, sorted by key.
+
+    Raises:
+        DeadlineError: the next row group does not come within `read_seconds`.
+    """
+    everything = Prefetch(
+        read_files(files, tuple(range(len(files.uris))), row_format, 1), _PREFETCHED_BLOCKS, read_seconds, reading_now
+    )
     parts = [row_format.unpack(files.table, raw) for raw in everything]
     keys = np.concatenate([part.item_key for part in parts])
     if len(keys) != files.row_count:

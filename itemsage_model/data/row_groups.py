@@ -18,7 +18,7 @@ from petastorm.reader import Reader
 from petastorm.workers_pool import EmptyResultError
 from petastorm.workers_pool.worker_base import WorkerBase
 
-from itemsage_model.data.parquet_files import naming_the_file, open_parquet
+from itemsage_model.data.parquet_files import being_read, naming_the_file, open_parquet
 from schemas.checksums import require_undamaged
 from schemas.columns import Table
 
@@ -121,7 +121,7 @@ class InOrder:
                     raise EmptyResultError from None
                 continue
             place = self._worker.place_of(**item)
-            with naming_the_file(place[0], self._table.name):
+            with being_read(place[0]), naming_the_file(place[0], self._table.name):
                 self._worker.process(**item)
                 rows = self._read.popleft()
                 if place not in _COMPARED:

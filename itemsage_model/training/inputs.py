@@ -100,7 +100,9 @@ def make_batches(
         RowStream(files, pairs, pool, train.seed, number, rank, ranks) for number, files in enumerate(inputs.tasks, 1)
     ]
     if is_full:
-        whole = _candidates(read_catalog(inputs.catalog, catalog_format(elements)), inputs, settings)
+        whole = _candidates(
+            read_catalog(inputs.catalog, catalog_format(elements), settings.deadlines.read_seconds), inputs, settings
+        )
         return CatalogBatches(streams, sizes, whole, rank, ranks, elements, start_step, device)
     # item_features is sorted by item within a file: negatives of a small pool would be neighbours.
     catalog = RowStream(inputs.catalog, catalog_format(elements), train.shuffle_rows, train.seed, 0, rank, ranks)

@@ -24,6 +24,7 @@ from schemas.settings.data import (
     TrainingTableSettings,
     WarehouseSettings,
 )
+from schemas.settings.deadlines import DeadlineSettings
 from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
 from schemas.settings.section import Section
 from schemas.settings.serving import EvaluateSettings, ScoreSettings
@@ -63,6 +64,7 @@ class Settings(Section):
     train: TrainSettings = TrainSettings()
     score: ScoreSettings = ScoreSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    deadlines: DeadlineSettings = DeadlineSettings()
     demo_world: DemoWorldSettings = DemoWorldSettings()
 
     @model_validator(mode="after")
@@ -146,7 +148,7 @@ def _explain(error: Any) -> str:
 
 
 __all__ = [
-    "DateSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings", "InputSettings", "LossSettings",
-    "ModelSettings", "QueryEncoderSettings", "ScoreSettings", "Section", "Settings", "TaskSettings", "TrainSettings",
-    "TrainingTableSettings", "WarehouseSettings", "item_elements", "load_settings",
+    "DateSettings", "DeadlineSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings", "InputSettings",
+    "LossSettings", "ModelSettings", "QueryEncoderSettings", "ScoreSettings", "Section", "Settings", "TaskSettings",
+    "TrainSettings", "TrainingTableSettings", "WarehouseSettings", "item_elements", "load_settings",
 ]  # fmt: skip
