@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -11,6 +13,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 from pyarrow import fs
 
 from schemas.errors import InputError
@@ -107,8 +110,20 @@ def version_files(table_uri: str, version: int | None = None) -> VersionFiles:
 
     Raises:
         TableNotFoundError: there is no Delta table at the URI (deltalake's own error).
+        InputError: a file of the table's log is damaged or missing, or the log no longer reaches back to the version.
     """
-    delta = DeltaTable(table_uri, version=version)
+    try:
+        delta = DeltaTable(table_uri, version=version)
+    except DeltaError as error:
+        if fault := _fault_of_log(table_uri, version):
+            raise InputError(
+                "table",
+                table_uri,
+                expected="the newest version" if version is None else f"version {version}, which a run record names",
+                found=fault,
+                cure=f"Restore it, or move {table_uri} away and run the stage that writes it (FROM=<stage>).",
+            ) from error
+        raise
     actions = delta.get_add_actions(flatten=True)
     paths, rows = (actions.column(name).to_pylist() for name in ("path", "num_records"))
     # Both in the order of names, which the folder before them does not change.
@@ -119,6 +134,35 @@ def version_files(table_uri: str, version: int | None = None) -> VersionFiles:
         for uri, (_, count) in zip(sorted(delta.file_uris()), by_path, strict=True)
     ]
     return VersionFiles(delta.version(), tuple(files), frozenset(delta.protocol().reader_features or []))
+
+
+def _fault_of_log(table_uri: str, version: int | None) -> str:
+    """The first file of a table's log that is damaged or missing, as the end of a sentence; empty where none is."""
+    system, folder = file_system(table_uri)
+    listed = system.get_file_info(fs.FileSelector(f"{folder}/_delta_log", allow_not_found=True))
+    files = sorted((info.base_name, info.path) for info in listed if info.is_file)
+    versions = [int(name[:20]) for name, _ in files if re.fullmatch(r"\d{20}\.json", name)]
+    checkpoints = {int(name[:20]) for name, _ in files if re.fullmatch(r"\d{20}\.checkpoint.*\.parquet", name)}
+    for name, path in files:
+        try:
+            with system.open_input_file(path) as file:
+                if name.endswith(".parquet"):
+                    pq.ParquetFile(file).read()
+                elif name.endswith(".json"):
+                    for line in file.read().splitlines():
+                        json.loads(line)
+        except (ValueError, OSError, pa.ArrowException) as error:
+            return f"a damaged file of its log, {path} ({' '.join(str(error).split())[:200]})"
+    if not versions:
+        return ""
+    wanted = versions[-1] if version is None else version
+    start = max((number for number in checkpoints if number <= wanted), default=0)
+    if missing := sorted({*range(start, wanted + 1)} - {*versions, *checkpoints}):
+        return (
+            f"no file {missing[0]:020}.json in its log, which goes from {versions[0]} to {versions[-1]}: it was lost, "
+            "or the log was cleaned up (VACUUM, delta.logRetentionDuration)"
+        )
+    return ""
 
 
 def data_files(table_uri: str, version: int | None = None) -> list[str]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from deltalake.exceptions import TableNotFoundError
 
 from schemas.elements import IMAGES
-from schemas.errors import TableError
+from schemas.errors import InputError, TableError
 from schemas.metrics import ItemMetrics
+from schemas.stages import rerun
 from schemas.storage import version_files
 from schemas.tables import ITEM_FEATURES
 
@@ -33,9 +34,13 @@ def pin_files(table: str, uri: str, version: int | None = None) -> TableFiles:
 
     Raises:
         TableError: there is no such table, it is empty, has deletion vectors, or its log names no row counts.
+        InputError: a file of its log is damaged or gone.
     """
     try:
         found = version_files(uri, version)
+    except InputError as error:
+        cure = f"Restore it, or move {uri} away and make the table anew: {rerun(table)}."
+        raise InputError(f"table {table}", uri, expected=error.expected, found=error.found, cure=cure) from error
     except TableNotFoundError as error:
         raise unreadable(table, uri, "a Delta table", "none", "Run the job that writes it.") from error
     if "deletionVectors" in found.reader_features:
