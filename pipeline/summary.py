@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
-from pyarrow import fs
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import dataset, fs
 
 from schemas.records import RunRecord, TableVersion, read_record
 from schemas.settings import Settings
 from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, Stage
-from schemas.storage import file_system, read_columns
+from schemas.storage import column_batches, file_system, read_columns, read_first_rows
 from schemas.tables import EVALUATED_SYSTEMS, EVALUATION, ITEM_EMBEDDINGS, ITEMS
 
+_ITEMS_AT_ONCE = 4_096
 _MAX_SEARCHED = 50_000
 """Items among which neighbours are searched."""
 
@@ -84,8 +87,8 @@ def _print_evaluation(settings: Settings) -> None:
 
 def _print_neighbours(settings: Settings, published: TableVersion) -> None:
     """Three products and their nearest neighbours."""
-    table = read_columns(published.uri, published.version, ["item_id", "embedding"])
-    table = table.slice(0, _MAX_SEARCHED).sort_by("item_id")
+    first = read_first_rows(published.uri, published.version, ["item_id", "embedding"], _MAX_SEARCHED)
+    table = first.sort_by("item_id")
     vectors: npt.NDArray[np.float32] = table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
     ids = table["item_id"].to_pylist()
     titles = _titles(settings, set(ids))
@@ -100,12 +103,21 @@ def _print_neighbours(settings: Settings, published: TableVersion) -> None:
 
 
 def _titles(settings: Settings, ids: set[str]) -> dict[str, str | None]:
+    """The titles of some items; the others' are read batch by batch and not kept."""
     uri = settings.table_uri(ITEMS.name)
     try:
-        table = read_columns(uri, None, ["item_id", "title"])
+        return _titles_in(column_batches(uri, None, ["item_id", "title"]), ids)
     except Exception:  # a Parquet input, or one without titles
-        table = pq.read_table(uri)
-        if "title" not in table.column_names:
+        items = dataset.dataset(uri)
+        if "title" not in items.schema.names:
             return dict.fromkeys(ids)
-    pairs = zip(table["item_id"].to_pylist(), table["title"].to_pylist(), strict=True)
-    return {item: title for item, title in pairs if item in ids}
+        return _titles_in(items.to_batches(columns=["item_id", "title"], batch_size=_ITEMS_AT_ONCE), ids)
+
+
+def _titles_in(batches: Iterable[pa.RecordBatch], ids: set[str]) -> dict[str, str | None]:
+    wanted = pa.array(sorted(ids), pa.string())
+    titles: dict[str, str | None] = {}
+    for batch in batches:
+        kept = batch.filter(pc.is_in(batch.column("item_id").cast(pa.string()), wanted))
+        titles |= zip(*(kept.column(name).to_pylist() for name in ("item_id", "title")), strict=True)
+    return titles

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -17,6 +18,8 @@ from deltalake.exceptions import DeltaError
 from pyarrow import fs
 
 from schemas.errors import InputError
+
+_ROWS_AT_ONCE = 4_096
 
 
 def absolute_uri(uri: str) -> str:
@@ -168,6 +171,26 @@ def _fault_of_log(table_uri: str, version: int | None) -> str:
 def data_files(table_uri: str, version: int | None = None) -> list[str]:
     """Paths or URIs of the Parquet files of one version of a Delta table; None = the newest."""
     return [file.path for file in version_files(table_uri, version).files]
+
+
+def column_batches(table_uri: str, version: int | None, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """What `read_columns` returns, piece by piece, for whom the whole would be too large."""
+    for file in data_files(table_uri, version):
+        system, path = file_system(file)
+        with pq.ParquetFile(path, filesystem=system) as opened:
+            yield from opened.iter_batches(_ROWS_AT_ONCE, columns=columns)
+
+
+def read_first_rows(table_uri: str, version: int | None, columns: list[str], rows: int) -> pa.Table:
+    """The first rows of what `read_columns` returns, at most so many; what comes after them is not read."""
+    parts: list[pa.RecordBatch] = []
+    missing = rows
+    for batch in column_batches(table_uri, version, columns):
+        parts.append(batch.slice(0, missing))
+        missing -= len(parts[-1])
+        if not missing:
+            break
+    return pa.Table.from_batches(parts) if parts else read_columns(table_uri, version, columns)
 
 
 def read_columns(table_uri: str, version: int | None, columns: list[str]) -> pa.Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,7 +42,9 @@ def open_parquet(path: str, filesystem: Any) -> pq.ParquetFile:
     return pq.ParquetFile(path, filesystem=filesystem, **how)
 
 
-def file_batches(uri: str, columns: list[str], rows: int, table: Table) -> Iterator[pa.RecordBatch]:
+def file_batches(
+    uri: str, columns: list[str], rows: int, table: Table, row_groups: Sequence[int] | None = None
+) -> Iterator[pa.RecordBatch]:
     """The rows of one file, at most `rows` at a time, in one thread, compared with the checksums in them.
 
     Args:
@@ -50,6 +52,7 @@ def file_batches(uri: str, columns: list[str], rows: int, table: Table) -> Itera
         columns: What to read; with the checksums' own columns, as `require_undamaged` says, or they are not compared.
         rows: Most rows of a batch.
         table: What they mean.
+        row_groups: Which of the file's; None = all.
 
     Raises:
         TableError: the file lacks a column, is damaged or gone.
@@ -61,7 +64,7 @@ def file_batches(uri: str, columns: list[str], rows: int, table: Table) -> Itera
             if name not in present:  # pyarrow would leave it out in silence
                 cure = "Run the job that writes the table again."
                 raise TableError(uri, name, expected="this column", found=", ".join(present), cure=cure)
-        for batch in file.iter_batches(rows, columns=columns, use_threads=False):
+        for batch in file.iter_batches(rows, columns=columns, use_threads=False, row_groups=row_groups):
             require_undamaged(batch, table, uri)
             yield batch
 
@@ -118,6 +121,17 @@ def gone(table: str, uri: str) -> TableError:
         found="no such file: VACUUM removes the files of versions that are not the newest, or somebody deleted it",
         cure=remade(table),
     )
+
+
+def row_group_rows(uri: str, table: str) -> list[int]:
+    """Rows of each row group of a file.
+
+    Raises:
+        TableError: the file is damaged or gone.
+    """
+    filesystem, path = file_system(uri)
+    with naming_the_file(uri, table), open_parquet(path, filesystem) as file:
+        return [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
 
 
 def first_unreadable(uris: list[str], table: str) -> TableError | None:
