@@ -226,6 +226,16 @@ def test_file_sizes_differ_by_a_twentieth_at_most(rows: int, most: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rows", "files"), [(1, 1), (2_048, 1), (120_000, 59), (4_096_000, 2_000), (100_000_000, 2_000), (10**9, 2_000)]
+)
+def test_files_are_sized_for_the_table(rows: int, files: int) -> None:
+    size = even_file_rows(rows, 0)
+    assert -(-rows // size) <= files * 1.05 + 1
+    if rows <= 2_000 * 2_048:  # as ever
+        assert size == even_file_rows(rows, 2_048)
+
+
+@pytest.mark.parametrize(
     ("table", "row", "name"),
     [
         (ITEM_FEATURES, ("i1", 101, b"", b"", b"", 0, "hash", 0), "item_id"),

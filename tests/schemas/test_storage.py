@@ -13,7 +13,16 @@ from deltalake import DeltaTable, write_deltalake
 
 from itemsage_model.data.pinned_files import pin_files
 from schemas.errors import InputError
-from schemas.storage import absolute_uri, data_files, file_system, read_bytes, read_columns, version_files, write_bytes
+from schemas.storage import (
+    absolute_uri,
+    data_files,
+    file_system,
+    read_bytes,
+    read_columns,
+    read_first_rows,
+    version_files,
+    write_bytes,
+)
 
 
 def test_a_path_is_made_absolute_and_a_uri_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,3 +101,14 @@ def test_what_is_wrong_with_a_log_is_named_with_the_cure(
         version_files(f"{tmp_path}/t", version)
     with pytest.raises(InputError, match=rf"table item_features, .*{said}.*FROM=build_item_features"):
         pin_files("item_features", f"{tmp_path}/t", version)
+
+
+def test_the_first_rows_are_read_without_the_files_behind_them(tmp_path: Path) -> None:
+    for number in range(3):
+        write_deltalake(tmp_path / "t", pa.table({"a": range(10 * number, 10 * number + 10)}), mode="append")
+    whole = read_columns(f"{tmp_path}/t", None, ["a"])
+    for rows in (1, 10, 15, 100):
+        assert read_first_rows(f"{tmp_path}/t", None, ["a"], rows).equals(whole.slice(0, rows))
+    for file in data_files(f"{tmp_path}/t")[2:]:
+        Path(file).unlink()
+    assert len(read_first_rows(f"{tmp_path}/t", None, ["a"], 20)) == 20
