@@ -19,9 +19,10 @@ from schemas.settings import Settings
 
 def train_on_this_rank(settings: Settings) -> None:
     """Join the other ranks, train to the end, and leave them whatever happens."""
-    device = distributed.start()
+    device = distributed.start(settings.deadlines.rank_seconds)
     try:
-        train(settings, device)
+        with distributed.naming_silent_ranks(settings.deadlines.rank_seconds):
+            train(settings, device)
     finally:
         distributed.stop()
 

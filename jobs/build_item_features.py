@@ -32,12 +32,20 @@ from jobs.transforms.item_images import given_lengths, images_by_item, packed_im
 from jobs.transforms.items import joined_texts, split_items
 from jobs.transforms.keys import item_key
 from schemas.cells import pack_cells
+from schemas.checksums import cells_hashes
 from schemas.elements import FEATURE_CELLS
 from schemas.errors import TableError
 from schemas.metrics import ItemMetrics
 from schemas.settings import Settings
 from schemas.stages import BUILD_ITEM_FEATURES
-from schemas.tables import ITEM_FEATURES, ITEM_IMAGES, ITEMS, REJECTED_ITEMS, VOCABULARY
+from schemas.tables import (
+    FEATURES_HASH,
+    ITEM_FEATURES,
+    ITEM_IMAGES,
+    ITEMS,
+    REJECTED_ITEMS,
+    VOCABULARY,
+)
 
 STAGE = BUILD_ITEM_FEATURES
 
@@ -152,16 +160,9 @@ def pack_items(batch: pa.RecordBatch, tokenizer: Tokenizer) -> pa.RecordBatch:
         "item_key": keys.column("item_key"),
         **dict(zip(FEATURE_CELLS, cells, strict=True)),
         "out_of_vocabulary_count": pa.array(missing.sum(axis=1), pa.int32()),
-        "features_hash": pa.array(_hashes(cells)),
+        FEATURES_HASH: pa.array(cells_hashes(cells)),
     }
     return pa.RecordBatch.from_pydict(columns | {name: pa.array(counted[name]) for name in _COUNTS})
-
-
-def _hashes(cells: list[pa.Array]) -> list[str]:
-    """128-bit hash of each row's cells and their lengths: no two rows' cells run together to the same bytes."""
-    lengths = np.stack([pc.binary_length(column).to_numpy() for column in cells], axis=1).astype("<i8")
-    rows = pc.binary_join_element_wise(pack_cells(lengths, np.full(len(lengths), len(cells))), *cells, b"")
-    return [mmh3.mmh3_x64_128_digest(row, 0).hex() for row in rows.to_numpy(zero_copy_only=False)]
 
 
 def _require_few_rejects(job: JobRun[ItemMetrics], items: DataFrame, images: DataFrame | None) -> None:

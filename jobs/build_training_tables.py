@@ -45,6 +45,7 @@ from schemas.tables import (
     ITEM_FEATURES,
     QUERY_EMBEDDINGS,
     REJECTED_EVENTS,
+    ROW_CHECKSUM,
     TRAINING_PAIRS,
     held_out_pairs,
     training_pairs,
@@ -54,6 +55,8 @@ from schemas.tasks import Task
 STAGE = BUILD_TRAINING_TABLES
 
 _KEYS = ("query_id", "item_id")
+_COLUMNS = [name for name in TRAINING_PAIRS.column_names if name != ROW_CHECKSUM]
+"""Of a training row before it is written."""
 _HELD_OUT_ROWS_PER_FILE = 1_000_000
 
 
@@ -93,7 +96,7 @@ def build_training(
     """
     placed = with_file(pairs, layout)
     rows = training_rows(placed, packed_queries, features.drop("item_key"), hot=hot)
-    return laid_out(rows.select(*TRAINING_PAIRS.column_names, "file", "position"), layout.file_count)
+    return laid_out(rows.select(*_COLUMNS, "file", "position"), layout.file_count)
 
 
 def build_held_out(pairs: DataFrame, layout: FileLayout) -> DataFrame:

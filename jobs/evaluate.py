@@ -61,7 +61,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
         with ThreadPoolExecutor() as threads:
             found = threads.submit(collect_candidates, job, task_pairs, encoder)
             asked = threads.submit(_collect_queries, job, task_pairs, encoder)
-            engagements = _collect_engagements(job)
+            engagements = _collect_engagements(job, task_pairs)
         candidates, queries = found.result(), asked.result()
 
         def measure_task(pairs: TaskPairs) -> list[EvaluationRow]:
@@ -123,11 +123,16 @@ def _collect_queries(
     return Queries(ids, embeddings, texts, has_text, true_vectors)
 
 
-def _collect_engagements(job: JobRun[EvaluationMetrics]) -> baselines.ItemPairs:
-    """(query item, item, engagements) summed over the training tables of all tasks."""
+def _collect_engagements(job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs]) -> baselines.ItemPairs:
+    """(query item, item, engagements) summed over the training tables of all tasks, for the items that queries show.
+
+    Nobody asks about another query's item, and there are at most evaluate.max_pairs_per_task of a task.
+    """
+    shown = np.unique(np.concatenate([pairs.query_item_key for pairs in task_pairs]))
+    asked = F.broadcast(job.spark.createDataFrame(pa.table({"query_item_key": shown[shown != 0]})))
     parts = side_by_side([partial(job.read, training_pairs(task)) for task in job.settings.task_list])
     columns = [part.select("query_item_key", "item_key", "engagement_count") for part in parts]
-    pairs = reduce(DataFrame.unionByName, columns).where("query_item_key != 0")
+    pairs = reduce(DataFrame.unionByName, columns).join(asked, on="query_item_key", how="left_semi")
     table = pairs.groupBy("query_item_key", "item_key").agg(F.sum("engagement_count").alias("total")).toArrow()
     return (
         table["query_item_key"].to_numpy(),

@@ -19,7 +19,7 @@ import torch
 from pyspark.sql import SparkSession
 
 from itemsage_model.data.parquet_files import file_batches
-from itemsage_model.data.pinned_files import TableFiles, pin_files, require_image_length
+from itemsage_model.data.pinned_files import TableFiles, deal, pieces_of, pin_files, require_image_length
 from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import SavedModel, load_model
 from itemsage_model.encoders.precision import Precision, choose_precision
@@ -34,14 +34,15 @@ from schemas.metrics import ScoreMetrics
 from schemas.records import RunRecord, TableVersion, read_record
 from schemas.settings import Settings
 from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES, SCORE_CATALOG, TRAIN
-from schemas.tables import ITEM_COUNTS, ITEM_EMBEDDINGS, ITEM_FEATURES
+from schemas.tables import FEATURES_HASH, ITEM_COUNTS, ITEM_EMBEDDINGS, ITEM_FEATURES, ROW_CHECKSUM
 
 STAGE = SCORE_CATALOG
 MAX_BROADCAST_BYTES = 1 << 30
 
 _ROWS_PER_READ = 2048
 _ROWS_PER_TASK = 16_384
-KEPT = ("item_id", "features_hash")
+KEPT = ("item_id", FEATURES_HASH)
+_READ = [*ITEM_FEATURES.checksummed, *FEATURE_CELLS, ROW_CHECKSUM, FEATURES_HASH]
 
 
 def build(
@@ -55,7 +56,7 @@ def build(
     """Each item's embedding; the model travels as safetensors bytes and is built once per Python worker.
 
     The workers read the files of item_features themselves, so that which items share a batch follows from the files and
-    not from the tasks, and write those of item_embeddings. No file is split.
+    not from the tasks, and write those of item_embeddings. Each task gets pieces of files of about as many rows.
 
     Args:
         spark: The session.
@@ -76,14 +77,17 @@ def build(
     def score_files(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         scorer = load_once(broadcast.value, spec, rows_at_once, precision)
         score = batch_function(KEPT, {"embedding": scorer.score_batch})
-        for uri in (uri for batch in batches for uri in batch.column("uri").to_pylist()):
-            for scored in score(file_batches(uri, [*KEPT, *FEATURE_CELLS], _ROWS_PER_READ)):
+        numbers = (number for batch in batches for number in batch.column("id").to_pylist())
+        for piece in (piece for number in numbers for piece in dealt[number]):
+            read = file_batches(piece.uri, _READ, _ROWS_PER_READ, ITEM_FEATURES, piece.row_groups)
+            for scored in score(read):
                 repeated = [pa.repeat(value, len(scored)) for value in scalars.values()]
                 yield pa.RecordBatch.from_arrays([*scored.columns, *repeated], [*scored.schema.names, *scalars])
 
     tasks = max(spark.sparkContext.defaultParallelism, files.row_count // _ROWS_PER_TASK)
-    uris = spark.createDataFrame(pa.table({"uri": files.uris})).repartition(min(tasks, len(files.uris)))
-    return WorkerRows(uris, score_files)
+    dealt = deal(pieces_of(files, _ROWS_PER_TASK), tasks)
+    # One number in each partition, as a shuffle of so few rows leaves half of the partitions empty.
+    return WorkerRows(spark.range(0, len(dealt), 1, len(dealt)).toDF("id"), score_files)
 
 
 def run(spark: SparkSession, settings: Settings) -> None:

@@ -23,7 +23,7 @@ from schemas.input_tables import find_input
 from schemas.records import RunRecord, TableVersion, read_record
 from schemas.settings import Settings
 from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, Stage
-from schemas.storage import file_system, read_batches, read_columns
+from schemas.storage import file_system, read_columns, read_first_rows
 from schemas.tables import EVALUATED_SYSTEMS, EVALUATION, ITEM_EMBEDDINGS, ITEMS
 
 _MAX_SEARCHED = 50_000
@@ -89,13 +89,8 @@ def _print_evaluation(settings: Settings) -> None:
 
 def _print_neighbours(settings: Settings, published: TableVersion) -> None:
     """Three products and their nearest neighbours."""
-    pieces, count = [], 0
-    for batch in read_batches(published.uri, published.version, ["item_id", "embedding"]):
-        pieces.append(batch)
-        count += len(batch)
-        if count >= _MAX_SEARCHED:
-            break
-    table = pa.Table.from_batches(pieces).slice(0, _MAX_SEARCHED).sort_by("item_id")
+    first = read_first_rows(published.uri, published.version, ["item_id", "embedding"], _MAX_SEARCHED)
+    table = first.sort_by("item_id")
     vectors: npt.NDArray[np.float32] = table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
     ids = table["item_id"].to_pylist()
     print("\nnearest neighbours")

@@ -47,12 +47,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its name, what one row is, its columns and the columns that identify a row."""
+    """A table: its name, what one row is, its columns, those that identify a row, those that its checksum covers."""
 
     name: str
     one_row_is: str
     columns: tuple[Column, ...]
     key: tuple[str, ...] = ()
+    checksummed: tuple[str, ...] = ()
 
     @property
     def column_names(self) -> tuple[str, ...]:

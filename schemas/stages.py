@@ -114,6 +114,17 @@ def maker_of(name: str) -> Stage[Any] | None:
     return next((stage for stage in PIPELINE if is_among(name, stage.writes)), None)
 
 
+def rerun(name: str) -> str:
+    """The command that makes a table anew, and all that follows from it; words for one that the shop supplies."""
+    maker = maker_of(name)
+    return f"`make pipeline SETTINGS=... FROM={maker.name}`" if maker else "write it again"
+
+
+def remade(name: str) -> str:
+    """The cure of a table that is damaged or gone, as a sentence."""
+    return f"Restore it from a copy, or make the table anew: {rerun(name)}."
+
+
 def stage_named(name: str) -> Stage[Any]:
     """The stage of the pipeline with this name.
 

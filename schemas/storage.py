@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 from pyarrow import fs
 
 from schemas.errors import InputError
+
+_ROWS_AT_ONCE = 4_096
 
 
 def absolute_uri(uri: str) -> str:
@@ -113,8 +117,21 @@ def version_files(table_uri: str, version: int | None = None) -> VersionFiles:
 
     Raises:
         TableNotFoundError: there is no Delta table at the URI (deltalake's own error).
+        InputError: a file of the table's log is damaged or missing, or the log no longer reaches back to the version.
     """
-    return files_of(DeltaTable(table_uri, version=version))
+    try:
+        delta = DeltaTable(table_uri, version=version)
+    except DeltaError as error:
+        if fault := _fault_of_log(table_uri, version):
+            raise InputError(
+                "table",
+                table_uri,
+                expected="the newest version" if version is None else f"version {version}, which a run record names",
+                found=fault,
+                cure=f"Restore it, or move {table_uri} away and run the stage that writes it (FROM=<stage>).",
+            ) from error
+        raise
+    return files_of(delta)
 
 
 def files_of(delta: DeltaTable) -> VersionFiles:
@@ -146,9 +163,50 @@ def _kept_rows(delta: DeltaTable) -> dict[str, pa.Array]:
     return {name: row.values for name, row in zip(names, vectors["selection_vector"], strict=True)}
 
 
+def _fault_of_log(table_uri: str, version: int | None) -> str:
+    """The first file of a table's log that is damaged or missing, as the end of a sentence; empty where none is."""
+    system, folder = file_system(table_uri)
+    listed = system.get_file_info(fs.FileSelector(f"{folder}/_delta_log", allow_not_found=True))
+    files = sorted((info.base_name, info.path) for info in listed if info.is_file)
+    versions = [int(name[:20]) for name, _ in files if re.fullmatch(r"\d{20}\.json", name)]
+    checkpoints = {int(name[:20]) for name, _ in files if re.fullmatch(r"\d{20}\.checkpoint.*\.parquet", name)}
+    for name, path in files:
+        try:
+            with system.open_input_file(path) as file:
+                if name.endswith(".parquet"):
+                    pq.ParquetFile(file).read()
+                elif name.endswith(".json"):
+                    for line in file.read().splitlines():
+                        json.loads(line)
+        except (ValueError, OSError, pa.ArrowException) as error:
+            return f"a damaged file of its log, {path} ({' '.join(str(error).split())[:200]})"
+    if not versions:
+        return ""
+    wanted = versions[-1] if version is None else version
+    start = max((number for number in checkpoints if number <= wanted), default=0)
+    if missing := sorted({*range(start, wanted + 1)} - {*versions, *checkpoints}):
+        return (
+            f"no file {missing[0]:020}.json in its log, which goes from {versions[0]} to {versions[-1]}: it was lost, "
+            "or the log was cleaned up (VACUUM, delta.logRetentionDuration)"
+        )
+    return ""
+
+
 def data_files(table_uri: str, version: int | None = None) -> list[str]:
     """Paths or URIs of the Parquet files of one version of a Delta table; None = the newest."""
     return [file.path for file in version_files(table_uri, version).files]
+
+
+def read_first_rows(table_uri: str, version: int | None, columns: list[str], rows: int) -> pa.Table:
+    """The first rows of what `read_columns` returns, at most so many; what comes after them is not read."""
+    parts: list[pa.RecordBatch] = []
+    missing = rows
+    for batch in read_batches(table_uri, version, columns):
+        parts.append(batch.slice(0, missing))
+        missing -= len(parts[-1])
+        if not missing:
+            break
+    return pa.Table.from_batches(parts) if parts else read_columns(table_uri, version, columns)
 
 
 def read_columns(table_uri: str, version: int | None, columns: list[str]) -> pa.Table:
@@ -195,7 +253,7 @@ def file_batches(uri: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
     system, path = file_system(uri)
     with pq.ParquetFile(path, filesystem=system) as file:
         if present := [name for name in columns if name in file.schema_arrow.names]:
-            yield from file.iter_batches(columns=present)
+            yield from file.iter_batches(_ROWS_AT_ONCE, columns=present)
         else:
             nothing = pa.array([{}] * file.metadata.num_rows, pa.struct([]))
             yield pa.RecordBatch.from_struct_array(nothing)

@@ -43,6 +43,15 @@ _QUERY_ID = Column(
 )
 _ITEM_KEY = Column("item_key", "int64", "64-bit hash of item_id: the identity used for counts and masks")
 _EMBEDDING = (EMBEDDING_DIM,)
+FEATURES_HASH, ROW_CHECKSUM = "features_hash", "row_checksum"
+_CHECKED_ITEM = ("item_id", "item_key")
+_CHECKED_PAIR = ("query_key", "item_key", "query_item_key", "pair_weight", "query_embedding")
+
+
+def _checksum(columns: tuple[str, ...]) -> Column:
+    return Column(ROW_CHECKSUM, "int64", f"CRC-32 of {', '.join(columns)}; see schemas/checksums.py")
+
+
 _REJECT_COLUMNS = (
     Column("reason", "string", "short machine-readable cause, such as null_id"),
     Column("source_table", "string", "the table the row came from"),
@@ -189,9 +198,11 @@ ITEM_FEATURES = Table(
         _ITEM_KEY,
         *ELEMENT_COLUMNS,
         Column("out_of_vocabulary_count", "int32", "tokens of the item that the vocabulary lacks"),
-        Column("features_hash", "string", "128-bit hash of the feature columns, hexadecimal"),
+        Column(FEATURES_HASH, "string", "128-bit hash of the feature columns, hexadecimal"),
+        _checksum(_CHECKED_ITEM),
     ),
     key=("item_id",),
+    checksummed=_CHECKED_ITEM,
 )
 
 REJECTED_ITEMS = Table(
@@ -228,8 +239,11 @@ TRAINING_PAIRS = Table(
             cell_bytes=2 * EMBEDDING_DIM,
         ),
         *ELEMENT_COLUMNS,
+        Column(FEATURES_HASH, "string", "as in item_features"),
+        _checksum(_CHECKED_PAIR),
     ),
     key=("query_id", "item_id"),
+    checksummed=_CHECKED_PAIR,
 )
 
 HELD_OUT_PAIRS = Table(
@@ -283,7 +297,7 @@ ITEM_EMBEDDINGS = Table(
         _ITEM_ID,
         Column("embedding", "vector", "the item's embedding, unit length", shape=_EMBEDDING),
         Column("model_id", "string", "identity of weights, feature spec and query spaces; one value per version"),
-        Column("features_hash", "string", "features_hash of the item_features row that was scored"),
+        Column(FEATURES_HASH, "string", "features_hash of the item_features row that was scored"),
         Column("scored_ts", "timestamp", "logical time of the scoring run, UTC"),
     ),
     key=("item_id",),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deltalake.exceptions import TableNotFoundError
 
+from itemsage_model.data.parquet_files import row_group_rows
 from schemas.elements import IMAGES
-from schemas.errors import TableError
+from schemas.errors import InputError, TableError
 from schemas.metrics import ItemMetrics
+from schemas.stages import rerun
 from schemas.storage import version_files
 from schemas.tables import ITEM_FEATURES
 
@@ -28,14 +32,69 @@ class TableFiles:
         return sum(self.rows)
 
 
+@dataclass(frozen=True)
+class FilePiece:
+    """A file, or a run of its row groups.
+
+    Attributes:
+        uri: The file.
+        row_groups: Their numbers; None = the whole file.
+        rows: How many they hold.
+    """
+
+    uri: str
+    row_groups: tuple[int, ...] | None
+    rows: int
+
+
+def pieces_of(files: TableFiles, rows: int) -> list[FilePiece]:
+    """The files of a table, those of more than twice `rows` rows cut into runs of row groups of at least so many.
+
+    Where a file is cut follows from the file alone, so that whoever reads piece by piece reads the same batches.
+
+    Raises:
+        TableError: a file is damaged or gone.
+    """
+    pieces = []
+    for uri, count in zip(files.uris, files.rows, strict=True):
+        if count <= 2 * rows:
+            pieces.append(FilePiece(uri, None, count))
+            continue
+        run: list[int] = []
+        held = 0
+        sizes = row_group_rows(uri, files.table)
+        for number, size in enumerate(sizes):
+            run.append(number)
+            held += size
+            if held >= rows or number + 1 == len(sizes):
+                pieces.append(FilePiece(uri, tuple(run), held))
+                run, held = [], 0
+    return pieces
+
+
+def deal(pieces: Sequence[FilePiece], tasks: int) -> list[list[FilePiece]]:
+    """Deal pieces to at most `tasks` tasks, none of them empty: the longest first, each to whom has the fewest rows."""
+    dealt: list[list[FilePiece]] = [[] for _ in range(min(tasks, len(pieces)))]
+    totals = [(0, task) for task in range(len(dealt))]
+    for piece in sorted(pieces, key=lambda piece: (-piece.rows, piece.uri, piece.row_groups or ())):
+        rows, task = heapq.heappop(totals)
+        dealt[task].append(piece)
+        heapq.heappush(totals, (rows + piece.rows, task))
+    return dealt
+
+
 def pin_files(table: str, uri: str, version: int | None = None) -> TableFiles:
     """Resolve one version of a Delta table, the newest by default, to its files.
 
     Raises:
         TableError: there is no such table, it is empty, has deletion vectors, or its log names no row counts.
+        InputError: a file of its log is damaged or gone.
     """
     try:
         found = version_files(uri, version)
+    except InputError as error:
+        cure = f"Restore it, or move {uri} away and make the table anew: {rerun(table)}."
+        raise InputError(f"table {table}", uri, expected=error.expected, found=error.found, cure=cure) from error
     except TableNotFoundError as error:
         raise unreadable(table, uri, "a Delta table", "none", "Run the job that writes it.") from error
     if "deletionVectors" in found.reader_features:

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from itemsage_model.data.batch import PairBatch
+from itemsage_model.data.parquet_files import reading_now
 from itemsage_model.data.prefetch import Prefetch
 from itemsage_model.encoders.item_tower import parameter_counts
-from itemsage_model.encoders.model_files import save_model
+from itemsage_model.encoders.model_files import CheckpointError, save_model
 from itemsage_model.training import distributed
 from itemsage_model.training.checkpoint import checkpoint_steps, load_checkpoint, remove_checkpoints, save_checkpoint
 from itemsage_model.training.inputs import Inputs, make_batches, make_objective, pin_inputs
@@ -91,7 +92,7 @@ def _prefetched(inputs: Inputs, settings: Settings, start_step: int, device: tor
     """Batches made ahead of use, in the memory that their device copies from."""
     batches = make_batches(inputs, settings, start_step, device)
     made: Iterable[PairBatch] = map(PairBatch.pin_memory, batches) if device.type == "cuda" else batches
-    return Prefetch(made, settings.train.prefetch_batches)
+    return Prefetch(made, settings.train.prefetch_batches, settings.deadlines.read_seconds, reading_now)
 
 
 def _state(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -100,17 +101,36 @@ def _state(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 def _resume(trainer: Trainer, folder: str) -> None:
-    """Continue from the newest complete checkpoint of the same run, if there is one."""
-    steps = checkpoint_steps(folder)
-    if not steps:
-        return
-    tensors = load_checkpoint(folder, steps[-1], trainer.optimizer, {})
+    """Continue from the newest intact checkpoint of the same run, the same on all ranks; start anew where none is.
+
+    A damaged one is passed over, loudly: the run comes to the same weights from an older one, or from the start.
+    """
+    steps, is_first = checkpoint_steps(folder), distributed.rank() == 0
+    found = bool(steps)
+    while (step := distributed.min_over_ranks(torch.tensor(steps[-1] if steps else -1, device=trainer.device))) >= 0:
+        steps = [older for older in steps if older < step]
+        try:
+            tensors, damage = load_checkpoint(folder, int(step), trainer.optimizer, {}), ""
+        except (CheckpointError, LookupError, TypeError, ValueError) as error:
+            tensors, damage = {}, str(error)
+        if distributed.min_over_ranks(torch.tensor(int(not damage), device=trainer.device)):
+            _take(trainer, tensors, int(step))
+            if is_first:
+                print(f"  resuming after step {trainer.step}", flush=True)
+            return
+        if is_first:
+            said = damage or "another process cannot read it"
+            print(f"  warning: passing over the checkpoint after step {int(step)}: {said}", flush=True)
+    if found and is_first:
+        print(f"  warning: no checkpoint in {folder} is intact: training starts anew, from step 0", flush=True)
+
+
+def _take(trainer: Trainer, tensors: dict[str, torch.Tensor], step: int) -> None:
+    """Go on from the tensors of a checkpoint; its optimiser's state is loaded."""
     for prefix, module in (("tower.", trainer.tower), ("objective.", trainer.objective)):
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         module.load_state_dict(own)
-    trainer.step = steps[-1]
-    if distributed.rank() == 0:
-        print(f"  resuming after step {steps[-1]}", flush=True)
+    trainer.step = step
 
 
 def _run_id(inputs: Inputs, settings: Settings) -> str:

@@ -126,7 +126,7 @@ def collect_candidates(
         true_vectors = job.read(TRUE_ITEM_VECTORS).join(ids, on="item_id", how="left_semi")
         vectors["oracle"] = by_item(true_vectors.select(item_key("item_id"), "true_vector"), keys)
     is_distractor = table["is_distractor"].to_numpy(zero_copy_only=False)
-    candidates = Candidates(keys, is_distractor, _engagements(job, keys), vectors)
+    candidates = Candidates(keys, is_distractor, _engagements(job, keys, chosen), vectors)
     chosen.unpersist()
     return candidates
 
@@ -207,9 +207,9 @@ def _title_vectors(items: DataFrame, keys: Keys, encoder: TextEncoder) -> Vector
     return vectors
 
 
-def _engagements(job: JobRun[EvaluationMetrics], keys: Keys) -> Keys:
+def _engagements(job: JobRun[EvaluationMetrics], keys: Keys, chosen: DataFrame) -> Keys:
     """Training engagements of each candidate over all tasks."""
-    counts = job.read(ITEM_COUNTS)
+    counts = job.read(ITEM_COUNTS).join(chosen.select("item_key"), on="item_key", how="left_semi")
     totals = counts.groupBy("item_key").agg(F.sum("engagement_count").alias("total")).toArrow()
     items = totals["item_key"].to_numpy()
     index = np.minimum(np.searchsorted(keys, items), len(keys) - 1)

@@ -23,6 +23,7 @@ from pyspark import TaskContext
 from pyspark.sql import DataFrame
 
 from schemas.arrow import arrow_schema, conform_batch
+from schemas.checksums import with_checksums
 from schemas.columns import Table
 from schemas.errors import leaving_a_worker
 from schemas.storage import file_system
@@ -160,7 +161,7 @@ def write_part(
             totals["rows"] += len(batch)
             for name in sums:
                 totals[name] += pc.sum(batch.column(name), min_count=0).as_py()
-            yield conform_batch(batch, table)
+            yield conform_batch(with_checksums(batch, table), table)
 
     small_columns = [column.name for column in table.columns if column.kind not in ("binary", "vector")]
     with (

@@ -20,6 +20,7 @@ from schemas.tables import EMBEDDING_DIM
 _UNITS = float(1 << 32)
 _BUCKETS = 64
 _DAY_US = 86_400_000_000
+_ROWS_PER_FILE, _MOST_FILES = 2_048, 2_000
 
 
 def pairs_of(engagements: DataFrame, *, train_end: datetime, half_life_days: float) -> DataFrame:
@@ -62,7 +63,14 @@ def capped(pairs: DataFrame, *, per_item: int, per_query: int) -> DataFrame:
 
 
 def even_file_rows(rows: int, max_rows: int) -> int:
-    """Rows per file, `max_rows` or somewhat fewer, so that the last file is at most 5 % shorter than the others."""
+    """Rows per file, `max_rows` or somewhat fewer, so that the last file is at most 5 % shorter than the others.
+
+    Args:
+        rows: Of the whole table.
+        max_rows: training_tables.rows_per_file; 0 = 2,048, and more where that would be over 2,000 files: each costs a
+            task that writes it, 2 KB of the table's log, and the reading of its footer in every epoch.
+    """
+    max_rows = max_rows or max(_ROWS_PER_FILE, -(-rows // _MOST_FILES))
     most = min(max_rows, max(rows, 1))
     return next(size for size in range(most, 0, -1) if -rows % size <= size // 20)
 

@@ -25,6 +25,7 @@ from schemas.settings.data import (
     TrainingTableSettings,
     WarehouseSettings,
 )
+from schemas.settings.deadlines import DeadlineSettings
 from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
 from schemas.settings.section import Section
 from schemas.settings.serving import EvaluateSettings, GateSettings, ScoreSettings
@@ -66,6 +67,7 @@ class Settings(Section):
     score: ScoreSettings = ScoreSettings()
     gates: GateSettings = GateSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    deadlines: DeadlineSettings = DeadlineSettings()
     demo_world: DemoWorldSettings = DemoWorldSettings()
 
     @model_validator(mode="after")
@@ -163,8 +165,8 @@ def _explain(error: Any) -> str:
 
 
 __all__ = [
-    "DateSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings", "GateSettings", "InputSettings",
-    "LossSettings", "ModelSettings", "QueryEncoderSettings", "RejectShareSettings", "ScoreSettings", "Section",
-    "Settings", "TaskSettings", "TrainSettings", "TrainingTableSettings", "WarehouseSettings", "item_elements",
-    "load_settings",
+    "DateSettings", "DeadlineSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings", "GateSettings",
+    "InputSettings", "LossSettings", "ModelSettings", "QueryEncoderSettings", "RejectShareSettings", "ScoreSettings",
+    "Section", "Settings", "TaskSettings", "TrainSettings", "TrainingTableSettings", "WarehouseSettings",
+    "item_elements", "load_settings",
 ]  # fmt: skip

@@ -140,7 +140,7 @@ class TrainingTableSettings(Section):
     max_pairs_per_item: int = Field(default=0, ge=0)
     max_pairs_per_query: int = Field(default=0, ge=0)
     recency_half_life_days: float = Field(default=0, ge=0)
-    rows_per_file: int = Field(default=2_048, ge=1)
+    rows_per_file: int = Field(default=0, ge=0)
 
 
 class DemoWorldSettings(Section):

@@ -35,7 +35,7 @@ def make_warehouse(folder: Path, file_rows: dict[str, list[int]], **sections: An
         },
     }  # fmt: skip
     for name, keys in sections.items():
-        values[name] = values[name] | keys
+        values[name] = values.get(name, {}) | keys
     settings = Settings.model_validate(values)
     counts, outputs, length = [], [], settings.model.image_length
     for number, (name, rows) in enumerate(file_rows.items()):
