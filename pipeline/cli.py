@@ -1,6 +1,6 @@
 """The console command: `itemsage run | train | score | evaluate | doctor --settings shop.toml [--set a.b=c ...]`.
 
-Runs the same functions as `make pipeline` and as the stages' own spark-submit and torchrun commands. `run` takes all
+Runs the same functions as `make pipeline` and as the stages' own commands. `run` takes all
 stages, or those from one on, in one Spark session; then it prints the summary.
 
 Exit code: that of the stage that failed (schemas/errors.py lists them), else 0.
@@ -57,7 +57,7 @@ def run_stages(settings: Settings, stages: list[str], passed: list[str], prepare
     """Run some stages in order: in one Spark session, or, where there is only training, without Spark."""
     logs = Path(settings.layout.logs)
     if stages == [TRAIN.name] and not prepare:
-        run_command(train_command(settings, passed), logs / "train.log")
+        run_command(train_command(passed), logs / "train.log")
         return
     arguments = [*passed, "--stages", ",".join(stages), *(("--prepare", prepare) if prepare else ())]
     run_command(spark_submit("pipeline/one_session.py", arguments), logs / "spark.log")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.preflight import DELTA_JARS
-from schemas.settings import Settings
 from schemas.stages import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,30 +37,22 @@ def jars_on_disk() -> list[str]:
     return [str(jar) for jar in cached] if len(cached) == len(DELTA_JARS) else []
 
 
-def train_command(settings: Settings, arguments: list[str]) -> list[str]:
-    """The trainer's command: torchrun where there are several processes, else the trainer itself.
-
-    A single process needs no launcher: that takes seconds to start and turns every exit code into 1.
-    """
-    trainer = ["-m", "itemsage_model.train", *arguments]
-    if settings.train.processes == 1:
-        return [sys.executable, *trainer]
-    processes = ["--nproc-per-node", str(settings.train.processes)]
-    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    return [sys.executable, "-m", "torch.distributed.run", *processes, *rendezvous, *trainer]
+def train_command(arguments: list[str]) -> list[str]:
+    """The trainer's command; it starts `train.processes` ranks itself, and keeps their exit codes."""
+    return [sys.executable, "-m", "itemsage_model.train", *arguments]
 
 
-def stage_command(stage: Stage[Any], settings: Settings, arguments: list[str]) -> list[str]:
+def stage_command(stage: Stage[Any], arguments: list[str]) -> list[str]:
     """What a scheduler would run for one stage."""
-    if stage.launcher == "torchrun":
-        return train_command(settings, arguments)
+    if stage.launcher == "python":
+        return train_command(arguments)
     return spark_submit(f"jobs/{stage.name}.py", arguments)
 
 
 def environment() -> dict[str, str]:
     """The environment of every command: this Python on the PATH and in Spark's workers, loopback, one BLAS thread.
 
-    What a launcher around us says of its own ranks is left out: torchrun gives the trainer's ranks theirs.
+    What a launcher around us says of its own ranks is left out: the trainer gives its ranks theirs.
     """
     inherited = {name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCHER}
     return inherited | {

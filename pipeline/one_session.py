@@ -65,7 +65,7 @@ def train_beside(settings: Settings, passed: list[str]) -> None:
     log = Path(settings.layout.logs) / "train.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as stderr:
-        code = subprocess.run(train_command(settings, passed), stderr=stderr, env=environment(), check=False).returncode
+        code = subprocess.run(train_command(passed), stderr=stderr, env=environment(), check=False).returncode
     if code:
         print(f"  messages of the trainer: {log}", flush=True)
         sys.exit(code if code > 0 else EXIT_FAILED)

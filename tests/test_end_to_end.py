@@ -201,7 +201,7 @@ def test_every_job_as_its_own_command_gives_the_same_rows_as_all_in_one_session(
     )
     monkeypatch.setenv("ITEMSAGE_SPARK_SUBMIT", " ".join(f"--conf {one}" for one in conf))
     for stages in SIDE_BY_SIDE:
-        lines = [commands.stage_command(stage, portal, ["--settings", str(settings_file)]) for stage in stages]
+        lines = [commands.stage_command(stage, ["--settings", str(settings_file)]) for stage in stages]
         with ThreadPoolExecutor() as threads:
             list(threads.map(run_command, lines))
     assert {table: content_hash(portal, table) for table in tables} == before

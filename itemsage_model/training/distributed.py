@@ -16,12 +16,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from itemsage_model.training.ranks import MEETING_PLACE
+
 MAX_TIMEOUT_SECONDS = 300
 
 
 def start(timeout_seconds: int = MAX_TIMEOUT_SECONDS) -> torch.device:
-    """Join the process group that torchrun's environment describes; without one, stay alone.
+    """Join the process group that the environment describes (`ranks`, or torchrun); without one, stay alone.
 
+    The ranks of one machine meet in a file, so that no store listens on a port; those of torchrun in its store.
     NCCL where every local rank has a GPU of its own, else gloo on the CPU.
 
     Args:
@@ -43,7 +46,14 @@ def start(timeout_seconds: int = MAX_TIMEOUT_SECONDS) -> torch.device:
         torch.cuda.set_device(device)
     if ranks > 1:
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        meeting_place = os.environ.get(MEETING_PLACE)
+        dist.init_process_group(
+            backend,
+            init_method=f"file://{meeting_place}" if meeting_place else "env://",
+            rank=int(os.environ["RANK"]),
+            world_size=ranks,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
     return device
 
 

@@ -19,6 +19,7 @@ from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch, log_inclusion_probability
 from itemsage_model.training.loss import Columns, Form, pair_losses, weighted_mean
 from itemsage_model.training.masks import first_rows, same_item_mask, same_query_mask
+from itemsage_model.training.ranks import MEETING_PLACE
 
 ROOT = Path(__file__).resolve().parents[3]
 FORMS: tuple[Form, ...] = ("sum", "literal", "mixed", "corrected", "full")
@@ -133,15 +134,11 @@ def main(folder: str) -> None:
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What the two processes found."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    # As torchrun does it: the parent holds the store, so the port is taken from the start.
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        MEETING_PLACE: str(folder / "store"),
         "WORLD_SIZE": "2",
     }
     processes = [
