@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-from jobs.transforms.keys import item_key
+from jobs.transforms.keys import NO_ITEM, item_key
 from jobs.transforms.quarantine import Check, accepted, rejected, with_reject
 from schemas.tables import ITEMS, REJECTED_ITEMS
 
@@ -16,8 +16,10 @@ def split_items(items: DataFrame) -> tuple[DataFrame, DataFrame]:
     """Separate the items that can be used from those that cannot.
 
     Of several rows with one item_id the smallest by all columns is kept, whether the rows are equal or not; each
-    further row is rejected as duplicate_item. Only rows whose id occurs more than once are shuffled and sorted: where
-    there is none, Spark finds that out from the ids alone and leaves the rest of that branch out.
+    further row is rejected as duplicate_item. Of several ids with one item_key, which training would take for one item,
+    the smallest is kept and each other is rejected as key_collision, as is an id whose key means "no item". Only rows
+    whose key occurs more than once are shuffled and sorted: where there is none, Spark finds that out from the keys
+    alone and leaves the rest of that branch out.
 
     Args:
         items: Rows of ITEMS.
@@ -28,21 +30,32 @@ def split_items(items: DataFrame) -> tuple[DataFrame, DataFrame]:
     cure = "Give every product an id of its own."
     is_blank = F.col("item_id").isNull() | (F.trim("item_id") == "")
     named = with_reject(items, ITEMS, [Check("null_id", is_blank, "item_id", "an id that is not blank", cure)])
-    # By key, as numbers are counted faster than strings; two ids with one key only take the longer way.
+    # By key, as numbers are counted faster than strings.
     sound = accepted(named).withColumn("item_key", item_key("item_id"))
     counted = sound.groupBy("item_key").agg(F.count("*").alias("row_count"))
-    repeated = counted.where("row_count > 1").select("item_key")
+    repeated = counted.where((F.col("row_count") > 1) | (F.col("item_key") == NO_ITEM)).select("item_key")
     # `repeated` is unique by item_key, so neither join multiplies rows.
     single = sound.join(repeated, on="item_key", how="left_anti")
     several = sound.join(repeated, on="item_key", how="left_semi")
     other_columns = [name for name in ITEMS.column_names if name != "item_id"]
     copies = Window.partitionBy("item_id").orderBy(*other_columns)
-    numbered = several.withColumn("copy", F.row_number().over(copies))
+    first_id = F.min("item_id").over(Window.partitionBy("item_key"))
+    numbered = several.withColumns({"copy": F.row_number().over(copies), "first_id": first_id})
     cure = "Keep one row per product; the smallest row by all columns was used."
     duplicate = Check("duplicate_item", F.col("copy") > 1, "item_id", "one row per item_id", cure)
-    chosen = with_reject(numbered, ITEMS, [duplicate])
-    usable = single.unionByName(accepted(chosen).drop("copy")).drop("item_key")
+    chosen = with_reject(numbered, ITEMS, [_collision(), duplicate])
+    usable = single.unionByName(accepted(chosen).drop("copy", "first_id")).drop("item_key")
     return usable, rejected(named, REJECTED_ITEMS).unionByName(rejected(chosen, REJECTED_ITEMS))
+
+
+def _collision() -> Check:
+    """An id that shares its 64-bit key with a smaller one: by chance once in ten billion items, or made to do so."""
+    is_no_item = F.col("item_key") == NO_ITEM
+    other = F.when(is_no_item, F.lit("queries that show no item")).otherwise(F.concat(F.lit("item "), "first_id"))
+    expected = F.concat(F.lit("a 64-bit key (xxhash64 of the id) of its own; it is also that of "), other)
+    cure = "Give the product another id; whoever names products may have made this one to replace another."
+    is_bad = is_no_item | (F.col("first_id") != F.col("item_id"))
+    return Check("key_collision", is_bad, "item_id", expected, cure)
 
 
 def joined_texts(items: DataFrame, text_features: Sequence[str]) -> DataFrame:

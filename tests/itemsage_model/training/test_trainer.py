@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -116,6 +117,19 @@ def test_a_gradient_that_is_never_finite_ends_the_run(tmp_path: Path, monkeypatc
     monkeypatch.setattr("itemsage_model.training.trainer.gradient_norm", lambda _: torch.tensor(float("nan")))
     with pytest.raises(TrainingError, match="not finite in 10 steps"):
         training.train(settings, torch.device("cpu"))
+
+
+@pytest.mark.fault("D2", "recovered", "a gradient that is not a number, in two steps; a stop and a resumption between")
+def test_skipped_steps_are_counted_in_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = make_warehouse(tmp_path, {"click": [30]}, train={"checkpoint_every": 4})
+    norms = iter([1.0, math.nan, *[1.0] * 8, math.nan])
+    monkeypatch.setattr("itemsage_model.training.trainer.gradient_norm", lambda _: torch.tensor(next(norms, 1.0)))
+    with monkeypatch.context() as stopped:
+        stopped.setattr(training, "_save_trained", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        with pytest.raises(RuntimeError, match="killed"):
+            training.train(settings, torch.device("cpu"))
+    training.train(settings, torch.device("cpu"))
+    assert read_record(settings.layout, TRAIN).metrics.skipped_steps == 2
 
 
 def run_two_ranks(settings: Settings) -> str:
