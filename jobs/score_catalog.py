@@ -9,6 +9,7 @@ Safe to rerun: one Delta commit replaces the table, and equal inputs give equal 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -67,12 +68,12 @@ def build(
         Rows of ITEM_EMBEDDINGS.
     """
     spec = model.spec
-    broadcast = spark.sparkContext.broadcast(model.weights)
+    broadcast, sha256 = spark.sparkContext.broadcast(model.weights), hashlib.sha256(model.weights).hexdigest()
     schema = arrow_schema(ITEM_EMBEDDINGS)
     scalars = {name: pa.scalar(value, schema.field(name).type) for name, value in constants.items()}
 
     def score_files(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        scorer = load_once(broadcast.value, spec, rows_at_once, precision)
+        scorer = load_once(broadcast.value, spec, rows_at_once, precision, sha256)
         score = batch_function(KEPT, {"embedding": scorer.score_batch})
         for uri in (uri for batch in batches for uri in batch.column("uri").to_pylist()):
             for scored in score(file_batches(uri, [*KEPT, *FEATURE_CELLS], _ROWS_PER_READ)):
