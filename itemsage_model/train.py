@@ -58,6 +58,11 @@ def train_on_this_machine(settings: Settings) -> int:
     if settings.train.processes == 1 or "WORLD_SIZE" in os.environ:
         train_on_this_rank(settings)
         return 0
+    return start_ranks(settings)
+
+
+def start_ranks(settings: Settings) -> int:
+    """Start `train.processes` processes on this machine and wait for them; returns the exit code."""
     files = {"settings.json": settings.model_dump_json()}
     return run_ranks(["-m", "itemsage_model.rank"], settings.train.processes, files)
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands import environment, spark_submit, train_command
+from pipeline.commands import environment, has_cluster, spark_submit, train_command
 from schemas.command_line import exit_code_of_errors, passed_on, settings_of, settings_parser
 from schemas.errors import EXIT_FAILED, EXIT_SETTINGS, SettingsError
 from schemas.settings import Settings
@@ -54,9 +54,9 @@ def run_command(command: list[str], log: Path) -> None:
 
 
 def run_stages(settings: Settings, stages: list[str], passed: list[str], prepare: str = "") -> None:
-    """Run some stages in order: in one Spark session, or, where there is only training, without Spark."""
+    """Run some stages in order: in one Spark session, or, for training alone and without a cluster, without Spark."""
     logs = Path(settings.layout.logs)
-    if stages == [TRAIN.name] and not prepare:
+    if stages == [TRAIN.name] and not prepare and not has_cluster():
         run_command(train_command(passed), logs / "train.log")
         return
     arguments = [*passed, "--stages", ",".join(stages), *(("--prepare", prepare) if prepare else ())]
