@@ -10,7 +10,7 @@ RUN := $(BIN)/itemsage run
 PIP_TIMEOUT ?= 30
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --timeout $(PIP_TIMEOUT) --retries 2 --no-deps --require-hashes
 
-.PHONY: help demo pipeline online-retail doctor test faults check bench requirements sentence-transformers clean
+.PHONY: help demo pipeline online-retail doctor test faults check bench package requirements sentence-transformers clean
 
 help:
 	@echo "make demo                                 the whole pipeline on a synthetic shop, into ./demo-warehouse"
@@ -19,6 +19,7 @@ help:
 	@echo "make doctor SETTINGS=shop.toml           what would go wrong with these settings on this machine, in seconds"
 	@echo "make faults                               every fault we know, injected, one line each"
 	@echo "make test | check | bench                 tests | ruff, mypy, import-linter | speed, side by side"
+	@echo "make package                              dist/itemsage.zip for spark-submit --py-files (docs/cluster.md)"
 	@echo "make sentence-transformers                adds the extra text encoder to .venv"
 
 .venv/installed: requirements.txt pyproject.toml
@@ -57,6 +58,9 @@ faults: ready
 bench: ready
 	@$(BIN)/python -m benchmarks
 
+package: .venv/installed
+	@$(BIN)/python -m pipeline.package
+
 check: .venv/installed
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
@@ -75,4 +79,4 @@ requirements: ## Resolve both requirements files anew from pyproject.toml (needs
 		> requirements-sentence-transformers.txt && rm requirements-all.txt
 
 clean:
-	@rm -rf .venv demo-warehouse online-retail-warehouse
+	@rm -rf .venv dist demo-warehouse online-retail-warehouse

@@ -30,7 +30,6 @@ from benchmarks.report import Options, main, print_outcome
 from benchmarks.scoring_precision import recall_in_bfloat16
 from benchmarks.spark_tables import ROOT
 from pipeline.commands import environment, stage_command
-from schemas.settings import load_settings
 from schemas.stages import MAKE_DEMO_WORLD, PIPELINE
 
 FACTORS = (1, 2, 4)
@@ -92,11 +91,10 @@ def pipeline_turn(scratch: Path, items: int, factor: int) -> Turn:
         "train.checkpoint_every": steps,
     }
     overrides = [f"{key}={value}" for key, value in changes.items()]
-    settings = load_settings(scratch / "settings.toml", overrides)
     passed = ["--settings", str(scratch / "settings.toml")]
     passed += [part for override in overrides for part in ("--set", override)]
     # Each stage as its own command, so that a worker's memory belongs to one stage.
-    lines = [shlex.join(stage_command(stage, settings, passed)) for stage in (MAKE_DEMO_WORLD, *PIPELINE)]
+    lines = [shlex.join(stage_command(stage, passed)) for stage in (MAKE_DEMO_WORLD, *PIPELINE)]
     command = ["sh", "-c", " && ".join(lines)]
 
     def turn() -> Figures:

@@ -2,7 +2,7 @@
 
 Copy it into your DAGs folder, set PROJECT and SETTINGS, and have PROJECT on Airflow's PYTHONPATH. A retried stage
 picks up where it can: tables are replaced in one commit, training resumes from its last checkpoint. Exit codes 2
-(settings) and 3 (bad input) fail again on retry; torchrun turns both into 1.
+(settings) and 3 (bad input) fail again on retry.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SETTINGS = "/etc/itemsage/shop.toml"
 
 def stage_command(stage: Stage[Any]) -> str:
     """The shell command of one stage for the day that the run is about."""
-    if stage.launcher == "torchrun":
-        run = "torchrun --nproc-per-node 2 -m itemsage_model.train"
+    if stage.launcher == "python":
+        run = "python -m itemsage_model.train"
     else:
         run = f"spark-submit --properties-file spark-defaults.conf jobs/{stage.name}.py"
     # data_interval_end is midnight UTC after the day: the first instant that the run does not use.

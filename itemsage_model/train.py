@@ -1,17 +1,25 @@
 """Train the item tower on the training tables that build_training_tables last completed.
 
-    torchrun --nproc-per-node 2 -m itemsage_model.train --settings pipeline.toml [--set section.key=value]
+    python -m itemsage_model.train --settings pipeline.toml [--set section.key=value]
+
+Starts `train.processes` processes on this machine. Where a launcher has set RANK and WORLD_SIZE, such as torchrun over
+several machines, it is one of that launcher's.
 
 Reads: training_<task>, item_features and item_counts, at the versions that the run records name.
 Writes: `<warehouse>/models/<model_id>/` (safetensors + JSON), checkpoints while it runs, TensorBoard, its run record.
 Safe to rerun: the same inputs and settings resume from the last checkpoint of an unfinished run.
 
-Exit codes: 0 done; 1 unexpected failure, a retry resumes; 2 settings; 3 bad input, a retry will not help.
+Exit codes: 0 done; 1 unexpected failure, a retry resumes; 2 settings; 3 bad input, a retry will not help. torchrun
+itself makes 1 of each of them.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+
 from itemsage_model.training import distributed
+from itemsage_model.training.ranks import run_ranks
 from itemsage_model.training.run import train
 from schemas.command_line import exit_code_of_errors, settings_of, settings_parser
 from schemas.settings import Settings
@@ -27,11 +35,25 @@ def train_on_this_rank(settings: Settings) -> None:
         distributed.stop()
 
 
+def train_on_this_machine(settings: Settings) -> int:
+    """Train in `train.processes` processes; returns the exit code."""
+    if settings.train.processes == 1 or "WORLD_SIZE" in os.environ:
+        train_on_this_rank(settings)
+        return 0
+    return start_ranks(settings)
+
+
+def start_ranks(settings: Settings) -> int:
+    """Start `train.processes` processes on this machine and wait for them; returns the exit code."""
+    files = {"settings.json": settings.model_dump_json()}
+    return run_ranks(["-m", "itemsage_model.rank"], settings.train.processes, files)
+
+
 def main() -> None:
-    """Entry point of torchrun."""
+    """Entry point."""
     arguments = settings_parser("itemsage_model.train", __doc__).parse_args()
     with exit_code_of_errors():
-        train_on_this_rank(settings_of(arguments))
+        sys.exit(train_on_this_machine(settings_of(arguments)))
 
 
 if __name__ == "__main__":

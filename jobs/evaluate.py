@@ -28,7 +28,7 @@ from jobs.evaluation.candidates import (
     collect_pairs,
     exists,
 )
-from jobs.evaluation.systems import EvaluationRow, Queries, measure, systems_of
+from jobs.evaluation.systems import EvaluationRow, Queries, measure, notes_of, systems_of
 from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun, side_by_side
 from schemas.arrow import arrow_schema
@@ -52,24 +52,16 @@ STAGE = EVALUATE
 
 
 def run(spark: SparkSession, settings: Settings) -> None:
-    """Evaluate every task that has held-out pairs."""
+    """Evaluate every task that has held-out pairs; where none has, the table stays without a row, and it is said."""
     with JobRun(spark, settings, STAGE) as job:
         job.require_agreement([TRAIN])
         encoder = _query_encoder(settings)
-        task_pairs = side_by_side([partial(collect_pairs, job, task) for task in settings.task_list])
-        task_pairs = [pairs for pairs in task_pairs if len(pairs.query)]
-        with ThreadPoolExecutor() as threads:
-            found = threads.submit(collect_candidates, job, task_pairs, encoder)
-            asked = threads.submit(_collect_queries, job, task_pairs, encoder)
-            engagements = _collect_engagements(job, task_pairs)
-        candidates, queries = found.result(), asked.result()
-
-        def measure_task(pairs: TaskPairs) -> list[EvaluationRow]:
-            return measure(pairs, candidates, systems_of(pairs, candidates, queries, engagements), settings.evaluate.k)
-
-        measured = side_by_side([partial(measure_task, pairs) for pairs in task_pairs])
-        rows = [row for of_task in measured for row in of_task]
-        job.metrics = EvaluationMetrics(int(candidates.is_distractor.sum()))
+        all_pairs = side_by_side([partial(collect_pairs, job, task) for task in settings.task_list])
+        task_pairs = [pairs for pairs in all_pairs if len(pairs.query)]
+        rows, distractors = _measured(job, task_pairs, encoder) if task_pairs else ([], 0)
+        job.metrics = EvaluationMetrics(distractors, notes_of(all_pairs, distractors, settings.evaluate.k))
+        for note in job.metrics.notes:
+            print(f"  note: {note}", flush=True)
         named = [dict(zip(EVALUATION.column_names, row, strict=True)) for row in rows]
         job.write_arrow(pa.Table.from_pylist(named, arrow_schema(EVALUATION)), EVALUATION)
 
@@ -92,6 +84,24 @@ def _query_encoder(settings: Settings) -> TextEncoder | None:
             cure=run_again([EMBED_QUERIES.name]),
         )
     return encoder
+
+
+def _measured(
+    job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs], encoder: TextEncoder | None
+) -> tuple[list[EvaluationRow], int]:
+    """Rows of EVALUATION of tasks that all have pairs, and the number of distractors."""
+    k = job.settings.evaluate.k
+    with ThreadPoolExecutor() as threads:
+        found = threads.submit(collect_candidates, job, task_pairs, encoder)
+        asked = threads.submit(_collect_queries, job, task_pairs, encoder)
+        engagements = _collect_engagements(job, task_pairs)
+    candidates, queries = found.result(), asked.result()
+
+    def measure_task(pairs: TaskPairs) -> list[EvaluationRow]:
+        return measure(pairs, candidates, systems_of(pairs, candidates, queries, engagements), k)
+
+    measured = side_by_side([partial(measure_task, pairs) for pairs in task_pairs])
+    return [row for of_task in measured for row in of_task], int(candidates.is_distractor.sum())
 
 
 def _collect_queries(

@@ -10,6 +10,7 @@ Before the work it compares with what is published, and stops where a gate does 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -70,12 +71,12 @@ def build(
         Rows of ITEM_EMBEDDINGS.
     """
     spec = model.spec
-    broadcast = spark.sparkContext.broadcast(model.weights)
+    broadcast, sha256 = spark.sparkContext.broadcast(model.weights), hashlib.sha256(model.weights).hexdigest()
     schema = arrow_schema(ITEM_EMBEDDINGS)
     scalars = {name: pa.scalar(value, schema.field(name).type) for name, value in constants.items()}
 
     def score_files(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        scorer = load_once(broadcast.value, spec, rows_at_once, precision)
+        scorer = load_once(broadcast.value, spec, rows_at_once, precision, sha256)
         score = batch_function(KEPT, {"embedding": scorer.score_batch})
         numbers = (number for batch in batches for number in batch.column("id").to_pylist())
         for piece in (piece for number in numbers for piece in dealt[number]):

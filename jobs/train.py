@@ -1,4 +1,4 @@
-"""Train from Spark: the entry that torchrun starts, started by pyspark's TorchDistributor instead.
+"""Train from Spark: on a cluster by pyspark's TorchDistributor, on one machine as `itemsage_model.train` does itself.
 
 Reads: training_<task>, item_features and item_counts, at the versions that the run records name.
 Writes: the model, its checkpoints while it runs, and the run record of train; no table, so no "one row".
@@ -6,15 +6,18 @@ Safe to rerun: an unfinished run of the same inputs and settings resumes from it
 
     spark-submit --properties-file spark-defaults.conf jobs/train.py --settings pipeline.toml
 
-`train.processes` ranks run as one barrier stage, so the cluster needs as many free task slots at once. On one machine
-(spark.master local[...]) they run as processes of the driver. Training reads its files through Petastorm either way.
+On a cluster `train.processes` ranks run as one barrier stage, so it needs as many free task slots at once, and every
+executor must reach the warehouse under the same path or URI. Training reads its files through Petastorm either way.
 """
 
 from __future__ import annotations
 
+import sys
+
 from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
+from itemsage_model.train import start_ranks
 from jobs.runtime import command_line
 from schemas.errors import SettingsError, leaving_a_worker
 from schemas.settings import Settings
@@ -32,20 +35,23 @@ def train_in_executor(settings_json: str) -> None:
 
 
 def run(spark: SparkSession, settings: Settings) -> None:
-    """Start the ranks and wait for them.
+    """Start the ranks and wait for them; exits with their code where they fail on this machine.
 
     Raises:
         SettingsError: the cluster has fewer task slots than ranks; the distributor would wait for them without a word.
     """
-    is_local = (spark.sparkContext.master or "").startswith("local")
+    if (spark.sparkContext.master or "").startswith("local"):
+        if code := start_ranks(settings):
+            sys.exit(code)
+        return
     slots = spark.sparkContext.defaultParallelism
-    if not is_local and slots < settings.train.processes:
+    if slots < settings.train.processes:
         raise SettingsError(
             f"train.processes: expected at most {slots}, the cluster's task slots; found {settings.train.processes}. "
             "Lower it, or give the application more cores."
         )
-    distributor = TorchDistributor(num_processes=settings.train.processes, local_mode=is_local, use_gpu=False)
-    distributor.run(train_in_executor, settings.model_dump_json())
+    distributor = TorchDistributor(num_processes=settings.train.processes, local_mode=False, use_gpu=False)
+    distributor.run(train_in_executor, settings.with_absolute_places().model_dump_json())
 
 
 def main() -> None:

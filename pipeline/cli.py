@@ -1,6 +1,6 @@
 """The console command: `itemsage run | train | score | evaluate | doctor --settings shop.toml [--set a.b=c ...]`.
 
-Runs the same functions as `make pipeline` and as the stages' own spark-submit and torchrun commands. `run` takes all
+Runs the same functions as `make pipeline` and as the stages' own commands. `run` takes all
 stages, or those from one on, in one Spark session; then it prints the summary.
 
 Exit code: that of the stage that failed (schemas/errors.py lists them), else 0.
@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands import ROOT, environment, spark_submit, train_command
+from pipeline.commands import ROOT, environment, has_cluster, spark_submit, train_command
 from schemas.command_line import exit_code_of_errors, passed_on, settings_of, settings_parser
 from schemas.errors import EXIT_FAILED, EXIT_SETTINGS, SettingsError
 from schemas.lease import VARIABLE, WHOLE_RUN, hold
@@ -64,10 +64,10 @@ def run_command(command: list[str], log: Path) -> None:
 
 
 def run_stages(settings: Settings, stages: list[str], passed: list[str], prepare: str = "") -> None:
-    """Run some stages in order: in one Spark session, or, where there is only training, without Spark."""
+    """Run some stages in order: in one Spark session, or, for training alone and without a cluster, without Spark."""
     logs = Path(settings.layout.logs)
-    if stages == [TRAIN.name] and not prepare:
-        run_command(train_command(settings, passed), logs / "train.log")
+    if stages == [TRAIN.name] and not prepare and not has_cluster():
+        run_command(train_command(passed), logs / "train.log")
         return
     arguments = [*passed, "--stages", ",".join(stages), *(("--prepare", prepare) if prepare else ())]
     run_command(spark_submit("pipeline/one_session.py", arguments), logs / "spark.log")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from pipeline.preflight import DELTA_JARS
-from schemas.settings import Settings
 from schemas.stages import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,12 +18,23 @@ _OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 IVY_CACHE = Path("~/.ivy2.5.2/jars").expanduser()
 
 
+def extra_arguments() -> list[str]:
+    """What ITEMSAGE_SPARK_SUBMIT adds to every spark-submit, such as `--master spark://host:7077`."""
+    return shlex.split(os.environ.get("ITEMSAGE_SPARK_SUBMIT", ""))
+
+
+def has_cluster() -> bool:
+    """Whether ITEMSAGE_SPARK_SUBMIT names a master other than this machine."""
+    found = re.findall(r"(?:--master[ =]|spark\.master=)(\S+)", " ".join(extra_arguments()))
+    return bool(found) and not found[-1].startswith("local")
+
+
 def spark_submit(script: str, arguments: list[str]) -> list[str]:
     """The spark-submit command of one script, with Delta's jars from disk where they are known to lie there."""
     command = [str(BIN / "spark-submit"), "--properties-file", str(ROOT / "spark-defaults.conf")]
     if jars := jars_on_disk():
         command += ["--conf", "spark.jars.packages=", "--conf", f"spark.jars={','.join(jars)}"]
-    command += shlex.split(os.environ.get("ITEMSAGE_SPARK_SUBMIT", ""))
+    command += extra_arguments()
     return [*command, str(ROOT / script), *arguments]
 
 
@@ -38,36 +49,31 @@ def jars_on_disk() -> list[str]:
     return [str(jar) for jar in cached] if len(cached) == len(DELTA_JARS) else []
 
 
-def train_command(settings: Settings, arguments: list[str]) -> list[str]:
-    """The trainer's command: torchrun where there are several processes, else the trainer itself.
-
-    A single process needs no launcher: that takes seconds to start and turns every exit code into 1.
-    """
-    trainer = ["-m", "itemsage_model.train", *arguments]
-    if settings.train.processes == 1:
-        return [sys.executable, *trainer]
-    processes = ["--nproc-per-node", str(settings.train.processes)]
-    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    return [sys.executable, "-m", "torch.distributed.run", *processes, *rendezvous, *trainer]
+def train_command(arguments: list[str]) -> list[str]:
+    """The trainer's command; it starts `train.processes` ranks itself, and keeps their exit codes."""
+    return [sys.executable, "-m", "itemsage_model.train", *arguments]
 
 
-def stage_command(stage: Stage[Any], settings: Settings, arguments: list[str]) -> list[str]:
+def stage_command(stage: Stage[Any], arguments: list[str]) -> list[str]:
     """What a scheduler would run for one stage."""
-    if stage.launcher == "torchrun":
-        return train_command(settings, arguments)
+    if stage.launcher == "python":
+        return train_command(arguments)
     return spark_submit(f"jobs/{stage.name}.py", arguments)
 
 
 def environment() -> dict[str, str]:
     """The environment of every command: this Python on the PATH and in Spark's workers, loopback, one BLAS thread.
 
-    What a launcher around us says of its own ranks is left out: torchrun gives the trainer's ranks theirs.
+    What a launcher around us says of its own ranks is left out: the trainer gives its ranks theirs. On a cluster the
+    driver's address and the workers' Python are what the caller's environment says.
     """
     inherited = {name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCHER}
-    return inherited | {
+    common = {
         "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
-        "PYSPARK_PYTHON": sys.executable,
         "PYTHONUNBUFFERED": "1",
-        "SPARK_LOCAL_IP": os.environ.get("SPARK_LOCAL_IP", "127.0.0.1"),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
+    if has_cluster():
+        return {"PYSPARK_PYTHON": sys.executable} | inherited | common
+    local_ip = os.environ.get("SPARK_LOCAL_IP", "127.0.0.1")
+    return inherited | common | {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": local_ip}

@@ -1,7 +1,8 @@
 """Run stages one after another in one Spark session: the driver program that `itemsage run` submits.
 
 Starting Java, loading Spark's classes and warming both up takes longer than a small stage's work. Each stage calls the
-same function as its own spark-submit command; training runs in a process of its own meanwhile, as under a scheduler.
+same function as its own spark-submit command; training runs in a process of its own meanwhile, as under a scheduler,
+or, where Spark has a cluster, on that (jobs/train.py).
 
     spark-submit --properties-file spark-defaults.conf pipeline/one_session.py --settings shop.toml --stages evaluate
 """
@@ -46,7 +47,7 @@ def steps_of(spark: SparkSession, settings: Settings, stages: list[str], passed:
         script, *extra = shlex.split(prepare)
         steps.append((Path(script).stem, partial(run_script, script, [*passed, *extra])))
     for stage in map(stage_named, stages):
-        if stage is TRAIN:
+        if stage is TRAIN and (spark.sparkContext.master or "").startswith("local"):
             steps.append((stage.name, partial(train_beside, settings, passed)))
         else:
             job = importlib.import_module(f"jobs.{stage.name}")
@@ -65,7 +66,7 @@ def train_beside(settings: Settings, passed: list[str]) -> None:
     log = Path(settings.layout.logs) / "train.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as stderr:
-        code = subprocess.run(train_command(settings, passed), stderr=stderr, env=environment(), check=False).returncode
+        code = subprocess.run(train_command(passed), stderr=stderr, env=environment(), check=False).returncode
     if code:
         print(f"  messages of the trainer: {log}", flush=True)
         sys.exit(code if code > 0 else EXIT_FAILED)

@@ -20,6 +20,7 @@ from pyarrow import fs
 from schemas.errors import InputError
 from schemas.input_rows import input_rows
 from schemas.input_tables import find_input
+from schemas.plain_text import printable
 from schemas.records import RunRecord, TableVersion, read_record
 from schemas.settings import Settings
 from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, Stage
@@ -61,20 +62,25 @@ def _print_rows(records: list[RunRecord[Any]]) -> None:
                 version = "" if entry.version is None else f"version {entry.version}"
                 print(f"    {sign} {entry.table:<32} {entry.rows:>12,}  {version}")
         for reason, count in record.rejected.items():
-            print(f"    rejected  {reason:<28} {count:>10,}")
+            print(f"    rejected  {printable(reason):<28} {count:>10,}")
         metrics = record.metrics if isinstance(record.metrics, dict) else asdict(record.metrics)
         for name, value in metrics.items():
+            if name == "notes":  # beside the figures they are about
+                continue
             if name == "tasks":  # a line each: there may be many
                 for task, counts in value.items():
-                    print(f"    {task}: {json.dumps(counts)}")
+                    print(f"    {printable(task)}: {json.dumps(counts)}")
             else:
-                print(f"    {name}: {value}")
+                print(f"    {name}: {printable(str(value))}")
 
 
 def _print_evaluation(settings: Settings) -> None:
-    entry = read_record(settings.layout, EVALUATE).output(EVALUATION.name)
+    record = read_record(settings.layout, EVALUATE)
+    entry = record.output(EVALUATION.name)
     rows = read_columns(entry.uri, entry.version, list(EVALUATION.column_names)).to_pylist()
     systems = [system for system in EVALUATED_SYSTEMS if system in {row["system"] for row in rows}]
+    if not rows:
+        print("\nnothing to evaluate: no task has a held-out pair")
     for part in ("all", "unseen"):
         chosen = [row for row in rows if row["slice"] == part and row["pair_count"]]
         if not chosen:
@@ -85,6 +91,8 @@ def _print_evaluation(settings: Settings) -> None:
             of_task = {row["system"]: row for row in chosen if row["task"] == task}
             cells = (f"{of_task[s]['value']:>14.4f}" if s in of_task else f"{'-':>14}" for s in systems)
             print(f"  {task:<24}{next(iter(of_task.values()))['pair_count']:>9,}" + "".join(cells))
+    for note in record.metrics.notes:
+        print(f"  note: {printable(note)}")
 
 
 def _print_neighbours(settings: Settings, published: TableVersion) -> None:
@@ -101,11 +109,12 @@ def _print_neighbours(settings: Settings, published: TableVersion) -> None:
         titles = {}
     named = [row for row in range(0, len(ids), max(1, len(ids) // 50)) if titles.get(ids[row]) or not titles]
     for row in named[1:40:13]:
-        print(f"  {titles.get(ids[row], ids[row])}")
+        print(f"  {printable(titles.get(ids[row], ids[row]))}")
         similarity = vectors @ vectors[row]
         similarity[row] = -np.inf
         for neighbour in np.argsort(-similarity, kind="stable")[:5]:
-            print(f"    {similarity[neighbour]:.3f}  {titles.get(ids[neighbour], f'{ids[neighbour]} (no title)')}")
+            title = titles.get(ids[neighbour], f"{ids[neighbour]} (no title)")
+            print(f"    {similarity[neighbour]:.3f}  {printable(title)}")
 
 
 def _titles(settings: Settings, ids: set[str]) -> dict[str, str]:

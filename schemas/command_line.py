@@ -8,11 +8,10 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from schemas.causes import cause_of
 from schemas.errors import EXIT_FAILED, from_worker
+from schemas.plain_text import shown
 from schemas.settings import Settings, load_settings
-
-_MAX_CAUSE = 2_000
-"""Characters of an unexpected error's message; Spark's hold whole plans."""
 
 
 def settings_parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
@@ -41,15 +40,18 @@ def passed_on(arguments: argparse.Namespace) -> list[str]:
 def exit_code_of_errors() -> Iterator[None]:
     """End the process with the exit code of the block's error, after one line on standard output that says what it is.
 
-    An error that the project knows says its code itself (`exit_code`). Any other is unexpected: its traceback goes to
-    standard error. An `InputError` that another process raised is found in the message of what arrives here.
+    An error that the project knows says its code itself (`exit_code`). Of any other the cause is looked for
+    (`schemas.causes`), and its traceback goes to standard error. An `InputError` that another process raised is found
+    in the message of what arrives here.
     """
     try:
         yield
     except Exception as error:
         known = error if hasattr(error, "exit_code") else from_worker(str(error))
-        if known is None:
-            traceback.print_exc()
-        cause = str(known) if known else traceback.format_exc(limit=0).strip().splitlines()[-1][:_MAX_CAUSE]
+        if known is not None:
+            cause, code = shown(str(known), lines=True), getattr(known, "exit_code", EXIT_FAILED)
+        else:
+            cause, code = cause_of(error)
+            sys.stderr.write(shown(traceback.format_exc(), lines=True))
         print(f"error: {cause}", flush=True)
-        sys.exit(getattr(known, "exit_code", EXIT_FAILED))
+        sys.exit(code)

@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from schemas.plain_text import shown
+
 EXIT_FAILED, EXIT_SETTINGS, EXIT_INPUT = 1, 2, 3
 
 _MARK = "InputError as JSON: "
@@ -18,6 +20,9 @@ class SettingsError(ValueError):
     """A settings file or a `--set` that cannot be used. The message names the key and the fix."""
 
     exit_code = EXIT_SETTINGS
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shown(message, lines=True))
 
 
 class DeadlineError(RuntimeError):
@@ -50,9 +55,10 @@ class InputError(ValueError):
     exit_code = EXIT_INPUT
 
     def __init__(self, subject: str, part: str, *, expected: str, found: str, cure: str) -> None:
-        self.subject, self.part = subject, part
-        self.expected, self.found, self.cure = expected, found, cure
-        super().__init__(f"{self._where()}: expected {expected}; found {found}. {cure}")
+        # A finding may be the shop's own text, or a URI as somebody wrote it.
+        self.subject, self.part = shown(subject), shown(part)
+        self.expected, self.found, self.cure = shown(expected), shown(found), shown(cure)
+        super().__init__(f"{self._where()}: expected {self.expected}; found {self.found}. {self.cure}")
 
     def _where(self) -> str:
         return f"{self.subject}, {self.part}" if self.part else self.subject

@@ -114,6 +114,7 @@ class TrainMetrics:
         waiting_for_data: Mean share of the time, 0 to 1.
         processes: Ranks.
         precision: What the tower was computed in.
+        skipped_steps: Steps without an update, because the gradient was not finite.
     """
 
     model_id: str
@@ -125,6 +126,7 @@ class TrainMetrics:
     waiting_for_data: float = 0.0
     processes: int = 1
     precision: str = "float32"
+    skipped_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,12 @@ class ScoreMetrics:
 
 @dataclass(frozen=True)
 class EvaluationMetrics:
-    """Of evaluate: how many items competed with the held-out ones."""
+    """Of evaluate.
+
+    Attributes:
+        distractors: How many items competed with the held-out ones.
+        notes: What to know before a figure is believed: tasks without a held-out pair, few pairs, few candidates.
+    """
 
     distractors: int
+    notes: tuple[str, ...] = ()

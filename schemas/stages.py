@@ -42,7 +42,7 @@ class Stage(Generic[Metrics]):
     reads: tuple[Table, ...]
     writes: tuple[Table, ...]
     metrics: type[Metrics]
-    launcher: Literal["spark-submit", "torchrun"] = "spark-submit"
+    launcher: Literal["spark-submit", "python"] = "spark-submit"
 
 
 MAKE_DEMO_WORLD = Stage(
@@ -74,7 +74,7 @@ BUILD_TRAINING_TABLES = Stage(
 )
 
 TRAIN = Stage(
-    "train", (t.TRAINING_PAIRS, t.ITEM_FEATURES, t.ITEM_COUNTS), (), TrainMetrics, launcher="torchrun"
+    "train", (t.TRAINING_PAIRS, t.ITEM_FEATURES, t.ITEM_COUNTS), (), TrainMetrics, launcher="python"
 )  # fmt: skip
 
 SCORE_CATALOG = Stage(

@@ -43,6 +43,7 @@ from schemas.stages import (
     Stage,
 )
 from schemas.storage import data_files
+from tests.sockets import off_loopback, watched
 
 # The first test pays for the whole pipeline, the rerun for a second one.
 pytestmark = pytest.mark.timeout(1200)
@@ -98,6 +99,10 @@ SIDE_BY_SIDE = (
 """All stages but training: those of a group do not read each other's tables."""
 
 
+LISTENED: set[tuple[str, str]] = set()
+"""(address, process) of every port that any process of the whole run listened on."""
+
+
 @pytest.fixture(scope="module")
 def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("portal")
@@ -109,10 +114,16 @@ def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def portal(settings_file: Path) -> Settings:
     """Settings of a warehouse on which every stage has run: by the front door, in one Spark session."""
-    done = run_command(
-        [sys.executable, "-m", "pipeline.cli", "run", "--settings", str(settings_file), "--prepare",
-         "jobs/make_demo_world.py"]
-    )  # fmt: skip
+    command = [sys.executable, "-m", "pipeline.cli", "run", "--settings", str(settings_file), "--prepare",
+               "jobs/make_demo_world.py"]  # fmt: skip
+    log = settings_file.with_name("log")
+    with log.open("w") as output:
+        child = subprocess.Popen(
+            command, stdout=output, stderr=output, text=True, cwd=commands.ROOT, env=commands.environment()
+        )
+        LISTENED.update(watched(child, 600))
+    done = log.read_text()
+    assert child.returncode == 0, done[-6000:]
     assert re.findall(r"^\[(\d)/8\] (\w+)", done, re.M) == [
         (str(number), stage.name) for number, stage in enumerate((MAKE_DEMO_WORLD, *PIPELINE), 1)
     ]
@@ -189,6 +200,13 @@ def test_sparks_scores_equal_a_direct_call(portal: Settings):
     assert published["model_id"][0].as_py() == model.model_id
 
 
+@pytest.mark.fault("S2", "refused", "whoever reaches a port of a whole run: none is open but on the loopback interface")
+def test_no_stage_of_a_run_listens_off_the_loopback_interface(portal: Settings):
+    assert portal.train.processes == 1
+    assert "java" in {name for _, name in LISTENED}
+    assert not off_loopback(LISTENED)
+
+
 def test_every_job_as_its_own_command_gives_the_same_rows_as_all_in_one_session(
     settings_file: Path, portal: Settings, monkeypatch: pytest.MonkeyPatch
 ):
@@ -204,7 +222,7 @@ def test_every_job_as_its_own_command_gives_the_same_rows_as_all_in_one_session(
     )
     monkeypatch.setenv("ITEMSAGE_SPARK_SUBMIT", " ".join(f"--conf {one}" for one in conf))
     for stages in SIDE_BY_SIDE:
-        lines = [commands.stage_command(stage, portal, ["--settings", str(settings_file)]) for stage in stages]
+        lines = [commands.stage_command(stage, ["--settings", str(settings_file)]) for stage in stages]
         with ThreadPoolExecutor() as threads:
             list(threads.map(run_command, lines))
     assert {table: content_hash(portal, table) for table in tables} == before

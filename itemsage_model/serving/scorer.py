@@ -18,7 +18,7 @@ from itemsage_model.encoders.model_files import build_tower
 from itemsage_model.encoders.precision import Precision
 from schemas.cells import to_list_column
 from schemas.elements import FEATURE_CELLS
-from schemas.errors import TableError, leaving_a_worker
+from schemas.errors import InputError, TableError, leaving_a_worker
 from schemas.settings import ScoreSettings
 from schemas.tables import EMBEDDING_DIM, ITEM_EMBEDDINGS, ITEM_FEATURES
 
@@ -72,10 +72,22 @@ class Scorer:
 
 
 def load_once(
-    weights: bytes, spec: ItemTowerSpec, rows_at_once: int = ROWS_AT_ONCE, precision: Precision = "float32"
+    weights: bytes,
+    spec: ItemTowerSpec,
+    rows_at_once: int = ROWS_AT_ONCE,
+    precision: Precision = "float32",
+    sha256: str = "",
 ) -> Scorer:
-    """The scorer of these weights, built once per process; one thread, as a Spark task slot is one core."""
-    identity = (hashlib.sha256(weights).hexdigest(), rows_at_once, precision)
+    """The scorer of these weights, built once per process; one thread, as a Spark task slot is one core.
+
+    Raises:
+        InputError: the weights that arrived do not have the `sha256` that was sent with them.
+    """
+    found = hashlib.sha256(weights).hexdigest()
+    if sha256 and found != sha256:
+        cure = "They were damaged on their way to the worker: run the stage again."
+        raise InputError("model", "weights", expected=f"sha256 {sha256}", found=found, cure=cure)
+    identity = (found, rows_at_once, precision)
     if identity not in _LOADED:
         torch.set_num_threads(1)
         _LOADED.clear()

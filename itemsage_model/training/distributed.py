@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from itemsage_model.training.ranks import MEETING_PLACE
 from schemas.errors import DeadlineError
 
 MAX_TIMEOUT_SECONDS = 3_600
@@ -27,12 +28,14 @@ MAX_TIMEOUT_SECONDS = 3_600
 _SIGN_SECONDS = 5.0
 """How long a rank that waited in vain waits for the others to say the same: they do within moments, if they can."""
 
-_WAITED_IN_VAIN = re.compile("timed out|timeout|connection (closed|reset|refused)|closed by peer|broken pipe", re.I)
+_WAITED_IN_VAIN = re.compile("timed out|timeout", re.IGNORECASE)
+_LOST = re.compile("connection (closed|reset|refused)|closed by peer|reset by peer|broken pipe", re.IGNORECASE)
 
 
 def start(timeout_seconds: int = 300) -> torch.device:
-    """Join the process group that torchrun's environment describes; without one, stay alone.
+    """Join the process group that the environment describes (`ranks`, or torchrun); without one, stay alone.
 
+    The ranks of one machine meet in a file, so that no store listens on a port; those of torchrun in its store.
     NCCL where every local rank has a GPU of its own, else gloo on the CPU.
 
     Args:
@@ -54,7 +57,14 @@ def start(timeout_seconds: int = 300) -> torch.device:
         torch.cuda.set_device(device)
     if ranks > 1:
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        meeting_place = os.environ.get(MEETING_PLACE)
+        dist.init_process_group(
+            backend,
+            init_method=f"file://{meeting_place}" if meeting_place else "env://",
+            rank=int(os.environ["RANK"]),
+            world_size=ranks,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
     return device
 
 
@@ -66,15 +76,20 @@ def naming_silent_ranks(timeout_seconds: int) -> Iterator[None]:
         timeout_seconds: How long was waited, for the error.
 
     Raises:
-        DeadlineError: a rank is frozen, dead or slower than that.
+        DeadlineError: a rank has ended, is frozen or slower than that.
     """
     try:
         yield
     except RuntimeError as error:
-        if world_size() == 1 or isinstance(error, DeadlineError) or not _WAITED_IN_VAIN.search(str(error)):
+        if world_size() == 1 or isinstance(error, DeadlineError):
             raise
-        silent = _silent_ranks()
-        named = f"no sign of rank {', '.join(map(str, silent))}" if silent else "that all of them wait by now"
+        if _LOST.search(str(error)):
+            named = "that one of them has ended: see its own error"
+        elif _WAITED_IN_VAIN.search(str(error)):
+            silent = _silent_ranks()
+            named = f"no sign of rank {', '.join(map(str, silent))}" if silent else "that all of them wait by now"
+        else:
+            raise
         raise DeadlineError(
             f"rank {rank()} of {world_size()}",
             expected=f"the other processes within {timeout_seconds} s (deadlines.rank_seconds)",

@@ -97,7 +97,8 @@ def _prefetched(inputs: Inputs, settings: Settings, start_step: int, device: tor
 
 def _state(trainer: Trainer) -> dict[str, torch.Tensor]:
     tower = {f"tower.{name}": tensor for name, tensor in trainer.tower.state_dict().items()}
-    return tower | {f"objective.{name}": tensor for name, tensor in trainer.objective.state_dict().items()}
+    objective = {f"objective.{name}": tensor for name, tensor in trainer.objective.state_dict().items()}
+    return tower | objective | {"skipped_steps": torch.tensor(trainer.skipped_steps)}
 
 
 def _resume(trainer: Trainer, folder: str) -> None:
@@ -131,6 +132,7 @@ def _take(trainer: Trainer, tensors: dict[str, torch.Tensor], step: int) -> None
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         module.load_state_dict(own)
     trainer.step = step
+    trainer.skipped_steps = int(tensors.get("skipped_steps", 0))
 
 
 def _run_id(inputs: Inputs, settings: Settings) -> str:
@@ -164,4 +166,5 @@ def _save_trained(trainer: Trainer, inputs: Inputs, settings: Settings, progress
         round(float(np.mean(waits)), 3) if waits else 0,
         distributed.world_size(),
         trainer.precision,
+        trainer.skipped_steps,
     )

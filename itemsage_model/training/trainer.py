@@ -17,13 +17,16 @@ from itemsage_model.encoders.tower import Tower
 from itemsage_model.training import distributed
 from itemsage_model.training.objective import Objective
 from itemsage_model.training.optim import gradient_norm, make_optimizer, scale_gradients, set_learning_rates
+from schemas.errors import EXIT_SETTINGS
 from schemas.settings import TrainSettings
 
 MAX_BAD_STEPS = 10
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: the loss is not a number, step after step."""
+    """Training cannot go on: the loss is not a number, step after step; a retry would meet the same steps."""
+
+    exit_code = EXIT_SETTINGS
 
 
 @dataclass
@@ -73,7 +76,7 @@ class _Window:
 
 
 class Trainer:
-    """A tower, its objective, its optimiser and the number of steps taken: everything a checkpoint must hold.
+    """A tower, its objective, its optimiser, the numbers of steps taken and skipped: all that a checkpoint must hold.
 
     Args:
         tower: The tower, on its device.
@@ -86,7 +89,7 @@ class Trainer:
         self.tower, self.objective, self.settings, self.tasks = tower, objective, settings, tasks
         self.device = tower.temperature().device
         self.optimizer = make_optimizer(tower, settings)
-        self.step = 0
+        self.step = self.skipped_steps = 0
         self.precision = self._same_precision()
         self._bad_steps = 0
         self._model: nn.Module = _over_ranks(tower)
@@ -139,6 +142,7 @@ class Trainer:
         """Apply the gradient, the same on all ranks; skip it where it is not finite, which all ranks see alike."""
         if not torch.isfinite(torch.tensor(norm)):
             self._bad_steps += 1
+            self.skipped_steps += 1
             if self._bad_steps >= MAX_BAD_STEPS:
                 raise TrainingError(
                     f"the gradient was not finite in {MAX_BAD_STEPS} steps in a row, up to step {self.step}: lower "

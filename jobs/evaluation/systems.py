@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,9 @@ from schemas.tables import EVALUATED_SYSTEMS
 
 EvaluationRow = tuple[str, str, str, str, float, int]
 """A row of the table evaluation."""
+
+FEW_PAIRS = 100
+"""Below so many held-out pairs a figure is said to be rough."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,29 @@ def measure(pairs: TaskPairs, candidates: Candidates, systems: dict[str, ScoreQu
                 value = weighted_share(hit[chosen], held_out.weights[chosen])
                 rows.append((pairs.task.name, system, f"recall@{k}", name, value, int(chosen.sum())))
     return rows
+
+
+def notes_of(task_pairs: list[TaskPairs], distractors: int, k: int) -> tuple[str, ...]:
+    """What to know before a figure is believed, one line each.
+
+    Args:
+        task_pairs: The pairs of all tasks, also of those that have none.
+        distractors: Items that compete with the held-out ones.
+        k: How many ranks count.
+    """
+    notes = [
+        f"{pairs.task.name}: no held-out pair, so there is no figure; the log has none of its engagements in the last "
+        "dates.test_days before dates.as_of"
+        for pairs in task_pairs if not len(pairs.query)
+    ]  # fmt: skip
+    notes += [
+        f"{pairs.task.name}: {len(pairs.query)} held-out pairs are few: the figure is off by up to "
+        f"{1 / math.sqrt(len(pairs.query)):.2f} by chance"
+        for pairs in task_pairs if 0 < len(pairs.query) < FEW_PAIRS
+    ]  # fmt: skip
+    if distractors <= k and any(len(pairs.query) for pairs in task_pairs):
+        notes.append(f"recall@{k} among {distractors} candidates is near 1 for every system: lower evaluate.k")
+    return tuple(notes)
 
 
 def systems_of(

@@ -20,14 +20,14 @@ class Check:
         reason: Short machine-readable cause.
         is_bad: True where the row fails; null counts as false, so test nulls explicitly.
         column: The column at fault.
-        expected: What it should have held.
+        expected: What it should have held; a column where that differs from row to row.
         cure: What the user can do.
     """
 
     reason: str
     is_bad: Column
     column: str
-    expected: str
+    expected: str | Column
     cure: str
 
 

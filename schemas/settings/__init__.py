@@ -96,6 +96,18 @@ class Settings(Section):
         named = getattr(self.inputs, name, "")
         return absolute_uri(named) if named else self.layout.table(name)
 
+    def with_absolute_places(self) -> Settings:
+        """The same settings with every relative path made absolute: for a process that runs in another folder."""
+        named = {key: absolute_uri(uri) for key, uri in self.inputs if isinstance(uri, str) and uri}
+        folder = self.query_encoder.folder
+        return self.model_copy(
+            update={
+                "warehouse": self.warehouse.model_copy(update={"uri": absolute_uri(self.warehouse.uri)}),
+                "inputs": self.inputs.model_copy(update=named),
+                "query_encoder": self.query_encoder.model_copy(update={"folder": folder and absolute_uri(folder)}),
+            }
+        )
+
 
 def load_settings(path: str | Path, overrides: list[str] | None = None) -> Settings:
     """Read a TOML settings file, apply `a.b=c` overrides and check the result.

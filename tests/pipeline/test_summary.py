@@ -106,3 +106,14 @@ def test_neighbours_are_shown_by_id_where_there_are_no_titles(
     assert "  i1\n    1.000  i" in said
     assert "(no title)" in said
     assert "read them without Spark" in said
+
+
+@pytest.mark.fault("S3", "recovered", "titles with terminal escapes, before the summary prints them")
+def test_a_title_cannot_command_the_terminal(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = [f"i{number}" for number in range(60)]
+    titles = [f"\x1b]0;pwned\x07\x1b[2Jtitle\r{number}\u202e" for number in range(60)]
+    write_deltalake(f"{settings.layout.uri}/items", pa.table({"item_id": ids, "title": titles}), mode="overwrite")
+    print_summary(settings)
+    said = capsys.readouterr().out
+    assert r"\x1b]0;pwned\x07\x1b[2Jtitle\r" in said
+    assert not set("\x1b\x07\r\u202e") & set(said)

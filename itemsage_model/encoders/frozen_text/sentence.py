@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy.typing as npt
 
 from itemsage_model.encoders.frozen_text.text_encoder import Vectors, hash8, unit
 from itemsage_model.encoders.projection import leading_directions
-from schemas.errors import SettingsError
+from schemas.errors import InputError, SettingsError
 from schemas.tables import EMBEDDING_DIM
+
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +29,7 @@ class SentenceEncoder:
     Attributes:
         folder: The model's local folder, which every Spark worker must see.
         projection: float32 [model width, 256].
-        folder_hash: Hash of the folder's files.
+        folder_hash: sha256 of the folder's files and their names; each process that loads the model compares it.
         explained_variance: See `TextEncoder`.
     """
 
@@ -42,6 +45,15 @@ class SentenceEncoder:
 
     @cached_property
     def _model(self) -> Any:
+        found = folder_sha256(self.folder)
+        if found != self.folder_hash:
+            raise InputError(
+                f"query encoder {self.folder}",
+                "(files)",
+                expected=f"the files it was fitted with (sha256 {self.folder_hash})",
+                found=f"others (sha256 {found})",
+                cure="Give every machine the same folder, or run embed_queries and all stages after it again.",
+            )
         return _load_sentence_transformer(self.folder)
 
     def encode(self, texts: list[str]) -> Vectors:
@@ -64,12 +76,19 @@ def fit_sentence_encoder(folder: str, texts: list[str]) -> SentenceEncoder:
     if not known:
         raise ValueError("every text is blank")
     projection, explained = leading_directions(_sentence_vectors(model, known))
-    return SentenceEncoder(folder, projection, _folder_hash(folder), explained)
+    return SentenceEncoder(folder, projection, folder_sha256(folder), explained)
 
 
-def _folder_hash(folder: str) -> str:
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return hash8(*(path.read_bytes() for path in files))
+def folder_sha256(folder: str) -> str:
+    """sha256 over the names and the contents of a folder's files, read piece by piece."""
+    root, digest = Path(folder), hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+        of_file = hashlib.sha256()
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                of_file.update(piece)
+        digest.update(f"{path.relative_to(root).as_posix()}\0{of_file.hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _load_sentence_transformer(folder: str) -> Any:

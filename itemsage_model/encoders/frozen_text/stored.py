@@ -8,6 +8,7 @@ Differs from the paper: SearchSage is trained on engagement; this encoder never 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from functools import lru_cache
 from typing import Any
@@ -21,8 +22,12 @@ from itemsage_model.encoders.frozen_text.sentence import (
     fit_sentence_encoder,
 )
 from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
+from schemas.errors import InputError
 from schemas.settings import QueryEncoderSettings
 from schemas.storage import read_bytes, write_bytes
+
+_FILES = ("encoder.json", "encoder.safetensors")
+_HASHES = "sha256.json"
 
 # ---------------------------------------------------------------- fitting
 
@@ -83,20 +88,39 @@ def from_bytes(description: bytes, arrays: bytes) -> TextEncoder:
 
 
 def save(encoder: TextEncoder, uri: str) -> None:
-    """Write `<uri>/encoder.json` and `<uri>/encoder.safetensors`."""
-    description, arrays = to_bytes(encoder)
-    write_bytes(f"{uri}/encoder.safetensors", arrays)
-    write_bytes(f"{uri}/encoder.json", description)
+    """Write `<uri>/encoder.safetensors`, `<uri>/encoder.json` and, last, `<uri>/sha256.json` with the hash of each."""
+    files = dict(zip(_FILES, to_bytes(encoder), strict=True))
+    for name, content in reversed(files.items()):
+        write_bytes(f"{uri}/{name}", content)
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    write_bytes(f"{uri}/{_HASHES}", json.dumps(hashes, indent=2).encode())
 
 
 def load(uri: str) -> TextEncoder:
-    """Read what `save` wrote.
+    """Read what `save` wrote, checked by its sha256.
 
     Raises:
         FileNotFoundError: there is no encoder at `uri`.
+        InputError: one of its files is absent or damaged.
         ValueError: its two files come from different runs.
     """
-    return from_bytes(read_bytes(f"{uri}/encoder.json"), read_bytes(f"{uri}/encoder.safetensors"))
+    description = read_bytes(f"{uri}/encoder.json")
+    try:
+        arrays = read_bytes(f"{uri}/encoder.safetensors")
+        hashes = json.loads(read_bytes(f"{uri}/{_HASHES}"))
+    except (FileNotFoundError, ValueError) as error:
+        raise _damaged(uri, "(files)", f"one absent or damaged: {error}") from error
+    for name, content in zip(_FILES, (description, arrays), strict=True):
+        found = hashlib.sha256(content).hexdigest()
+        if found != hashes.get(name):
+            raise _damaged(uri, name, f"sha256 {found}")
+    return from_bytes(description, arrays)
+
+
+def _damaged(uri: str, name: str, found: str) -> InputError:
+    expected = f"the file as embed_queries wrote it, by the sha256 in {_HASHES}"
+    cure = "Restore the folder, or run embed_queries and all stages after it again."
+    return InputError(f"query encoder {uri}", name, expected=expected, found=found, cure=cure)
 
 
 def load_if_saved(uri: str) -> TextEncoder | None:

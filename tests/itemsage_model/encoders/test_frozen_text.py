@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from itemsage_model.encoders.frozen_text import lsa as lsa_module
 from itemsage_model.encoders.frozen_text import sentence
 from itemsage_model.encoders.frozen_text.lsa import LsaEncoder, fit_lsa
-from itemsage_model.encoders.frozen_text.stored import fit_encoder, load, save, to_bytes
+from itemsage_model.encoders.frozen_text.stored import fit_encoder, from_bytes, load, load_if_saved, save, to_bytes
 from itemsage_model.text.tokens import token_kinds
-from schemas.errors import SettingsError
+from schemas.errors import InputError, SettingsError
 from schemas.settings import QueryEncoderSettings
 
 CATALOG = [
@@ -151,6 +151,7 @@ def test_saved_encoder_is_loaded_without_a_change(lsa: LsaEncoder, tmp_path: Pat
     assert sorted(path.name for path in (tmp_path / "query_encoder").iterdir()) == [
         "encoder.json",
         "encoder.safetensors",
+        "sha256.json",
     ]
 
 
@@ -158,8 +159,39 @@ def test_files_of_two_runs_are_refused(lsa: LsaEncoder, tmp_path: Path) -> None:
     save(fit_lsa([*CATALOG[:-1], "gold"], vocabulary_size=1_000), str(tmp_path))
     description, _ = to_bytes(lsa)
     (tmp_path / "encoder.json").write_bytes(description)
-    with pytest.raises(ValueError, match=r"come from different runs: run embed_queries again"):
+    with pytest.raises(InputError, match=r"encoder\.json: expected the file as embed_queries wrote it"):
         load(str(tmp_path))
+    with pytest.raises(ValueError, match=r"come from different runs: run embed_queries again"):
+        from_bytes(description, (tmp_path / "encoder.safetensors").read_bytes())
+
+
+@pytest.mark.parametrize("name", ["encoder.json", "encoder.safetensors", "sha256.json"])
+@pytest.mark.fault("S6", "refused", "one bit of a file of the frozen encoder flipped; the file gone")
+def test_a_damaged_encoder_is_refused(lsa: LsaEncoder, tmp_path: Path, name: str) -> None:
+    save(lsa, str(tmp_path))
+    content = bytearray((tmp_path / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match="run embed_queries and all stages after it again"):
+        load(str(tmp_path))
+    if name != "encoder.json":
+        (tmp_path / name).unlink()
+        with pytest.raises(InputError, match="absent or damaged"):
+            load_if_saved(str(tmp_path))
+
+
+@pytest.mark.fault("C4", "refused", "another file in the sentence-transformers folder of one machine")
+def test_a_model_folder_with_other_files_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sentence, "_load_sentence_transformer", lambda folder: StubModel(8))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    encoder = fit_encoder(QueryEncoderSettings(kind="sentence_transformers", folder=str(tmp_path)), CATALOG)
+    stored = to_bytes(encoder)
+    from_bytes.cache_clear()
+    assert from_bytes(*stored).encode(["mug"]).any()
+    (tmp_path / "model.safetensors").write_bytes(b"weighty")
+    from_bytes.cache_clear()
+    with pytest.raises(InputError, match="expected the files it was fitted with"):
+        from_bytes(*stored).encode(["mug"])
 
 
 def test_a_catalog_without_a_word_is_refused() -> None:

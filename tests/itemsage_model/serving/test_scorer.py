@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
 from itemsage_model.encoders.model_files import model_bytes
-from itemsage_model.serving.scorer import Scorer
+from itemsage_model.serving.scorer import Scorer, load_once
 from schemas.elements import FEATURE_CELLS
-from schemas.errors import TableError
+from schemas.errors import InputError, TableError
 from tests.itemsage_model.factories import SPEC, arrow_cells, item_cells
 
 
@@ -33,3 +35,14 @@ def test_the_one_embedding_of_another_length_is_the_one_named(monkeypatch: pytes
     monkeypatch.setattr(scorer, "score", lambda _: vectors)
     with pytest.raises(TableError, match=r"one of length 1\.5"):
         scorer.score_batch(batch)
+
+
+@pytest.mark.fault("C4", "refused", "one bit of the weights flipped on their way to a worker")
+def test_weights_that_arrive_otherwise_than_they_were_sent_are_refused():
+    weights = model_bytes(SPEC.build(seed=1))
+    sent = hashlib.sha256(weights).hexdigest()
+    assert load_once(weights, SPEC, sha256=sent) is load_once(weights, SPEC)
+    damaged = bytearray(weights)
+    damaged[-1] ^= 1
+    with pytest.raises(InputError, match=f"expected sha256 {sent}; found"):
+        load_once(bytes(damaged), SPEC, sha256=sent)

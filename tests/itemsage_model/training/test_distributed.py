@@ -20,6 +20,7 @@ from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch, log_inclusion_probability
 from itemsage_model.training.loss import Columns, Form, pair_losses, weighted_mean
 from itemsage_model.training.masks import first_rows, same_item_mask, same_query_mask
+from itemsage_model.training.ranks import MEETING_PLACE
 from schemas.errors import DeadlineError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -131,14 +132,12 @@ def main(folder: str) -> None:
     torch.save(found, Path(folder) / f"{rank}.pt")
 
 
-def environment_of_two(store: dist.TCPStore) -> dict[str, str]:
+def environment_of_two(folder: Path) -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        MEETING_PLACE: str(folder / "store"),
         "WORLD_SIZE": "2",
     }
 
@@ -147,9 +146,7 @@ def environment_of_two(store: dist.TCPStore) -> dict[str, str]:
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What the two processes found."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    # As torchrun does it: the parent holds the store, so the port is taken from the start.
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    environment = environment_of_two(store)
+    environment = environment_of_two(folder)
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, str(folder)],
@@ -241,9 +238,8 @@ def wait_for_a_frozen_rank() -> None:
 
 
 @pytest.mark.fault("D7", "refused", "a frozen rank (SIGSTOP) and a deadline of 3 s")
-def test_a_frozen_rank_is_named_within_the_deadline() -> None:
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    environment = environment_of_two(store)
+def test_a_frozen_rank_is_named_within_the_deadline(tmp_path: Path) -> None:
+    environment = environment_of_two(tmp_path)
     command = [sys.executable, __file__, "frozen"]
     frozen = subprocess.Popen(command, env=environment | {"RANK": "1"})
     try:

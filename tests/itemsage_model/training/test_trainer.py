@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -140,23 +141,28 @@ def test_a_gradient_that_is_never_finite_ends_the_run(tmp_path: Path, monkeypatc
         training.train(settings, torch.device("cpu"))
 
 
-def run_torchrun(settings: Settings, processes: int, folder: Path) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "settings.json"
-    path.write_text(settings.model_dump_json())
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    command += [
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        "127.0.0.1:0",
-        "-m",
-        "tests.itemsage_model.train_from_json",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, str(path)], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=200, check=False
+@pytest.mark.fault("D2", "recovered", "a gradient that is not a number, in two steps; a stop and a resumption between")
+def test_skipped_steps_are_counted_in_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = make_warehouse(tmp_path, {"click": [30]}, train={"checkpoint_every": 4})
+    norms = iter([1.0, math.nan, *[1.0] * 8, math.nan])
+    monkeypatch.setattr("itemsage_model.training.trainer.gradient_norm", lambda _: torch.tensor(next(norms, 1.0)))
+    with monkeypatch.context() as stopped:
+        stopped.setattr(training, "_save_trained", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        with pytest.raises(RuntimeError, match="killed"):
+            training.train(settings, torch.device("cpu"))
+    training.train(settings, torch.device("cpu"))
+    assert read_record(settings.layout, TRAIN).metrics.skipped_steps == 2
+
+
+def run_two_ranks(settings: Settings) -> str:
+    program = (
+        "import sys; from itemsage_model.train import Settings, train_on_this_machine\n"
+        "sys.exit(train_on_this_machine(Settings.model_validate_json(sys.stdin.read())))"
     )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=200, check=False,
+        input=settings.model_dump_json(), env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -164,7 +170,7 @@ def run_torchrun(settings: Settings, processes: int, folder: Path) -> str:
 def test_two_ranks_finish_on_tables_of_very_unequal_sizes(tmp_path: Path):
     rows = {"click": [40, 40, 40, 13], "checkout": [3]}
     settings = make_warehouse(tmp_path / "w", rows, train={"processes": 2, "steps": 12, "checkpoint_every": 5})
-    output = run_torchrun(settings, 2, tmp_path)
+    output = run_two_ranks(settings)
     assert "step 12/12" in output
     record = read_record(settings.layout, TRAIN)
     assert record.metrics.processes == 2

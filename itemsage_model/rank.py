@@ -1,0 +1,19 @@
+"""One of several training processes on this machine: what `itemsage_model.train` starts, never a person.
+
+python -m itemsage_model.rank FOLDER       settings.json lies in that private folder
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from itemsage_model.train import train_on_this_rank
+from itemsage_model.training.ranks import end_with_launcher
+from schemas.command_line import exit_code_of_errors
+from schemas.settings import Settings
+
+if __name__ == "__main__":
+    end_with_launcher()
+    with exit_code_of_errors():
+        train_on_this_rank(Settings.model_validate_json((Path(sys.argv[1]) / "settings.json").read_text()))
