@@ -7,20 +7,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import TableNotFoundError
 
-from itemsage_model.data.parquet_files import row_group_rows
+from itemsage_model.data.parquet_files import gone, row_group_rows
 from schemas.elements import IMAGES
 from schemas.errors import InputError, TableError
 from schemas.metrics import ItemMetrics
 from schemas.stages import rerun
 from schemas.storage import version_files
 from schemas.tables import ITEM_FEATURES
-
-_GONE = (
-    "Run the stage that writes the table again: VACUUM, or the clean-up of the Delta log, removed a version that a "
-    "record still names, because a later run of that stage did not end. docs/troubleshooting.md says when it is safe."
-)
 
 
 @dataclass(frozen=True)
@@ -101,13 +96,8 @@ def pin_files(table: str, uri: str, version: int | None = None) -> TableFiles:
     except InputError as error:
         cure = f"Restore it, or move {uri} away and make the table anew: {rerun(table)}."
         raise InputError(f"table {table}", uri, expected=error.expected, found=error.found, cure=cure) from error
-    except (TableNotFoundError, DeltaError) as error:
-        if version is not None and (newest := _newest_version(uri)) is not None and newest != version:
-            found_at = f"no such version any more, but {newest}, at"
-            raise unreadable(table, uri, f"version {version}, which the run record names", found_at, _GONE) from error
-        if isinstance(error, TableNotFoundError):
-            raise unreadable(table, uri, "a Delta table", "none at", "Run the job that writes it.") from error
-        raise
+    except TableNotFoundError as error:
+        raise unreadable(table, uri, "a Delta table", "none at", "Run the job that writes it.") from error
     if "deletionVectors" in found.reader_features:
         raise unreadable(table, uri, "no deletion vectors", "a table that has them", "Rewrite it without them.")
     if any(file.rows is None for file in found.files):
@@ -115,22 +105,14 @@ def pin_files(table: str, uri: str, version: int | None = None) -> TableFiles:
     kept = [(file.uri, file.rows) for file in found.files if file.rows]
     if not kept:
         raise unreadable(table, uri, "at least one row", "an empty table", "Check [dates] and [[tasks]].")
-    if gone := first_gone([file.path for file in found.files]):
-        expected = f"all files of version {found.version}, which the run record names"
-        raise unreadable(table, "", expected, f"one that is gone: {gone}", _GONE)
+    if missing := first_gone([file.path for file in found.files]):
+        raise gone(table, missing)
     return TableFiles(table, found.version, tuple(name for name, _ in kept), tuple(rows for _, rows in kept))
 
 
 def first_gone(files: list[str]) -> str | None:
     """The first of some local files that is not there; files of an object store are not asked for one by one."""
     return next((file for file in files if file.startswith("/") and not os.path.exists(file)), None)
-
-
-def _newest_version(uri: str) -> int | None:
-    try:
-        return version_files(uri).version
-    except DeltaError:
-        return None
 
 
 def require_image_length(made: ItemMetrics, length: int) -> None:

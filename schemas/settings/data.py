@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from schemas.settings.section import Section
+from schemas.settings.section import Section, without_secret
 from schemas.storage import absolute_uri
 from schemas.tables import EMBEDDING_DIM, TEXT_FEATURES
 from schemas.tasks import Task
@@ -43,7 +43,7 @@ def _opened_by_all(uri: str) -> str:
     return uri
 
 
-Place = Annotated[str, AfterValidator(_opened_by_all)]
+Place = Annotated[str, AfterValidator(without_secret), AfterValidator(_opened_by_all)]
 
 
 class WarehouseSettings(Section):
