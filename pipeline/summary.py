@@ -9,6 +9,7 @@ import json
 import re
 from dataclasses import asdict
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +39,15 @@ def print_summary(settings: Settings) -> None:
     published = read_record(settings.layout, SCORE_CATALOG).output(ITEM_EMBEDDINGS.name)
     _print_neighbours(settings, published)
     print(f"\nembeddings: {published.uri}, Delta version {published.version}, {published.rows:,} rows")
-    print("read them without Spark:")
-    print(f"  import polars; polars.scan_delta({published.uri!r}, version={published.version}).collect()")
+    print(f"read them without Spark:\n  {_how_to_read(published)}")
+
+
+def _how_to_read(published: TableVersion) -> str:
+    where = f"{published.uri!r}, version={published.version}"
+    if published.uri == quote(published.uri, safe="/:"):
+        return f"import polars; polars.scan_delta({where}).collect()"
+    # Polars looks for the files of such a folder under the name that the log has for it, %20 and all.
+    return f"import deltalake; deltalake.DeltaTable({where}).to_pyarrow_table()"
 
 
 def recorded_runs(settings: Settings) -> list[RunRecord[Any]]:

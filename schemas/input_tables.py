@@ -65,10 +65,11 @@ class InputTable:
         return tuple(name for name in self.names if name.lower() not in self.table.column_names)
 
     def __str__(self) -> str:
-        declared = len(self.table.columns)
-        rows = f"{self.rows:,} rows" if self.rows is not None else f"rows not proven ({self.unproven})"
+        if self.unproven:
+            return f"Delta, the number of its rows not proven, as only Spark can open it: {self.unproven}"
         kind = "Parquet" if self.version is None else f"Delta version {self.version}"
-        text = f"{kind}, {_counted(self.file_count, 'file')}, {rows}, {len(self.known)} of {declared} columns"
+        counts = f"{_counted(self.file_count, 'file')}, {_counted(self.rows or 0, 'row')}"
+        text = f"{kind}, {counts}, {len(self.known)} of {len(self.table.columns)} columns"
         lists = {
             "not in every file": [name for name in self.known if not all(name in file.sources for file in self.files)],
             "not there": [name for name in self.table.column_names if name not in self.known],

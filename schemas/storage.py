@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -85,11 +85,13 @@ class DataFile:
         uri: A URI with its scheme, percent-encoded.
         rows: How many it holds; None = the table's log does not say.
         deleted: How many of them a deletion vector takes away.
+        partition: What all of its rows hold in the columns that the table is partitioned by, as texts.
     """
 
     uri: str
     rows: int | None
     deleted: int = 0
+    partition: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def path(self) -> str:
@@ -136,16 +138,16 @@ def version_files(table_uri: str, version: int | None = None) -> VersionFiles:
 
 def files_of(delta: DeltaTable) -> VersionFiles:
     """The files of an opened Delta table."""
-    actions = delta.get_add_actions(flatten=True)
-    paths, rows = (actions.column(name).to_pylist() for name in ("path", "num_records"))
+    actions = pa.table(delta.get_add_actions(flatten=True)).to_pylist()
     # Both in the order of names, which the folder before them does not change.
-    by_path = sorted(zip(paths, rows, strict=True))
+    actions.sort(key=lambda action: unquote(action["path"]))
+    uris = sorted((_uri_of(found) for found in delta.file_uris()), key=unquote)
     kept = _kept_rows(delta)
     files = []
-    for found, (_, count) in zip(sorted(delta.file_uris()), by_path, strict=True):
-        uri = _uri_of(found)
+    for uri, action in zip(uris, actions, strict=True):
         deleted = int(pc.sum(pc.invert(kept[unquote(uri)])).as_py()) if unquote(uri) in kept else 0
-        files.append(DataFile(uri, count, deleted))
+        values = {name: action[f"partition.{name}"] for name in delta.metadata().partition_columns}
+        files.append(DataFile(uri, action["num_records"], deleted, values))
     return VersionFiles(delta.version(), tuple(files), frozenset(delta.protocol().reader_features or []))
 
 
@@ -228,14 +230,11 @@ def read_batches(table_uri: str, version: int | None, columns: list[str]) -> Ite
     """
     delta = DeltaTable(table_uri, version=version)
     schema = pa.schema(delta.schema().to_arrow())
-    fields = {field["name"]: field["metadata"] for field in json.loads(delta.schema().to_json())["fields"]}
+    fields = {entry["name"]: entry["metadata"] for entry in json.loads(delta.schema().to_json())["fields"]}
     stored = {name: fields[name].get("delta.columnMapping.physicalName", name) for name in columns}
-    partitions = _partition_values(delta)
     kept = _kept_rows(delta)
-    for uri in sorted(delta.file_uris()):
-        file = DataFile(_uri_of(uri), None)
-        values = partitions.get(unquote(file.uri).rpartition("/")[2], {})
-        keep, start = kept.get(unquote(file.uri)), 0
+    for file in files_of(delta).files:
+        values, keep, start = file.partition, kept.get(unquote(file.uri)), 0
         for rows in file_batches(file.path, [stored[name] for name in columns if name not in values]):
             found = {
                 name: _repeated(values[name], schema.field(name).type, len(rows)) if name in values
@@ -257,14 +256,6 @@ def file_batches(uri: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
         else:
             nothing = pa.array([{}] * file.metadata.num_rows, pa.struct([]))
             yield pa.RecordBatch.from_struct_array(nothing)
-
-
-def _partition_values(delta: DeltaTable) -> dict[str, dict[str, Any]]:
-    """By the last part of a file's path, the values of the columns that the table is partitioned by, as texts."""
-    names = delta.metadata().partition_columns
-    actions = pa.table(delta.get_add_actions(flatten=True)).to_pylist() if names else []
-    last = [unquote(row["path"]).rpartition("/")[2] for row in actions]
-    return {file: {name: row[f"partition.{name}"] for name in names} for file, row in zip(last, actions, strict=True)}
 
 
 def _repeated(value: Any, kind: pa.DataType, count: int) -> pa.Array:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 
-from pipeline.summary import print_summary
+from pipeline.summary import _how_to_read, print_summary
 from schemas.arrow import arrow_schema
 from schemas.metrics import EvaluationMetrics, EventCounts, NoMetrics, ScoreMetrics, TaskCounts, TrainingTableMetrics
 from schemas.records import RunRecord, TableVersion, write_record
@@ -117,3 +117,13 @@ def test_a_title_cannot_command_the_terminal(settings: Settings, capsys: pytest.
     said = capsys.readouterr().out
     assert r"\x1b]0;pwned\x07\x1b[2Jtitle\r" in said
     assert not set("\x1b\x07\r\u202e") & set(said)
+
+
+@pytest.mark.parametrize("folder", ["shop", "mein Laden", "l\u00e4den"])
+def test_the_line_that_reads_the_embeddings_does(folder: str, tmp_path: Path) -> None:
+    uri = f"{tmp_path}/{folder}/item_embeddings"
+    write_deltalake(uri, pa.table({"item_id": ["a"]}))
+    line = _how_to_read(TableVersion("item_embeddings", uri, 0, 1))
+    names: dict[str, Any] = {}
+    exec(f"{line.partition('; ')[0]}; rows = {line.partition('; ')[2]}", names)
+    assert len(names["rows"]) == 1
