@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,19 @@ from deltalake import write_deltalake
 
 from pipeline.summary import print_summary
 from schemas.arrow import arrow_schema
-from schemas.metrics import EvaluationMetrics, EventCounts, NoMetrics, ScoreMetrics, TaskCounts, TrainingTableMetrics
-from schemas.records import RunRecord, TableVersion, write_record
+from schemas.errors import InputError
+from schemas.metrics import (
+    EvaluationMetrics,
+    EventCounts,
+    ItemMetrics,
+    NoMetrics,
+    ScoreMetrics,
+    TaskCounts,
+    TrainingTableMetrics,
+)
+from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.settings import Settings
+from schemas.stages import EVALUATE, SCORE_CATALOG
 from schemas.tables import EVALUATION
 
 FIGURES = [
@@ -76,3 +87,23 @@ def test_the_summary_shows_what_the_records_and_tables_say(
         (line.split()[0] for line in lines[first + 1 : first + 6]), reverse=True
     )
     assert f"polars.scan_delta('{settings.layout.uri}/item_embeddings', version=0)" in lines[-1]
+
+
+@pytest.mark.fault("F1", "refused", "a summary of figures that are not of the published embeddings, or of a mixture")
+def test_figures_of_other_embeddings_are_not_shown(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluated = read_record(settings.layout, EVALUATE)
+    older = TableVersion("item_embeddings", f"{settings.layout.uri}/item_embeddings", 7, 60)
+    write_record(settings.layout, replace(evaluated, inputs=(older,)))
+    with pytest.raises(
+        InputError, match=r"figures of version 0, which is published; found figures of version 7\. .*eval"
+    ):
+        print_summary(settings)
+    write_record(settings.layout, replace(evaluated, inputs=(replace(older, version=0),)))
+    print_summary(settings)
+    capsys.readouterr()
+    write_record(settings.layout, RunRecord("build_item_features", ItemMetrics(9, "new")))
+    scored = read_record(settings.layout, SCORE_CATALOG)
+    write_record(settings.layout, replace(scored, made_with={"vocabulary": "old"}))
+    with pytest.raises(InputError, match=r"vocabulary: .*old in what score_catalog wrote\. Run score_catalog again"):
+        print_summary(settings)
+    assert capsys.readouterr().out == ""
