@@ -12,21 +12,30 @@ Safe to rerun: an unfinished run of the same inputs and settings resumes from it
 
 from __future__ import annotations
 
+import os
+
 from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
 from jobs.runtime import command_line
 from schemas.errors import SettingsError, leaving_a_worker
+from schemas.lease import VARIABLE
 from schemas.settings import Settings
 from schemas.stages import TRAIN
 
 STAGE = TRAIN
 
 
-def train_in_executor(settings_json: str) -> None:
-    """What each rank runs; settings travel as text, since executors share neither arguments nor environment."""
+def train_in_executor(settings_json: str, lease: str = "") -> None:
+    """What each rank runs; settings travel as text, since executors share neither arguments nor environment.
+
+    Args:
+        settings_json: The settings.
+        lease: That of the run that started this one, under which the ranks work; see schemas/lease.py.
+    """
     from itemsage_model.train import train_on_this_rank  # noqa: PLC0415 (imported on the executor)
 
+    os.environ |= {VARIABLE: lease} if lease else {}
     with leaving_a_worker():
         train_on_this_rank(Settings.model_validate_json(settings_json))
 
@@ -45,7 +54,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
             "Lower it, or give the application more cores."
         )
     distributor = TorchDistributor(num_processes=settings.train.processes, local_mode=is_local, use_gpu=False)
-    distributor.run(train_in_executor, settings.model_dump_json())
+    distributor.run(train_in_executor, settings.model_dump_json(), os.environ.get(VARIABLE, ""))
 
 
 def main() -> None:
