@@ -18,9 +18,11 @@ import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 from pyarrow import fs
 
+from schemas.contracts import agreed, run_again
 from schemas.errors import InputError
 from schemas.input_rows import input_rows
 from schemas.input_tables import find_input
+from schemas.metrics import EvaluationMetrics
 from schemas.plain_text import printable
 from schemas.records import RunRecord, TableVersion, read_record
 from schemas.settings import Settings
@@ -33,10 +35,19 @@ _MAX_SEARCHED = 50_000
 
 
 def print_summary(settings: Settings) -> None:
-    """Print everything."""
-    _print_rows(recorded_runs(settings))
-    _print_evaluation(settings)
+    """Print everything.
+
+    Raises:
+        InputError: the records are of stages that were made with different things, or the figures are of embeddings
+            that are no longer published.
+    """
+    records = recorded_runs(settings)
+    kinds = {task.query_kind for task in settings.task_list}
+    agreed(settings.layout, EVALUATE, [record for record in records if record.stage != EVALUATE.name], kinds)
     published = read_record(settings.layout, SCORE_CATALOG).output(ITEM_EMBEDDINGS.name)
+    _require_figures_of(published, read_record(settings.layout, EVALUATE))
+    _print_rows(records)
+    _print_evaluation(settings)
     _print_neighbours(settings, published)
     print(f"\nembeddings: {published.uri}, Delta version {published.version}, {published.rows:,} rows")
     print(f"read them without Spark:\n  {_how_to_read(published)}")
@@ -48,6 +59,18 @@ def _how_to_read(published: TableVersion) -> str:
         return f"import polars; polars.scan_delta({where}).collect()"
     # Polars looks for the files of such a folder under the name that the log has for it, %20 and all.
     return f"import deltalake; deltalake.DeltaTable({where}).to_pyarrow_table()"
+
+
+def _require_figures_of(published: TableVersion, evaluated: RunRecord[EvaluationMetrics]) -> None:
+    measured = evaluated.input(published.table)
+    if measured and measured.version != published.version:
+        raise InputError(
+            f"run record of {evaluated.stage}",
+            published.table,
+            expected=f"figures of version {published.version}, which is published",
+            found=f"figures of version {measured.version}",
+            cure=run_again([evaluated.stage]),
+        )
 
 
 def recorded_runs(settings: Settings) -> list[RunRecord[Any]]:

@@ -114,6 +114,7 @@ def write(
     if [field.nullable for field in stored] != [field.nullable for field in schema] or stored.names != schema.names:
         # A changed schema is written as nullable, so Delta itself no longer refuses nulls.
         _refuse_nulls(conform(df, table), table)
+    before = deltalake.DeltaTable(uri).version()
     require_held()
     try:
         writer.save(uri)
@@ -122,8 +123,12 @@ def write(
         if refusal := _broken_rule(str(error), table):
             raise refusal from error
         raise
-    # Another run may have committed since.
-    commit = next(found for found in deltalake.DeltaTable(uri).history(100) if found.get("userMetadata") == mark)
+    # By its mark, as another run may have committed since.
+    history = deltalake.DeltaTable(uri).history(100)
+    commit = next((found for found in history if found.get("userMetadata") == mark), None)
+    if commit is None:
+        # Delta records no commit that changes nothing: no rows in place of none.
+        return Written(table.name, uri, before, 0)
     # Delta leaves the metric out where the plan shows that there is no row.
     return Written(table.name, uri, int(commit["version"]), int(commit["operationMetrics"].get("numOutputRows", 0)))
 

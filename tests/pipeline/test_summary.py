@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,19 @@ from deltalake import write_deltalake
 
 from pipeline.summary import _how_to_read, print_summary
 from schemas.arrow import arrow_schema
-from schemas.metrics import EvaluationMetrics, EventCounts, NoMetrics, ScoreMetrics, TaskCounts, TrainingTableMetrics
-from schemas.records import RunRecord, TableVersion, write_record
+from schemas.errors import InputError
+from schemas.metrics import (
+    EvaluationMetrics,
+    EventCounts,
+    ItemMetrics,
+    NoMetrics,
+    ScoreMetrics,
+    TaskCounts,
+    TrainingTableMetrics,
+)
+from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.settings import Settings
+from schemas.stages import EVALUATE, SCORE_CATALOG
 from schemas.tables import EVALUATION
 
 FIGURES = [
@@ -127,3 +138,23 @@ def test_the_line_that_reads_the_embeddings_does(folder: str, tmp_path: Path) ->
     names: dict[str, Any] = {}
     exec(f"{line.partition('; ')[0]}; rows = {line.partition('; ')[2]}", names)
     assert len(names["rows"]) == 1
+
+
+@pytest.mark.fault("F1", "refused", "a summary of figures that are not of the published embeddings, or of a mixture")
+def test_figures_of_other_embeddings_are_not_shown(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluated = read_record(settings.layout, EVALUATE)
+    older = TableVersion("item_embeddings", f"{settings.layout.uri}/item_embeddings", 7, 60)
+    write_record(settings.layout, replace(evaluated, inputs=(older,)))
+    with pytest.raises(
+        InputError, match=r"figures of version 0, which is published; found figures of version 7\. .*eval"
+    ):
+        print_summary(settings)
+    write_record(settings.layout, replace(evaluated, inputs=(replace(older, version=0),)))
+    print_summary(settings)
+    capsys.readouterr()
+    write_record(settings.layout, RunRecord("build_item_features", ItemMetrics(9, "new")))
+    scored = read_record(settings.layout, SCORE_CATALOG)
+    write_record(settings.layout, replace(scored, made_with={"vocabulary": "old"}))
+    with pytest.raises(InputError, match=r"vocabulary: .*old in what score_catalog wrote\. Run score_catalog again"):
+        print_summary(settings)
+    assert capsys.readouterr().out == ""

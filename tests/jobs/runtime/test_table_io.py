@@ -102,11 +102,11 @@ def test_a_version_that_is_not_there_is_named(spark: SparkSession, uri: str) -> 
 def test_a_write_names_its_own_version_though_another_came_after(
     spark: SparkSession, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, faster = table_io.deltalake.DeltaTable, []
+    original, opened = table_io.deltalake.DeltaTable, []
 
     def overtaken(at: str) -> Any:
-        if not faster:
-            faster.append(True)
+        opened.append(at)
+        if len(opened) == 2:
             prices(spark).write.format("delta").mode("overwrite").save(at)
         return original(at)
 
@@ -114,6 +114,12 @@ def test_a_write_names_its_own_version_though_another_came_after(
     written = table_io.write(prices(spark, ("a", 1), ("b", 2)), uri, PRICES, run_id="one")
     assert (written.version, written.rows) == (1, 2)
     assert rows_at(spark, uri, written.version) == [("a", 1), ("b", 2)]
+    assert rows_at(spark, uri) == []
+
+
+def test_no_rows_in_place_of_none_are_no_commit(spark: SparkSession, uri: str) -> None:
+    assert table_io.write(prices(spark), uri, PRICES, run_id="one") == table_io.Written("prices", uri, 0, 0)
+    assert table_io.write(prices(spark), uri, PRICES, run_id="two").version == DeltaTable(uri).version() == 0
 
 
 @pytest.mark.fault("B3", "refused", "a job whose lease was given to another run, by Spark and by workers")
