@@ -1,4 +1,4 @@
-"""One of several training processes on this machine: what `itemsage_model.train` starts, never a person.
+"""One of several training processes: what `itemsage_model.train` and `jobs/train.py` start, never a person.
 
 python -m itemsage_model.rank FOLDER       settings.json lies in that private folder
 """

@@ -1,4 +1,4 @@
-"""Train from Spark: on a cluster by pyspark's TorchDistributor, on one machine as `itemsage_model.train` does itself.
+"""Train from Spark: on a cluster as one barrier stage, on one machine as `itemsage_model.train` does itself.
 
 Reads: training_<task>, item_features and item_counts, at the versions that the run records name.
 Writes: the model, its checkpoints while it runs, and the run record of train; no table, so no "one row".
@@ -12,46 +12,54 @@ executor must reach the warehouse under the same path or URI. Training reads its
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 
-from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
 from itemsage_model.train import start_ranks
 from jobs.runtime import command_line
-from schemas.errors import SettingsError, leaving_a_worker
+from jobs.runtime.barrier import at_fault, run_on_cluster
+from schemas.errors import EXIT_FAILED, SettingsError
+from schemas.lease import VARIABLE
 from schemas.settings import Settings
 from schemas.stages import TRAIN
 
 STAGE = TRAIN
-
-
-def train_in_executor(settings_json: str) -> None:
-    """What each rank runs; settings travel as text, since executors share neither arguments nor environment."""
-    from itemsage_model.train import train_on_this_rank  # noqa: PLC0415 (imported on the executor)
-
-    with leaving_a_worker():
-        train_on_this_rank(Settings.model_validate_json(settings_json))
+_SLOTS_SECONDS = 60
 
 
 def run(spark: SparkSession, settings: Settings) -> None:
-    """Start the ranks and wait for them; exits with their code where they fail on this machine.
+    """Start the ranks and wait for them; exits with their code where they fail.
 
     Raises:
-        SettingsError: the cluster has fewer task slots than ranks; the distributor would wait for them without a word.
+        SettingsError: the cluster has fewer task slots than ranks; Spark would wait for them without a word.
     """
     if (spark.sparkContext.master or "").startswith("local"):
         if code := start_ranks(settings):
             sys.exit(code)
         return
-    slots = spark.sparkContext.defaultParallelism
-    if slots < settings.train.processes:
+    _require_slots(spark, settings.train.processes)
+    files = {"settings.json": settings.with_absolute_places().model_dump_json()}
+    # Executors do not share the driver's environment: the ranks work under the lease of the run that started this.
+    lease = {VARIABLE: os.environ.get(VARIABLE, "")}
+    heard = at_fault(run_on_cluster(spark, "itemsage_model.rank", settings.train.processes, files, lease))
+    print(heard.said, end="", flush=True)
+    if heard.code:
+        sys.exit(max(heard.code, EXIT_FAILED))  # below 0: killed
+
+
+def _require_slots(spark: SparkSession, wanted: int) -> None:
+    """Wait for the executors to register, as those of a session just opened have not."""
+    deadline = time.monotonic() + _SLOTS_SECONDS
+    while (slots := spark.sparkContext.defaultParallelism) < wanted and time.monotonic() < deadline:
+        time.sleep(1)
+    if slots < wanted:
         raise SettingsError(
-            f"train.processes: expected at most {slots}, the cluster's task slots; found {settings.train.processes}. "
+            f"train.processes: expected at most {slots}, the cluster's task slots; found {wanted}. "
             "Lower it, or give the application more cores."
         )
-    distributor = TorchDistributor(num_processes=settings.train.processes, local_mode=False, use_gpu=False)
-    distributor.run(train_in_executor, settings.with_absolute_places().model_dump_json())
 
 
 def main() -> None:

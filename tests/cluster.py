@@ -74,7 +74,7 @@ def _wait_for(page: int, workers: int, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while True:
         with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{page}/json/", timeout=5) as answer:
-            if answer.read().decode().count('"state" : "ALIVE"') + 0 >= workers:
+            if answer.read().decode().count('"state" : "ALIVE"') >= workers:
                 return
         assert time.monotonic() < deadline, "the cluster did not start"
         time.sleep(0.3)

@@ -326,8 +326,7 @@ def test_a_version_that_no_record_names_is_not_read(spark: Any, portal: Settings
     assert {table: content_hash(portal, table) for table in tables} == before
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning", "ignore:subprocess")  # pyspark's own Popen
-def test_spark_starts_the_trainer_through_torch_distributor(spark: Any, portal: Settings):
+def test_spark_starts_the_trainer_s_processes(spark: Any, portal: Settings):
     from jobs import train
 
     settings = portal.model_copy(update={"train": portal.train.model_copy(update={"processes": 2, "steps": 3})})
