@@ -21,6 +21,11 @@ from schemas.stages import EVALUATE, PIPELINE, TRAIN
 from tests.pipeline.shop import write_shop
 
 
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return load_settings(write_shop(tmp_path))
+
+
 def test_stages_run_from_the_one_that_is_named() -> None:
     names = [stage.name for stage in PIPELINE]
     assert cli.stages_from("") == names
