@@ -20,7 +20,8 @@ CORRECT_URI = "Run the job that writes it, or correct the URI in the settings."
 _THREADS = 16
 """Footers that are read at once: on an object store, most of one is waiting."""
 
-_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
+"""What a `key=value` folder is called whose value is null."""
 
 _OTHER_FORMATS = {"_delta_log": "a Delta table", ".hoodie": "an Apache Hudi table"}
 """Folders of which each makes the folder that it lies in a table of another kind than plain Parquet files."""
@@ -143,7 +144,7 @@ def _beginning(system: fs.FileSystem, path: str, error: Exception) -> str:
 def _folders(name: str) -> dict[str, str | None]:
     """The `key=value` folders of a file, as Hive lays out partitions."""
     pairs = [part.split("=", 1) for part in name.split("/")[:-1] if "=" in part]
-    return {key.lower(): None if value == _NULL_PARTITION else unquote(value) for key, value in pairs if key}
+    return {key.lower(): None if value in ("", NULL_FOLDER) else unquote(value) for key, value in pairs if key}
 
 
 def _no_parquet(table: Table, file: str, found: str) -> TableError:

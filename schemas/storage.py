@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 from uuid import uuid4
 
 import pyarrow as pa
@@ -85,13 +85,13 @@ class DataFile:
         uri: A URI with its scheme, percent-encoded.
         rows: How many it holds; None = the table's log does not say.
         deleted: How many of them a deletion vector takes away.
-        partition: What all of its rows hold in the columns that the table is partitioned by, as texts.
+        partition: What all of its rows hold in the columns that the table is partitioned by.
     """
 
     uri: str
     rows: int | None
     deleted: int = 0
-    partition: Mapping[str, str | None] = field(default_factory=dict)
+    partition: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> str:
@@ -138,7 +138,8 @@ def version_files(table_uri: str, version: int | None = None) -> VersionFiles:
 
 def files_of(delta: DeltaTable) -> VersionFiles:
     """The files of an opened Delta table."""
-    actions = pa.table(delta.get_add_actions(flatten=True)).to_pylist()
+    keys = [f"partition.{name}" for name in delta.metadata().partition_columns]
+    actions = pa.table(delta.get_add_actions(flatten=True)).select(["path", "num_records", *keys]).to_pylist()
     # Both in the order of names, which the folder before them does not change.
     actions.sort(key=lambda action: unquote(action["path"]))
     uris = sorted((_uri_of(found) for found in delta.file_uris()), key=unquote)
@@ -146,14 +147,14 @@ def files_of(delta: DeltaTable) -> VersionFiles:
     files = []
     for uri, action in zip(uris, actions, strict=True):
         deleted = int(pc.sum(pc.invert(kept[unquote(uri)])).as_py()) if unquote(uri) in kept else 0
-        values = {name: action[f"partition.{name}"] for name in delta.metadata().partition_columns}
+        values = {key.removeprefix("partition."): action[key] for key in keys}
         files.append(DataFile(uri, action["num_records"], deleted, values))
     return VersionFiles(delta.version(), tuple(files), frozenset(delta.protocol().reader_features or []))
 
 
 def _uri_of(found: str) -> str:
-    """The URI of a file that delta-rs names: a local one comes as its path, with some of its signs percent-encoded."""
-    return found if "://" in found else f"file://{quote(unquote(found))}"
+    """The URI of a file that delta-rs names: a local one comes as its path, percent-encoded."""
+    return found if "://" in found else f"file://{found}"
 
 
 def _kept_rows(delta: DeltaTable) -> dict[str, pa.Array]:
@@ -243,8 +244,13 @@ def read_batches(table_uri: str, version: int | None, columns: list[str]) -> Ite
                 for name in columns
             }  # fmt: skip
             batch = pa.RecordBatch.from_pydict(found)
-            yield batch if keep is None else batch.filter(keep.slice(start, len(rows)))
+            yield batch if keep is None else batch.filter(_as_long(keep.slice(start, len(rows)), len(rows)))
             start += len(rows)
+
+
+def _as_long(keep: pa.Array, count: int) -> pa.Array:
+    """A selection may end with the last row that it takes away."""
+    return pa.concat_arrays([keep, pa.array([True] * (count - len(keep)), pa.bool_())])
 
 
 def file_batches(uri: str, columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -7,7 +7,6 @@ of all, passes folders over beside files, takes brackets in a path for a pattern
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from functools import reduce
 from urllib.parse import unquote
 
@@ -18,10 +17,13 @@ from pyspark.sql import types as T
 
 from schemas.errors import TableError
 from schemas.input_columns import Source, Sources
-from schemas.input_files import InputFile
+from schemas.input_files import NULL_FOLDER, InputFile
 from schemas.input_tables import InputTable
 from schemas.source_types import NANOSECONDS, is_widened, spark_name
 from schemas.spark import conform, struct_type
+
+_MAX_NAMED = 32
+"""Most files of a whole folder that Spark is told one by one: it asks for each anew, beyond these in a task each."""
 
 
 def read_input(spark: SparkSession, found: InputTable) -> DataFrame:
@@ -35,11 +37,9 @@ def read_input(spark: SparkSession, found: InputTable) -> DataFrame:
         reader = reader if found.version is None else reader.option("versionAsOf", found.version)
         rows = reader.load(found.uri)
         return conform(rows if found.unproven else rows.select(*_columns(found, found.sources)), found.table)
-    # Files of one kind are read together: most tables are one.
-    kinds: dict[tuple[tuple[str, Source], ...], list[InputFile]] = defaultdict(list)
-    for file in found.files:
-        kinds[tuple(sorted(file.sources.items()))].append(file)
-    parts = [_read_files(spark, files).select(*_columns(found, files[0].sources)) for files in kinds.values()]
+    parts = [
+        _read_files(spark, found, files, sources).select(*_columns(found, sources)) for sources, files in _kinds(found)
+    ]
     return reduce(DataFrame.union, (conform(part, found.table) for part in parts))
 
 
@@ -68,12 +68,33 @@ def require_all_rows(spark: SparkSession, found: InputTable, count: int) -> None
     )
 
 
-def _read_files(spark: SparkSession, files: list[InputFile]) -> DataFrame:
-    stored = {source.name: _stored_as(source) for source in files[0].sources.values() if not source.is_folder}
+def _kinds(found: InputTable) -> list[tuple[dict[str, Source], list[InputFile]]]:
+    """Files that Spark can read together, with their columns: most tables are one kind, whatever columns a file lacks.
+
+    What a file has, no other file of its kind has under another name or as another type; a column of nulls alone is of
+    a type of its own.
+    """
+    kinds: list[tuple[dict[str, Source | None], list[InputFile]]] = []
+    for file in found.files:
+        nothing = dict.fromkeys(name.lower() for name in file.names if name.lower() in found.table.column_names)
+        columns: dict[str, Source | None] = {**nothing, **file.sources}
+        for known, files in kinds:
+            if all(known[name] == source for name, source in columns.items() if name in known):
+                known.update(columns)
+                files.append(file)
+                break
+        else:
+            kinds.append((columns, [file]))
+    return [({name: source for name, source in known.items() if source}, files) for known, files in kinds]
+
+
+def _read_files(spark: SparkSession, found: InputTable, files: list[InputFile], sources: Sources) -> DataFrame:
+    stored = {source.name: _stored_as(source) for source in sources.values() if not source.is_folder}
     columns = ", ".join(f"`{name}` {kind}" for name, kind in stored.items()) or T.StructType()
     # The paths are paths, not patterns; and what their folders are called makes no column.
     reader = spark.read.schema(columns).option("__globPaths__", "false").option("recursiveFileLookup", "true")
-    return reader.parquet(*[file.uri for file in files])
+    is_whole = len(files) == found.file_count > _MAX_NAMED
+    return reader.parquet(*[found.uri] if is_whole else [file.uri for file in files])
 
 
 def _stored_as(source: Source) -> str:
@@ -105,14 +126,14 @@ def _folder_value(key: str) -> Expression:
     for _ in range(2):
         plain = F.replace(value, F.lit("+"), F.lit("%2B"))
         value = F.coalesce(F.try_url_decode(plain), value)
-    return F.when(value != "__HIVE_DEFAULT_PARTITION__", value)
+    return F.when(~value.isin("", NULL_FOLDER), value)
 
 
 def _difference(spark: SparkSession, found: InputTable) -> str:
     """Which files differ; needs a pass of its own, so only for an error's sake."""
     if found.version is not None:
         return ""
-    counted = _read_files(spark, list(found.files)).groupBy("_metadata.file_path").count().collect()
+    counted = _read_files(spark, found, list(found.files), {}).groupBy("_metadata.file_path").count().collect()
     rows = {unquote(row["file_path"]).partition(":")[2].lstrip("/"): row["count"] for row in counted}
     expected = {file.uri.partition("://")[2].lstrip("/") or file.uri.lstrip("/"): file.rows for file in found.files}
     differing = [path for path, count in expected.items() if rows.get(path, 0) != count]

@@ -49,6 +49,14 @@ def letter_cases(folder: Path) -> Rows:
     return [("a", None, "de", None, None), ("b", None, "fr", None, None)]
 
 
+def more_files_than_are_named_one_by_one(folder: Path) -> Rows:
+    for number in range(40):
+        put(folder, f"day={number % 7}/part-{number:02}.parquet", visit_id=[f"v{number:02}"], **{"Note": [1]})
+    put(folder, "late.parquet", visit_id=["w"], country=["de"])
+    (folder / "day=1" / "_SUCCESS").write_bytes(b"")
+    return [*((f"v{number:02}", None, None, None, None) for number in range(40)), ("w", None, "de", None, None)]
+
+
 def folders_in_folders(folder: Path) -> Rows:
     put(folder, "latest.parquet", visit_id=["a"])
     put(folder, "2026/01/part.parquet", visit_id=["b"])
@@ -61,7 +69,8 @@ def folders_that_are_values(folder: Path) -> Rows:
     put(folder, "dt=2026-01-01/Country=007/part.parquet", visit_id=["a"])
     put(folder, "dt=2026-01-02/country=x%2Fy +1/part.parquet", visit_id=["b"])
     put(folder, "country=__HIVE_DEFAULT_PARTITION__/part.parquet", visit_id=["c"])
-    countries = {"a": "007", "b": "x/y +1", "c": None}
+    put(folder, "part.parquet", visit_id=["d"])
+    countries = {"a": "007", "b": "x/y +1", "c": None, "d": None}
     return [(name, None, country, None, None) for name, country in countries.items()]
 
 
@@ -108,6 +117,7 @@ def names_with_patterns(folder: Path) -> Rows:
 READ: dict[Callable[[Path], Rows], tuple[str, str]] = {
     columns_that_came_later: ("t01", "a Parquet folder whose older file lacks columns"),
     letter_cases: ("t07", "columns in other letter cases, in some files"),
+    more_files_than_are_named_one_by_one: ("t01", "a folder of many files, one of which has a column more"),
     folders_in_folders: ("t05", "files in nested folders beside one at the top"),
     folders_that_are_values: ("t05", "a column that only the names of Hive folders hold"),
     instants_of_any_unit: ("t02", "instants in nanoseconds, milliseconds and INT96"),
