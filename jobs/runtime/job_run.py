@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from types import TracebackType
 from typing import Generic, TypeVar
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.runtime import publish, table_io
+from jobs.runtime.deadline import TaskDeadline
 from jobs.runtime.worker_rows import WorkerRows
 from schemas.columns import Table
 from schemas.errors import TableError
@@ -51,11 +53,16 @@ class JobRun(Generic[Metrics]):
         self._inputs: list[TableVersion] = []
         self._outputs: list[TableVersion] = []
         self._started = time.monotonic()
+        self._deadline = TaskDeadline(spark.sparkContext, settings.deadlines.task_seconds)
 
     def __enter__(self) -> JobRun[Metrics]:
+        self._deadline.__enter__()
         return self
 
-    def __exit__(self, kind: object, value: object, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._deadline.__exit__(kind, error, trace)
         if kind is None:
             self._save()
 
