@@ -11,6 +11,8 @@ Exit codes: 0 done; 1 unexpected failure, a retry resumes; 2 settings; 3 bad inp
 
 from __future__ import annotations
 
+import os
+
 from itemsage_model.training import distributed
 from itemsage_model.training.run import train
 from schemas.command_line import exit_code_of_errors, settings_of, settings_parser
@@ -19,6 +21,9 @@ from schemas.settings import Settings
 
 def train_on_this_rank(settings: Settings) -> None:
     """Join the other ranks, train to the end, and leave them whatever happens."""
+    # oneDNN keeps what it prepares for each new shape of a batch, 1,024 of them by default: a gigabyte that no later step
+    # asks for, as hardly two batches have as many distinct items. It looks here when it is first used.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     device = distributed.start(settings.deadlines.rank_seconds)
     try:
         with distributed.naming_silent_ranks(settings.deadlines.rank_seconds):

@@ -21,6 +21,7 @@ from pyspark.sql import functions as F
 
 from jobs.runtime import publish, table_io
 from jobs.runtime.deadline import TaskDeadline
+from jobs.runtime.lost_worker import lost_worker
 from jobs.runtime.worker_rows import WorkerRows
 from schemas.columns import Table
 from schemas.errors import TableError
@@ -63,6 +64,8 @@ class JobRun(Generic[Metrics]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._deadline.__exit__(kind, error, trace)
+        if error is not None and (lost := lost_worker(error)):
+            raise lost from error
         if kind is None:
             self._save()
 

@@ -1,4 +1,4 @@
-"""A Python worker that is stuck ends the job within the deadline; slow tasks that end one after another do not."""
+"""A Python worker that is stuck or killed ends the job with an error that says so; slow tasks that end do not."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ import pytest
 from pyspark.sql import SparkSession
 
 from jobs.runtime.deadline import TaskDeadline
+from jobs.runtime.lost_worker import lost_worker
 from schemas.errors import DeadlineError
 
 
 def freeze(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     os.kill(os.getpid(), signal.SIGSTOP)
+    yield from batches
+
+
+def die(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    os.kill(os.getpid(), signal.SIGKILL)
     yield from batches
 
 
@@ -43,3 +49,14 @@ def test_tasks_that_end_keep_the_job_alive(spark: SparkSession) -> None:
 def test_without_a_deadline_nothing_is_watched(spark: SparkSession) -> None:
     with TaskDeadline(spark.sparkContext, 0) as deadline:
         assert not deadline._thread.is_alive()
+
+
+@pytest.mark.fault("C7", "refused", "a Python worker that the system kills, as it does for want of memory")
+def test_a_killed_worker_is_named_with_what_to_raise_or_lower(spark: SparkSession) -> None:
+    with pytest.raises(Exception, match="worker") as raised:
+        spark.range(1).coalesce(1).mapInArrow(die, "id long").collect()
+    said = str(lost_worker(raised.value))
+    assert "Python worker exited unexpectedly" in said
+    assert "spark.executor.memoryOverhead" in said
+    assert "score.rows_per_batch" in said
+    assert lost_worker(ValueError("a null")) is None
