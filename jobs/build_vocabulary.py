@@ -114,6 +114,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
         counts = count_tokens(job.read(ITEMS), settings.features).persist()  # read once per kind
         distinct = counts.groupBy("token_kind").agg(F.count("*").alias("distinct")).collect()
         if not distinct and "text" in settings.model.sequence:
+            counts.unpersist()
             raise no_text(settings)
         job.write(most_frequent(counts, settings.features), VOCABULARY)
         job.metrics = VocabularyMetrics(**{f"distinct_{row['token_kind']}s": row["distinct"] for row in distinct})

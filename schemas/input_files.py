@@ -82,7 +82,8 @@ def parquet_files(
             raise _no_parquet(table, _uri_within(uri, name), "a file of 0 bytes")
     with ThreadPoolExecutor(_THREADS) as threads:
         files = tuple(threads.map(lambda name: _read_footer(system, taken[name].path, uri, name, table), taken))
-    return files, tuple(name for name in listed if name not in taken)
+    # Hadoop's checksums are no news: it writes one for each file on a local disk.
+    return files, tuple(name for name in listed if name not in taken and not name.endswith(".crc"))
 
 
 def _listed(system: fs.FileSystem, place: fs.FileInfo, uri: str, table: Table) -> dict[str, fs.FileInfo]:

@@ -43,7 +43,7 @@ def test_what_is_found_is_said(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     assert str(find_input(str(tmp_path), VISITS)) == (
         "Parquet, 2 files, 2 rows, 2 of 5 columns; not in every file: country; not there: visit_ts, pages, place; "
-        "not read: Kanal; passed over: .part-0.parquet.crc, _SUCCESS, _temporary/0/part-9.parquet"
+        "not read: Kanal; passed over: _SUCCESS, _temporary/0/part-9.parquet"
     )
 
 
