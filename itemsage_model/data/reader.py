@@ -140,7 +140,7 @@ def read_files(
             reader = open_reader(uris, row_format.columns, seed, replace(row_format.declared, name=files.table))
     except Exception as error:
         # Petastorm, which reads the footers, does not say of which file.
-        if found := first_unreadable(uris, files.table):
+        if found := first_unreadable(uris, files.table, row_format.columns):
             raise found from error
         raise
     try:
