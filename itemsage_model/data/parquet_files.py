@@ -59,11 +59,7 @@ def file_batches(
     """
     filesystem, path = file_system(uri)
     with naming_the_file(uri, table.name), open_parquet(path, filesystem) as file:
-        present = file.schema_arrow.names
-        for name in columns:
-            if name not in present:  # pyarrow would leave it out in silence
-                cure = "Run the job that writes the table again."
-                raise TableError(uri, name, expected="this column", found=", ".join(present), cure=cure)
+        _require_columns(file, uri, columns)
         for batch in file.iter_batches(rows, columns=columns, use_threads=False, row_groups=row_groups):
             require_undamaged(batch, table, uri)
             yield batch
@@ -99,7 +95,7 @@ def naming_the_file(uri: str, table: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise gone(table, uri) from error
-    except (OSError, pa.ArrowException, ValueError, MemoryError) as error:
+    except (OSError, pa.ArrowException, ValueError, LookupError, MemoryError) as error:
         if getattr(error, "errno", None) or _STORAGE_FAILED.search(str(error)):
             raise
         cause = " ".join(str(error).split())[:300]
@@ -134,13 +130,21 @@ def row_group_rows(uri: str, table: str) -> list[int]:
         return [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
 
 
-def first_unreadable(uris: list[str], table: str) -> TableError | None:
-    """What is wrong with the first of some files that is gone or has a damaged footer; None where all open."""
+def _require_columns(file: pq.ParquetFile, uri: str, columns: Sequence[str]) -> None:
+    present = file.schema_arrow.names
+    for name in columns:
+        if name not in present:  # pyarrow would leave it out in silence
+            cure = "Run the job that writes the table again."
+            raise TableError(uri, name, expected="this column", found=", ".join(present), cure=cure)
+
+
+def first_unreadable(uris: list[str], table: str, columns: Sequence[str]) -> TableError | None:
+    """What is wrong with the first file that is gone, has a damaged footer or lacks a column; None where none is."""
     for uri in uris:
         filesystem, path = file_system(uri)
         try:
-            with naming_the_file(uri, table), open_parquet(path, filesystem):
-                pass
+            with naming_the_file(uri, table), open_parquet(path, filesystem) as file:
+                _require_columns(file, uri, columns)
         except TableError as error:
             return error
     return None

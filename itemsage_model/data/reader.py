@@ -27,6 +27,7 @@ from schemas.cells import unpack_cells
 from schemas.columns import Table
 from schemas.elements import SizedElement
 from schemas.errors import TableError
+from schemas.stages import remade
 from schemas.tables import EMBEDDING_DIM, FEATURES_HASH, ITEM_FEATURES, ROW_CHECKSUM, TRAINING_PAIRS
 
 _PREFETCHED_BLOCKS = 2
@@ -140,14 +141,24 @@ def read_files(
             reader = open_reader(uris, row_format.columns, seed, replace(row_format.declared, name=files.table))
     except Exception as error:
         # Petastorm, which reads the footers, does not say of which file.
-        if found := first_unreadable(uris, files.table):
+        if found := first_unreadable(uris, files.table, row_format.columns):
             raise found from error
         raise
     try:
-        yield from reader
+        for rows in reader:
+            _require_columns(files.table, row_format.columns, rows)
+            yield rows
     finally:
         reader.stop()
         reader.join()
+
+
+def _require_columns(table: str, columns: tuple[str, ...], rows: pa.Table) -> None:
+    """Petastorm and pyarrow leave out what a file does not have, and a checksum that is not there is not compared."""
+    for name in columns:
+        if name not in rows.schema.names:
+            found = ", ".join(rows.schema.names)
+            raise TableError(table, name, expected="this column in every file", found=found, cure=remade(table))
 
 
 class RowStream(Generic[Rows]):

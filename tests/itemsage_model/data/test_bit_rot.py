@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from itemsage_model.data import row_groups
@@ -123,3 +124,12 @@ def test_a_file_that_was_cut_short_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(TableError, match=rf"whole Parquet file at .*{file.name}.*FROM=build_training_tables"):
         list(RowStream(files, pair_format(ELEMENTS), 100, seed=3, stream=0, rank=0, ranks=1)._epoch(0))
+
+
+@pytest.mark.fault("A14", "refused", "a training table without checksums, as version 0.2 wrote it")
+def test_rows_without_checksums_are_not_read(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "training_a", [4])
+    (file,) = (tmp_path / "training_a").glob("*.parquet")
+    pq.write_table(pq.read_table(file).drop([ROW_CHECKSUM]), file)
+    with pytest.raises(TableError, match=r"training_a, column row_checksum.*FROM=build_training_tables"):
+        first_epoch(tmp_path / "training_a", pair_format(ELEMENTS), "training_a")
