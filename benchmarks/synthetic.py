@@ -19,9 +19,11 @@ from deltalake import convert_to_deltalake
 
 from itemsage_model.data.ragged import PackedItems, Ragged
 from schemas.cells import pack_cells
-from schemas.elements import IMAGES, TEXT, SizedElement
+from schemas.checksums import cells_hashes, row_checksums
+from schemas.columns import Table
+from schemas.elements import FEATURE_CELLS, IMAGES, TEXT, SizedElement
 from schemas.settings import FeatureSettings, ModelSettings, item_elements
-from schemas.tables import EMBEDDING_DIM
+from schemas.tables import EMBEDDING_DIM, FEATURES_HASH, ITEM_FEATURES, ROW_CHECKSUM, TRAINING_PAIRS
 
 ITEMS_PER_FILE = 2048
 _IMAGE_POOL = 4096
@@ -109,9 +111,8 @@ def write_item_features(uri: Path, catalog: Catalog) -> None:
         texts = {
             "item_id": item_ids(rows),
             "out_of_vocabulary_count": pa.array(np.zeros(len(rows), np.int32)),
-            "features_hash": pa.array([f"{row:032x}" for row in rows]),
         }
-        table = pa.table({"item_key": item_keys(rows), **texts, **packed_cells(items)})
+        table = with_checksums({"item_key": item_keys(rows), **texts, **packed_cells(items)}, ITEM_FEATURES)
         pq.write_table(table, uri / f"part-{number:05}.parquet", use_dictionary=False)
     convert_to_deltalake(str(uri))
 
@@ -131,12 +132,19 @@ def write_training_table(
             columns = _pair_columns(first + kept, item[kept])
             queries = _unit_vectors(random, len(kept))
             columns["query_embedding"] = pack_cells(queries, np.full(len(kept), EMBEDDING_DIM))
-            table = pa.table({**columns, **packed_cells(items.take(kept))})
+            table = with_checksums({**columns, **packed_cells(items.take(kept))}, TRAINING_PAIRS)
             for start in range(0, len(table), rows_per_file):
                 part = table.slice(start, rows_per_file)
                 pq.write_table(part, uri / f"part-{first + start:09}.parquet", use_dictionary=False)
             first += len(kept)
     convert_to_deltalake(str(uri))
+
+
+def with_checksums(columns: dict[str, pa.Array], table: Table) -> pa.Table:
+    """The columns and the checksums that the jobs give to a row of the table."""
+    rows = pa.RecordBatch.from_pydict(columns)
+    hashes = cells_hashes([rows.column(name) for name in FEATURE_CELLS])
+    return pa.table(columns | {FEATURES_HASH: hashes, ROW_CHECKSUM: row_checksums(rows, table)})
 
 
 def write_plain(

@@ -120,7 +120,7 @@ def make_inputs(settings: Settings, catalog: Catalog) -> Inputs:
         keys,
         np.full(len(keys), 1 / len(keys)),
         spec,
-        "synthetic",
+        {"vocabulary": "synthetic"},
         (),
     )
 

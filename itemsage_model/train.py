@@ -16,39 +16,21 @@ itself makes 1 of each of them.
 from __future__ import annotations
 
 import os
-import re
 import sys
 
 from itemsage_model.training import distributed
-from itemsage_model.training.ranks import end_with_parent, run_ranks
+from itemsage_model.training.ranks import run_ranks
 from itemsage_model.training.run import train
 from schemas.command_line import exit_code_of_errors, settings_of, settings_parser
 from schemas.settings import Settings
 
-_OF_ANOTHER_RANK = re.compile(r"Connection closed by peer|Connection reset by peer|Broken pipe", re.IGNORECASE)
-
-
-class LostRankError(RuntimeError):
-    """Another training process has ended, or cannot be reached."""
-
 
 def train_on_this_rank(settings: Settings) -> None:
-    """Join the other ranks, train to the end, and leave them whatever happens.
-
-    Raises:
-        LostRankError: another rank has ended.
-    """
-    end_with_parent()
-    device = distributed.start()
+    """Join the other ranks, train to the end, and leave them whatever happens."""
+    device = distributed.start(settings.deadlines.rank_seconds)
     try:
-        train(settings, device)
-    except RuntimeError as error:
-        if distributed.world_size() > 1 and _OF_ANOTHER_RANK.search(str(error)):
-            raise LostRankError(
-                f"process {distributed.rank()} of {distributed.world_size()} lost another one, which has ended: see "
-                "its own error; a retry goes on from the last checkpoint"
-            ) from error
-        raise
+        with distributed.naming_silent_ranks(settings.deadlines.rank_seconds):
+            train(settings, device)
     finally:
         distributed.stop()
 

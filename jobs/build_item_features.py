@@ -26,17 +26,26 @@ from itemsage_model.text.tokenizer import Tokenizer, load_tokenizer, pack_vocabu
 from itemsage_model.text.tokens import TOKEN_KINDS
 from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun
+from jobs.runtime.rejects import matching_loosely, require_few_rejects
 from jobs.runtime.worker_rows import WorkerRows
-from jobs.transforms.item_images import images_by_item, packed_images, split_images
+from jobs.transforms.item_images import given_lengths, images_by_item, packed_images, split_images
 from jobs.transforms.items import joined_texts, split_items
 from jobs.transforms.keys import item_key
 from schemas.cells import pack_cells
+from schemas.checksums import cells_hashes
 from schemas.elements import FEATURE_CELLS
 from schemas.errors import TableError
 from schemas.metrics import ItemMetrics
 from schemas.settings import Settings
 from schemas.stages import BUILD_ITEM_FEATURES
-from schemas.tables import ITEM_FEATURES, ITEM_IMAGES, ITEMS, REJECTED_ITEMS, VOCABULARY
+from schemas.tables import (
+    FEATURES_HASH,
+    ITEM_FEATURES,
+    ITEM_IMAGES,
+    ITEMS,
+    REJECTED_ITEMS,
+    VOCABULARY,
+)
 
 STAGE = BUILD_ITEM_FEATURES
 
@@ -151,16 +160,25 @@ def pack_items(batch: pa.RecordBatch, tokenizer: Tokenizer) -> pa.RecordBatch:
         "item_key": keys.column("item_key"),
         **dict(zip(FEATURE_CELLS, cells, strict=True)),
         "out_of_vocabulary_count": pa.array(missing.sum(axis=1), pa.int32()),
-        "features_hash": pa.array(_hashes(cells)),
+        FEATURES_HASH: pa.array(cells_hashes(cells)),
     }
     return pa.RecordBatch.from_pydict(columns | {name: pa.array(counted[name]) for name in _COUNTS})
 
 
-def _hashes(cells: list[pa.Array]) -> list[str]:
-    """128-bit hash of each row's cells and their lengths: no two rows' cells run together to the same bytes."""
-    lengths = np.stack([pc.binary_length(column).to_numpy() for column in cells], axis=1).astype("<i8")
-    rows = pc.binary_join_element_wise(pack_cells(lengths, np.full(len(lengths), len(cells))), *cells, b"")
-    return [mmh3.mmh3_x64_128_digest(row, 0).hex() for row in rows.to_numpy(zero_copy_only=False)]
+def _require_few_rejects(job: JobRun[ItemMetrics], items: DataFrame, images: DataFrame | None) -> None:
+    """Stop before features are made of a catalog, or of images, that are broken as a whole.
+
+    Raises:
+        TableError: more items or images are unusable than the settings allow, or all of them.
+    """
+    require_few_rejects(job, ITEMS, REJECTED_ITEMS, harmless=["duplicate_item"])
+    if images is None:
+        return
+
+    def hint(rejects: DataFrame) -> str:
+        return given_lengths(images, job.settings.model.image_length) + matching_loosely(rejects, "item_id", items)
+
+    require_few_rejects(job, ITEM_IMAGES, REJECTED_ITEMS, harmless=["duplicate_image"], hint=hint)
 
 
 def run(spark: SparkSession, settings: Settings) -> None:
@@ -172,8 +190,9 @@ def run(spark: SparkSession, settings: Settings) -> None:
             images = packed_images(job.read(ITEM_IMAGES), settings.model.image_length).persist()
         vocabulary = packed_vocabulary(job.read(VOCABULARY, may_be_empty=True))
         built = build(items, images, vocabulary, settings)
-        sums = job.write_worker_rows(built.features, ITEM_FEATURES).sums
         job.write_rejected(built.rejected, REJECTED_ITEMS)
+        _require_few_rejects(job, items, images)
+        sums = job.write_worker_rows(built.features, ITEM_FEATURES).sums
         # What training and scoring compare: token ids mean something only with the vocabulary that made them.
         vocabulary_hash = mmh3.mmh3_x64_128_digest(vocabulary, 0).hex()
         job.metrics = ItemMetrics(job.row_count(VOCABULARY), vocabulary_hash, settings.model.image_length, **sums)

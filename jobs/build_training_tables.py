@@ -12,19 +12,21 @@ Safe to rerun because the rows follow from the inputs and the settings alone, an
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun, side_by_side
-from jobs.transforms.engagements import BAD_REASONS, HELD_OUT, TRAINING, checked_engagements
+from jobs.runtime.rejects import matching_loosely, require_few_rejects
+from jobs.runtime.worker_rows import Place
+from jobs.transforms.engagements import EVERYDAY_REASONS, HELD_OUT, TRAINING, checked_engagements
 from jobs.transforms.hot_keys import hot_keys
 from jobs.transforms.quarantine import accepted, rejected
 from jobs.transforms.training_pairs import (
+    FileLayout,
     capped,
-    even_file_rows,
     laid_out,
     packed,
     pairs_of,
@@ -38,10 +40,13 @@ from schemas.settings import Settings
 from schemas.stages import BUILD_TRAINING_TABLES
 from schemas.tables import (
     ENGAGEMENT_LOGS,
+    HELD_OUT_PAIRS,
     ITEM_COUNTS,
     ITEM_FEATURES,
     QUERY_EMBEDDINGS,
     REJECTED_EVENTS,
+    ROW_CHECKSUM,
+    TRAINING_PAIRS,
     held_out_pairs,
     training_pairs,
 )
@@ -50,9 +55,9 @@ from schemas.tasks import Task
 STAGE = BUILD_TRAINING_TABLES
 
 _KEYS = ("query_id", "item_id")
+_COLUMNS = [name for name in TRAINING_PAIRS.column_names if name != ROW_CHECKSUM]
+"""Of a training row before it is written."""
 _HELD_OUT_ROWS_PER_FILE = 1_000_000
-_PAIR_CHECKS = {"engagement_count_is_positive": "engagement_count > 0", "pair_weight_is_positive": "pair_weight > 0"}
-_TRAINING_CHECKS = _PAIR_CHECKS | {"query_embedding_is_whole": "octet_length(query_embedding) = 512"}
 
 
 def build_engagements(
@@ -60,7 +65,8 @@ def build_engagements(
 ) -> DataFrame:
     """Every event of the logs once, with its task, its window and its verdict; see `checked_engagements`."""
     hot = hot_keys(logs, _KEYS, row_count=event_count)
-    return checked_engagements(logs, queries, items, dates=settings.dates, tasks=settings.task_list, hot=hot)
+    dates, tasks, event_id_is = settings.dates, settings.task_list, settings.inputs.event_id_is
+    return checked_engagements(logs, queries, items, dates=dates, tasks=tasks, hot=hot, event_id_is=event_id_is)
 
 
 def build_pairs(engagements: DataFrame, settings: Settings) -> DataFrame:
@@ -76,24 +82,27 @@ def build_training(
     pairs: DataFrame,
     packed_queries: DataFrame,
     features: DataFrame,
-    *,
-    pair_count: int,
-    rows_per_file: int,
+    layout: FileLayout,
     hot: dict[str, list[str]],
 ) -> DataFrame:
-    """The training rows of one task, each file's rows in a partition of their own and in random-looking order.
+    """The training rows of all tasks, each file's rows in a partition of their own and in random-looking order.
 
     Args:
-        pairs: The task's training pairs, after the caps.
+        pairs: The training pairs of all tasks, after the caps.
         packed_queries: query_id (unique) and the packed embedding.
         features: item_features, unique by item_id.
-        pair_count: How many pairs there are.
-        rows_per_file: Rows of every file but the last.
+        layout: Which files the rows fill.
         hot: Frequent query_ids and item_ids; see `hot_keys`.
     """
-    placed = with_file(pairs, rows_per_file=rows_per_file)
+    placed = with_file(pairs, layout)
     rows = training_rows(placed, packed_queries, features.drop("item_key"), hot=hot)
-    return laid_out(rows, files=-(-pair_count // rows_per_file))
+    return laid_out(rows.select(*_COLUMNS, "file", "position"), layout.file_count)
+
+
+def build_held_out(pairs: DataFrame, layout: FileLayout) -> DataFrame:
+    """The held-out rows of all tasks, laid out like the training rows."""
+    placed = with_file(pairs, layout)
+    return laid_out(placed.select(*HELD_OUT_PAIRS.column_names, "file", "position"), layout.file_count)
 
 
 def build_item_counts(pairs: DataFrame) -> DataFrame:
@@ -116,7 +125,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
         packed_queries = packed(queries).persist()
         try:
             job.write_rejected(rejected(engagements, REJECTED_EVENTS), REJECTED_EVENTS)
-            _require_few_rejects(job, event_count)
+            _require_few_rejects(job, queries, features)
             _write_tasks(job, pairs, packed_queries, features)
         finally:
             for cached in (engagements, pairs, packed_queries):
@@ -133,29 +142,37 @@ def _write_tasks(
     counts = _task_counts(pairs, kept, settings.task_list)
     job.metrics = TrainingTableMetrics(counts, _balanced_events(job, counts))
     _require_pairs(counts, settings)
-    job.write(build_item_counts(kept), ITEM_COUNTS)
     hot = hot_keys(kept, _KEYS, row_count=sum(of_task.training_pairs for of_task in counts.values()))
 
-    def write_training(task: Task) -> None:
-        pair_count = counts[task.name].training_pairs
-        rows_per_file = even_file_rows(pair_count, cut.rows_per_file)
-        of_task = kept.where(F.col("task") == task.name)
-        rows = build_training(
-            of_task, packed_queries, features, pair_count=pair_count, rows_per_file=rows_per_file, hot=hot
-        )
-        written = job.write(rows, training_pairs(task), rows_per_file=rows_per_file, checks=_TRAINING_CHECKS)
-        _require_equal(written.table, "pairs", pair_count, written.rows)
+    def write_training() -> None:
+        row_counts = {name: of_task.training_pairs for name, of_task in counts.items()}
+        layout = FileLayout.of(row_counts, cut.rows_per_file)
+        rows = build_training(kept, packed_queries, features, layout, hot)
+        job.write_tables(rows, _places(job, training_pairs, layout, row_counts))
 
-    def write_held_out(task: Task) -> None:
-        pair_count = counts[task.name].held_out_pairs
-        of_task = pairs.where((F.col("window") == HELD_OUT) & (F.col("task") == task.name))
-        # One narrow file per million pairs, not one per partition of the cache.
-        rows = of_task.coalesce(1 + pair_count // _HELD_OUT_ROWS_PER_FILE)
-        written = job.write(rows, held_out_pairs(task), checks=_PAIR_CHECKS)
-        _require_equal(written.table, "pairs", pair_count, written.rows)
+    def write_held_out() -> None:
+        row_counts = {name: of_task.held_out_pairs for name, of_task in counts.items()}
+        layout = FileLayout.of(row_counts, _HELD_OUT_ROWS_PER_FILE)
+        rows = build_held_out(pairs.where(F.col("window") == HELD_OUT), layout)
+        job.write_tables(rows, _places(job, held_out_pairs, layout, row_counts))
 
-    writes = (write_training, write_held_out)
-    side_by_side([partial(write, task) for write in writes for task in settings.task_list])
+    def write_counts() -> None:
+        job.write(build_item_counts(kept), ITEM_COUNTS)
+
+    side_by_side([write_training, write_held_out, write_counts])
+
+
+def _places(
+    job: JobRun[TrainingTableMetrics],
+    table_of: Callable[[Task], Table],
+    layout: FileLayout,
+    row_counts: dict[str, int],
+) -> list[Place]:
+    """The tables of all tasks, each with its files' numbers and its rows."""
+    return [
+        job.place(table_of(task), layout.first_file[task.name], row_counts[task.name])
+        for task in job.settings.task_list
+    ]
 
 
 def _task_counts(pairs: DataFrame, kept: DataFrame, tasks: list[Task]) -> dict[str, TaskCounts]:
@@ -203,23 +220,18 @@ def _require_unique(df: DataFrame, table: Table) -> None:
         )
 
 
-def _require_few_rejects(job: JobRun[TrainingTableMetrics], event_count: int) -> None:
+def _require_few_rejects(job: JobRun[TrainingTableMetrics], queries: DataFrame, features: DataFrame) -> None:
     """Stop before training on a log that is broken as a whole.
 
     Raises:
         TableError: more events are bad than the settings allow.
     """
-    max_share = job.settings.training_tables.max_reject_share
-    counts = {reason: job.rejected.get(f"{ENGAGEMENT_LOGS.name}: {reason}", 0) for reason in BAD_REASONS}
-    bad = {reason: count for reason, count in counts.items() if count}
-    if sum(bad.values()) > max_share * event_count:
-        raise TableError(
-            ENGAGEMENT_LOGS.name,
-            "(all)",
-            expected=f"at most {max_share:.1%} bad events (training_tables.max_reject_share)",
-            found=f"{sum(bad.values()):,} of {event_count:,}: " + ", ".join(f"{k} {v:,}" for k, v in bad.items()),
-            cure=f"See {job.settings.table_uri(REJECTED_EVENTS.name)}; correct the log, or raise the share.",
-        )
+
+    def hint(rejects: DataFrame) -> str:
+        known = {"query_id": queries, "item_id": features}
+        return "".join(matching_loosely(rejects, column, rows) for column, rows in known.items())
+
+    require_few_rejects(job, ENGAGEMENT_LOGS, REJECTED_EVENTS, harmless=EVERYDAY_REASONS, hint=hint)
 
 
 def _require_pairs(counts: dict[str, TaskCounts], settings: Settings) -> None:

@@ -24,6 +24,8 @@ from itemsage_model.text.tokens import TOKEN_KINDS, token_kinds
 from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun
 from jobs.transforms.items import joined_texts, split_items
+from schemas.errors import TableError
+from schemas.input_tables import find_input
 from schemas.metrics import VocabularyMetrics
 from schemas.settings import FeatureSettings, Settings
 from schemas.stages import BUILD_VOCABULARY
@@ -33,6 +35,8 @@ STAGE = BUILD_VOCABULARY
 
 _MAX_TOKENS = 1_000_000
 """Distinct tokens that one task holds before it hands on its counts; bounds a worker's memory, not the result."""
+
+_COUNTED = pa.schema([("token_kind", pa.string()), ("token", pa.string()), ("token_count", pa.int64())])
 
 
 def count_tokens(items: DataFrame, features: FeatureSettings) -> DataFrame:
@@ -82,17 +86,36 @@ def _count(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 def _hand_on(counters: tuple[Counter[str], ...]) -> Iterator[pa.RecordBatch]:
     for kind, counter in zip(TOKEN_KINDS, counters, strict=True):
-        columns = [pa.array([kind] * len(counter)), pa.array(list(counter)), pa.array(list(counter.values()))]
-        yield pa.RecordBatch.from_arrays(columns, ["token_kind", "token", "token_count"])
+        # Declared, as a column of an empty counter would be of no type, and Spark takes one type only.
+        columns = [[kind] * len(counter), list(counter), list(counter.values())]
+        yield pa.RecordBatch.from_arrays(
+            [pa.array(*one) for one in zip(columns, _COUNTED.types, strict=True)], schema=_COUNTED
+        )
         counter.clear()
+
+
+def no_text(settings: Settings) -> TableError:
+    """The refusal of a catalog in which no text feature of the model holds a word."""
+    features, found = settings.features.text_features, find_input(settings.table_uri(ITEMS.name), ITEMS)
+    empty = [name for name in found.known if name in features]
+    others = f"; columns that nothing reads: {', '.join(found.others)}" if found.others else ""
+    return TableError(
+        ITEMS.name,
+        ", ".join(features),
+        expected="a word in at least one of them (features.text_features) in at least one usable item",
+        found=(f"no word in {', '.join(empty)}" if empty else "none of these columns") + others,
+        cure='Rename the columns that hold the texts, or fill them; or take "text" out of model.sequence.',
+    )
 
 
 def run(spark: SparkSession, settings: Settings) -> None:
     """Read the items, count, write the vocabulary."""
     with JobRun(spark, settings, STAGE) as job:
         counts = count_tokens(job.read(ITEMS), settings.features).persist()  # read once per kind
-        job.write(most_frequent(counts, settings.features), VOCABULARY)
         distinct = counts.groupBy("token_kind").agg(F.count("*").alias("distinct")).collect()
+        if not distinct and "text" in settings.model.sequence:
+            raise no_text(settings)
+        job.write(most_frequent(counts, settings.features), VOCABULARY)
         job.metrics = VocabularyMetrics(**{f"distinct_{row['token_kind']}s": row["distinct"] for row in distinct})
         counts.unpersist()
 

@@ -27,14 +27,22 @@ from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
 from itemsage_model.encoders.projection import Projection, fit_projection, load_projection, save_projection
 from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun
+from jobs.runtime.rejects import require_few_rejects, require_some_of_each
 from jobs.transforms.quarantine import Check, accepted, rejected, with_reject
-from jobs.transforms.queries import catalog_texts, with_verdicts
+from jobs.transforms.queries import catalog_texts, count_texts, with_verdicts
 from schemas.cells import to_list_column, to_matrix
 from schemas.errors import SettingsError, TableError
 from schemas.metrics import QueryMetrics
 from schemas.settings import QueryEncoderSettings, Settings
 from schemas.stages import EMBED_QUERIES
-from schemas.tables import EMBEDDING_DIM, ITEMS, QUERIES, QUERY_EMBEDDINGS, REJECTED_QUERIES
+from schemas.tables import (
+    EMBEDDING_DIM,
+    ITEMS,
+    MAX_TEXT_CHARACTERS,
+    QUERIES,
+    QUERY_EMBEDDINGS,
+    REJECTED_QUERIES,
+)
 from schemas.warehouse import Warehouse
 
 STAGE = EMBED_QUERIES
@@ -46,9 +54,6 @@ FIT_QUERIES = 20_000
 _MIN_KEPT = 0.8
 _TINY = 1e-12
 
-
-TEXTS_PER_GROUP = 4_096
-"""Texts that are encoded together. A group holds the same texts whatever the partitions are."""
 
 _ENCODED = "query_id string, query_kind string, query_embedding array<float>, query_item_id string"
 
@@ -148,7 +153,8 @@ def build(
     )
     if encoder is not None:
         group = F.pmod(F.xxhash64("text"), F.lit(group_count)).alias("group")
-        groups = usable.where(F.col("query_embedding").isNull()).groupBy(group)
+        cut = usable.withColumn("text", F.substring("text", 1, MAX_TEXT_CHARACTERS))
+        groups = cut.where(F.col("query_embedding").isNull()).groupBy(group)
         from_text = groups.applyInArrow(_encode_group(usable.sparkSession, encoder), _ENCODED)
         embedded = embedded.unionByName(from_text.withColumn("embedding_space", F.lit(encoder.name)))
     is_zero = F.forall("query_embedding", lambda number: number == 0)
@@ -167,23 +173,27 @@ def run(spark: SparkSession, settings: Settings) -> None:
     with JobRun(spark, settings, STAGE) as job:
         verdicts = with_verdicts(job.read(QUERIES)).persist(StorageLevel.MEMORY_AND_DISK)
         usable = accepted(verdicts)
-        text_count = usable.where("query_embedding is null").count()
+        texts = count_texts(usable)
         encoder = None
         if usable.where("has_text").limit(1).count():
             encoder = _fit(job.read(ITEMS), settings.query_encoder)
-            save(encoder, settings.layout.query_encoder)
         name = encoder.name if encoder else None
         spaces = check_spaces(usable, name)
         projections = fit_projections(usable, settings.layout)
         spaces |= {kind: projections[space].name for kind, space in spaces.items() if space in projections}
-        groups = 1 + text_count // TEXTS_PER_GROUP
-        embedded = build(verdicts, encoder, groups, projections).persist(StorageLevel.MEMORY_AND_DISK)
-        job.write(accepted(embedded), QUERY_EMBEDDINGS)
-        refused = [rejected(rows, REJECTED_QUERIES) for rows in (verdicts, embedded)]
+        embedded = build(verdicts, encoder, texts.groups, projections).persist(StorageLevel.MEMORY_AND_DISK)
+        unread = verdicts.where(F.col("reject").isNotNull())
+        refused = [rejected(rows, REJECTED_QUERIES) for rows in (unread, embedded)]
         job.write_rejected(refused[0].unionByName(refused[1]), REJECTED_QUERIES)
+        require_few_rejects(job, QUERIES, REJECTED_QUERIES, harmless=["duplicate_query"])
+        kinds = [task.query_kind for task in settings.task_list]
+        require_some_of_each(job, QUERIES, REJECTED_QUERIES, "query_kind", kinds, [unread, embedded])
+        if encoder is not None:
+            save(encoder, settings.layout.query_encoder)
+        job.write(accepted(embedded), QUERY_EMBEDDINGS)
         explained = round(encoder.explained_variance, 4) if encoder else None
         projected = {space: round(one.explained_variance, 4) for space, one in projections.items()}
-        job.metrics = QueryMetrics(name, text_count, spaces, explained, projected)
+        job.metrics = QueryMetrics(name, texts.texts, spaces, explained, projected, texts.cut)
         embedded.unpersist()
         verdicts.unpersist()
 

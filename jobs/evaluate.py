@@ -33,10 +33,20 @@ from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun, side_by_side
 from schemas.arrow import arrow_schema
 from schemas.columns import Table
+from schemas.contracts import run_again
+from schemas.errors import InputError
 from schemas.metrics import EvaluationMetrics
+from schemas.records import read_record
 from schemas.settings import Settings
-from schemas.stages import EVALUATE
-from schemas.tables import EVALUATION, QUERIES, QUERY_EMBEDDINGS, TRUE_QUERY_VECTORS, training_pairs
+from schemas.stages import EMBED_QUERIES, EVALUATE, TRAIN
+from schemas.tables import (
+    EVALUATION,
+    MAX_TEXT_CHARACTERS,
+    QUERIES,
+    QUERY_EMBEDDINGS,
+    TRUE_QUERY_VECTORS,
+    training_pairs,
+)
 
 STAGE = EVALUATE
 
@@ -44,9 +54,11 @@ STAGE = EVALUATE
 def run(spark: SparkSession, settings: Settings) -> None:
     """Evaluate every task that has held-out pairs; where none has, the table stays without a row, and it is said."""
     with JobRun(spark, settings, STAGE) as job:
+        job.require_agreement([TRAIN])
+        encoder = _query_encoder(settings)
         all_pairs = side_by_side([partial(collect_pairs, job, task) for task in settings.task_list])
         task_pairs = [pairs for pairs in all_pairs if len(pairs.query)]
-        rows, distractors = _measured(job, task_pairs) if task_pairs else ([], 0)
+        rows, distractors = _measured(job, task_pairs, encoder) if task_pairs else ([], 0)
         job.metrics = EvaluationMetrics(distractors, notes_of(all_pairs, distractors, settings.evaluate.k))
         for note in job.metrics.notes:
             print(f"  note: {note}", flush=True)
@@ -54,13 +66,35 @@ def run(spark: SparkSession, settings: Settings) -> None:
         job.write_arrow(pa.Table.from_pylist(named, arrow_schema(EVALUATION)), EVALUATION)
 
 
-def _measured(job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs]) -> tuple[list[EvaluationRow], int]:
+def _query_encoder(settings: Settings) -> TextEncoder | None:
+    """The frozen text encoder of the recorded run of embed_queries; None where that run needed none.
+
+    Raises:
+        InputError: the warehouse holds another one, as a run leaves it that ended before its tables were written.
+    """
+    recorded = read_record(settings.layout, EMBED_QUERIES).metrics.encoder
+    encoder = load_if_saved(settings.layout.query_encoder) if recorded else None
+    if recorded and (encoder is None or encoder.name != recorded):
+        found = encoder.name if encoder else "none"
+        raise InputError(
+            "query encoder",
+            settings.layout.query_encoder,
+            expected=f"{recorded}, as embed_queries recorded",
+            found=found,
+            cure=run_again([EMBED_QUERIES.name]),
+        )
+    return encoder
+
+
+def _measured(
+    job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs], encoder: TextEncoder | None
+) -> tuple[list[EvaluationRow], int]:
     """Rows of EVALUATION of tasks that all have pairs, and the number of distractors."""
-    encoder, k = load_if_saved(job.settings.layout.query_encoder), job.settings.evaluate.k
+    k = job.settings.evaluate.k
     with ThreadPoolExecutor() as threads:
         found = threads.submit(collect_candidates, job, task_pairs, encoder)
         asked = threads.submit(_collect_queries, job, task_pairs, encoder)
-        engagements = _collect_engagements(job)
+        engagements = _collect_engagements(job, task_pairs)
     candidates, queries = found.result(), asked.result()
 
     def measure_task(pairs: TaskPairs) -> list[EvaluationRow]:
@@ -83,7 +117,10 @@ def _collect_queries(
     embeddings = by_query(known(QUERY_EMBEDDINGS).select("query_id", "query_embedding"), ids)
     texts, has_text = None, np.zeros(len(ids), bool)
     if encoder is not None:
-        rows = known(QUERIES).select("query_id", "text").toArrow().to_pydict()
+        # Another row of the query may hold a text that is no text: that row was rejected.
+        text = F.when(F.is_valid_utf8("text"), F.substring("text", 1, MAX_TEXT_CHARACTERS))
+        texts_known = known(QUERIES).select("query_id", text.alias("text")).where("text IS NOT NULL")
+        rows = texts_known.toArrow().to_pydict()
         text_of = dict(zip(rows["query_id"], rows["text"], strict=True))
         has_text = np.array([bool(text_of.get(name)) for name in ids])
         texts = encoder.encode([text_of.get(name) or "" for name in ids])
@@ -96,11 +133,16 @@ def _collect_queries(
     return Queries(ids, embeddings, texts, has_text, true_vectors)
 
 
-def _collect_engagements(job: JobRun[EvaluationMetrics]) -> baselines.ItemPairs:
-    """(query item, item, engagements) summed over the training tables of all tasks."""
+def _collect_engagements(job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs]) -> baselines.ItemPairs:
+    """(query item, item, engagements) summed over the training tables of all tasks, for the items that queries show.
+
+    Nobody asks about another query's item, and there are at most evaluate.max_pairs_per_task of a task.
+    """
+    shown = np.unique(np.concatenate([pairs.query_item_key for pairs in task_pairs]))
+    asked = F.broadcast(job.spark.createDataFrame(pa.table({"query_item_key": shown[shown != 0]})))
     parts = side_by_side([partial(job.read, training_pairs(task)) for task in job.settings.task_list])
     columns = [part.select("query_item_key", "item_key", "engagement_count") for part in parts]
-    pairs = reduce(DataFrame.unionByName, columns).where("query_item_key != 0")
+    pairs = reduce(DataFrame.unionByName, columns).join(asked, on="query_item_key", how="left_semi")
     table = pairs.groupBy("query_item_key", "item_key").agg(F.sum("engagement_count").alias("total")).toArrow()
     return (
         table["query_item_key"].to_numpy(),

@@ -1,8 +1,9 @@
 """Score the whole catalog with the trained model.
 
-Reads: item_features at the version that its record names, and the model that the record of train names.
+Reads: item_features at the version that its record names, item_counts, and the model that the record of train names.
 Writes: item_embeddings; one row is one product of the catalog with its published embedding.
 Safe to rerun: one Delta commit replaces the table, and equal inputs give equal rows (scored_ts is the logical date).
+Before the work it compares with what is published, and stops where a gate does not open: [gates] of the settings.
 
     spark-submit --properties-file spark-defaults.conf jobs/score_catalog.py --settings pipeline.toml
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -18,29 +20,30 @@ import torch
 from pyspark.sql import SparkSession
 
 from itemsage_model.data.parquet_files import file_batches
-from itemsage_model.data.pinned_files import TableFiles, pin_files, require_image_length
+from itemsage_model.data.pinned_files import TableFiles, deal, pieces_of, pin_files, require_image_length
 from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import SavedModel, load_model
 from itemsage_model.encoders.precision import Precision, choose_precision
 from itemsage_model.serving.scorer import batch_function, load_once
-from jobs.runtime import command_line
+from jobs.runtime import command_line, gates, table_io
 from jobs.runtime.job_run import JobRun
 from jobs.runtime.worker_rows import WorkerRows
 from schemas.arrow import arrow_schema
 from schemas.elements import FEATURE_CELLS
-from schemas.errors import InputError, TableError
-from schemas.metrics import ItemMetrics, ScoreMetrics, TrainMetrics
-from schemas.records import TableVersion, read_record
+from schemas.errors import InputError
+from schemas.metrics import ScoreMetrics
+from schemas.records import RunRecord, TableVersion, read_record
 from schemas.settings import Settings
-from schemas.stages import BUILD_ITEM_FEATURES, SCORE_CATALOG, TRAIN
-from schemas.tables import ITEM_EMBEDDINGS, ITEM_FEATURES
+from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES, SCORE_CATALOG, TRAIN
+from schemas.tables import FEATURES_HASH, ITEM_COUNTS, ITEM_EMBEDDINGS, ITEM_FEATURES, ROW_CHECKSUM
 
 STAGE = SCORE_CATALOG
 MAX_BROADCAST_BYTES = 1 << 30
 
 _ROWS_PER_READ = 2048
 _ROWS_PER_TASK = 16_384
-KEPT = ("item_id", "features_hash")
+KEPT = ("item_id", FEATURES_HASH)
+_READ = [*ITEM_FEATURES.checksummed, *FEATURE_CELLS, ROW_CHECKSUM, FEATURES_HASH]
 
 
 def build(
@@ -54,7 +57,7 @@ def build(
     """Each item's embedding; the model travels as safetensors bytes and is built once per Python worker.
 
     The workers read the files of item_features themselves, so that which items share a batch follows from the files and
-    not from the tasks, and write those of item_embeddings. No file is split.
+    not from the tasks, and write those of item_embeddings. Each task gets pieces of files of about as many rows.
 
     Args:
         spark: The session.
@@ -75,35 +78,61 @@ def build(
     def score_files(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         scorer = load_once(broadcast.value, spec, rows_at_once, precision, sha256)
         score = batch_function(KEPT, {"embedding": scorer.score_batch})
-        for uri in (uri for batch in batches for uri in batch.column("uri").to_pylist()):
-            for scored in score(file_batches(uri, [*KEPT, *FEATURE_CELLS], _ROWS_PER_READ)):
+        numbers = (number for batch in batches for number in batch.column("id").to_pylist())
+        for piece in (piece for number in numbers for piece in dealt[number]):
+            read = file_batches(piece.uri, _READ, _ROWS_PER_READ, ITEM_FEATURES, piece.row_groups)
+            for scored in score(read):
                 repeated = [pa.repeat(value, len(scored)) for value in scalars.values()]
                 yield pa.RecordBatch.from_arrays([*scored.columns, *repeated], [*scored.schema.names, *scalars])
 
     tasks = max(spark.sparkContext.defaultParallelism, files.row_count // _ROWS_PER_TASK)
-    uris = spark.createDataFrame(pa.table({"uri": files.uris})).repartition(min(tasks, len(files.uris)))
-    return WorkerRows(uris, score_files)
+    dealt = deal(pieces_of(files, _ROWS_PER_TASK), tasks)
+    # One number in each partition, as a shuffle of so few rows leaves half of the partitions empty.
+    return WorkerRows(spark.range(0, len(dealt), 1, len(dealt)).toDF("id"), score_files)
 
 
 def run(spark: SparkSession, settings: Settings) -> None:
     """Score and publish."""
     with JobRun(spark, settings, STAGE) as job:
+        previous = gates.published(settings)
+        gates.require_newer_date(previous, settings)
         trained = read_record(settings.layout, TRAIN)
         model = load_model(trained.metrics.model_uri, ItemTowerSpec)
         _refuse_large(model.weights)
+        # Token ids of another vocabulary, and queries of another space, than the model was trained with.
+        job.require_agreement([EMBED_QUERIES, TRAIN])
         # The version that the record names: a newer one, of a run that died, may have ids of another vocabulary.
         made = read_record(settings.layout, BUILD_ITEM_FEATURES)
-        _refuse_other_vocabulary(made.metrics, trained.metrics)
         require_image_length(made.metrics, model.spec.model.image_length)
         features = made.output(ITEM_FEATURES.name)
         files = pin_files(ITEM_FEATURES.name, features.uri, features.version)
         job.count_input(TableVersion(ITEM_FEATURES.name, features.uri, files.version, files.row_count))
+        gates.require_sound_catalog(previous, made.metrics, files.row_count, settings)
+        gates.require_known_ids(_count_ids(job, features, previous), settings.gates)
         # Decided once, so that all rows of a version are computed alike.
         precision = choose_precision(settings.score.precision, torch.device("cpu"))
         constants = {"model_id": model.model_id, "scored_ts": settings.dates.end}
         scored = build(spark, files, model, constants, settings.score.rows_per_batch, precision)
         job.write_worker_rows(scored, ITEM_EMBEDDINGS, row_count=files.row_count)
-        job.metrics = ScoreMetrics(model.model_id, precision)
+        counted = made.metrics.items_without_text, made.metrics.items_without_images
+        job.metrics = ScoreMetrics(model.model_id, precision, *counted)
+
+
+def _count_ids(
+    job: JobRun[ScoreMetrics], features: TableVersion, previous: RunRecord[ScoreMetrics] | None
+) -> gates.IdCounts:
+    """Ids to be published beside those that are, and those of the log."""
+    counts = read_record(job.settings.layout, BUILD_TRAINING_TABLES).output(ITEM_COUNTS.name)
+    job.count_input(counts)
+    read = partial(table_io.read, job.spark)
+    published = previous.output(ITEM_EMBEDDINGS.name) if previous and not job.settings.gates.override else None
+    if published and table_io.latest_version(job.spark, published.uri) is None:
+        published = None  # removed since
+    return gates.count_ids(
+        read(features.uri, ITEM_FEATURES, version=features.version),
+        read(published.uri, ITEM_EMBEDDINGS, version=published.version) if published else None,
+        read(counts.uri, ITEM_COUNTS, version=counts.version),
+    )
 
 
 def _refuse_large(weights: bytes) -> None:
@@ -115,18 +144,6 @@ def _refuse_large(weights: bytes) -> None:
             expected=f"at most {MAX_BROADCAST_BYTES:,} bytes, to be broadcast",
             found=f"{len(weights):,} bytes",
             cure="Lower model.hash_rows or the vocabulary sizes in [features].",
-        )
-
-
-def _refuse_other_vocabulary(made: ItemMetrics, trained: TrainMetrics) -> None:
-    """Token ids mean something only with the vocabulary they were made with."""
-    if made.vocabulary_hash != trained.vocabulary_hash:
-        raise TableError(
-            ITEM_FEATURES.name,
-            "text_token_ids",
-            expected=f"ids of the vocabulary that the model was trained with ({trained.vocabulary_hash})",
-            found=f"ids of another one ({made.vocabulary_hash})",
-            cure="Train again: run build_training_tables and train.",
         )
 
 

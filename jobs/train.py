@@ -12,6 +12,7 @@ executor must reach the warehouse under the same path or URI. Training reads its
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -21,6 +22,7 @@ from itemsage_model.train import start_ranks
 from jobs.runtime import command_line
 from jobs.runtime.barrier import at_fault, run_on_cluster
 from schemas.errors import EXIT_FAILED, SettingsError
+from schemas.lease import VARIABLE
 from schemas.settings import Settings
 from schemas.stages import TRAIN
 
@@ -40,7 +42,9 @@ def run(spark: SparkSession, settings: Settings) -> None:
         return
     _require_slots(spark, settings.train.processes)
     files = {"settings.json": settings.with_absolute_places().model_dump_json()}
-    heard = at_fault(run_on_cluster(spark, "itemsage_model.rank", settings.train.processes, files))
+    # Executors do not share the driver's environment: the ranks work under the lease of the run that started this.
+    lease = {VARIABLE: os.environ.get(VARIABLE, "")}
+    heard = at_fault(run_on_cluster(spark, "itemsage_model.rank", settings.train.processes, files, lease))
     print(heard.said, end="", flush=True)
     if heard.code:
         sys.exit(max(heard.code, EXIT_FAILED))  # below 0: killed

@@ -18,30 +18,40 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands import environment, has_cluster, spark_submit, train_command
+from pipeline.commands import ROOT, environment, has_cluster, spark_submit, train_command
 from schemas.command_line import exit_code_of_errors, passed_on, settings_of, settings_parser
 from schemas.errors import EXIT_FAILED, EXIT_SETTINGS, SettingsError
+from schemas.lease import VARIABLE, WHOLE_RUN, hold
 from schemas.settings import Settings
 from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, TRAIN, Stage
 
+_WATCH = [sys.executable, "-I", "-S", str(ROOT / "pipeline" / "watch.py")]
 _SINGLE: dict[str, Stage[Any]] = {"train": TRAIN, "score": SCORE_CATALOG, "evaluate": EVALUATE}
 
 
 def run_command(command: list[str], log: Path) -> None:
     """Run one command; its lines go to the terminal, what Java says to the log. Exits with its code if it fails.
 
-    The command runs in a process group of its own. A signal that ends this process, and an end of the command that
-    leaves others behind, ends the whole group; tables change by whole commits or not at all.
+    The command runs in a process group of its own. Whatever ends this process, and an end of the command that leaves
+    others behind, ends the whole group; tables change by whole commits or not at all. A signal ends it from here, what
+    no process can catch (SIGKILL) through pipeline/watch.py.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
     before = [signal.signal(number, lambda got, _: sys.exit(128 + got)) for number in signals]
     try:
         with log.open("w") as stderr:
+            watch = subprocess.Popen(_WATCH, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+            assert watch.stdin
             child = subprocess.Popen(command, stderr=stderr, env=environment(), start_new_session=True)
             try:
+                watch.stdin.write(f"{child.pid}\n".encode())
+                watch.stdin.flush()
                 code = child.wait()
             finally:
+                # Before the pipe is closed: the group is ended from here.
+                watch.kill()
+                watch.communicate()
                 with suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGTERM)
                 child.wait()
@@ -102,13 +112,21 @@ def run_pipeline(command: str, arguments: argparse.Namespace, settings: Settings
     if command in _SINGLE:
         run_stages(settings, [_SINGLE[command].name], passed)
         return
+    stages, prepare = stages_from(arguments.first), "" if arguments.first else arguments.prepare
     print(f"messages of Spark and of the trainer: {settings.layout.logs}", flush=True)
     started = time.monotonic()
-    run_stages(settings, stages_from(arguments.first), passed, "" if arguments.first else arguments.prepare)
-    print(f"all stages in {time.monotonic() - started:.0f} s\n")
-    from pipeline.summary import print_summary  # noqa: PLC0415 (loaded when the work is done)
+    with hold(settings.layout, WHOLE_RUN, str(settings.dates.as_of)) as lease:
+        os.environ[VARIABLE] = lease.passed_on
+        if SCORE_CATALOG.name in stages:
+            from jobs.runtime import gates  # noqa: PLC0415 (imports Spark)
 
-    print_summary(settings)
+            # score_catalog would say so hours later.
+            gates.require_newer_date(gates.published(settings), settings)
+        run_stages(settings, stages, passed, prepare)
+        print(f"all stages in {time.monotonic() - started:.0f} s\n")
+        from pipeline.summary import print_summary  # noqa: PLC0415 (loaded when the work is done)
+
+        print_summary(settings)
 
 
 if __name__ == "__main__":

@@ -18,17 +18,16 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
-from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import DeltaError
 
 from pipeline.commands import ROOT, jars_on_disk
-from schemas.arrow import column_fault
+from schemas.arrow import arrow_type
 from schemas.columns import Table
-from schemas.errors import EXIT_INPUT
+from schemas.errors import EXIT_INPUT, InputError
+from schemas.input_rows import input_rows
+from schemas.input_tables import InputTable, look_at_input
 from schemas.settings import Settings
-from schemas.storage import data_files, file_system
-from schemas.tables import EMBEDDING_DIM, ENGAGEMENT_LOGS, ITEM_IMAGES, ITEMS, QUERIES, TEXT_FEATURES
+from schemas.tables import EMBEDDING_DIM, ENGAGEMENT_LOGS, ITEM_IMAGES, ITEMS, QUERIES
 
 SAMPLE_ROWS = 10_000
 """Rows of a table that are looked at: the first of its first files."""
@@ -121,52 +120,63 @@ def delta_versions() -> dict[str, set[str]]:
 
 
 def table_findings(settings: Settings, table: Table) -> Generator[Finding, None, pa.Table | None]:
-    """Whether an input table is there, has its columns and has rows; returns a sample of them, None without a table."""
-    uri = settings.table_uri(table.name)
+    """Whether an input table is as the jobs need it, which read it as it is read here.
+
+    Returns:
+        A sample of its rows; None where there is none.
+    """
+    uri, subject = settings.table_uri(table.name), f"table {table.name}"
     try:
-        rows = open_table(uri)
-        known = [name for name in table.column_names if name in rows.schema.names]
-        sample = rows.head(SAMPLE_ROWS, columns=known)
-    except (OSError, ValueError, DeltaError) as error:
-        cause = " ".join(str(error).split())[:200]
-        yield Finding("fault", f"table {table.name}", f"cannot be read at {uri}: {cause}; set inputs.{table.name}")
+        found = look_at_input(uri, table)
+        sample, unread = _sample(found)
+    except (InputError, OSError, ValueError, DeltaError) as error:
+        cause = " ".join(str(error).removeprefix(f"table {table.name}, column (all): ").split())[:500]
+        yield Finding("fault", subject, f"cannot be read at {uri}: {cause}; set inputs.{table.name}")
         return None
-    faults = [fault for column in table.columns if (fault := column_fault(rows.schema, table, column))]
-    for fault in faults:
-        yield Finding("fault", f"table {table.name}, column {fault.part}", f"expected {fault.expected}; found "
+    if found.unproven:
+        yield Finding("look", subject, f"{uri} can only be opened by Spark: {found.unproven}")
+        return None
+    for fault in found.faults:
+        yield Finding("fault", f"{subject}, column {fault.part}", f"expected {fault.expected}; found "
                       f"{fault.found}. {fault.cure}")  # fmt: skip
-    others = [name for name in rows.schema.names if name not in table.column_names]
-    if others:
-        yield Finding("look", f"table {table.name}", f"columns that nothing reads: {', '.join(others)}")
-    if not len(sample):
-        yield Finding("fault", f"table {table.name}", f"no row at {uri}")
+    if found.others:
+        yield Finding("look", subject, f"columns that nothing reads: {', '.join(found.others)}")
+    if not found.rows:
+        yield Finding("fault", subject, f"no row at {uri}")
         return None
-    if not faults:
-        yield Finding("ok", f"table {table.name}", f"{len(known)} columns; {len(sample):,} rows looked at, {uri}")
+    if sample is None:
+        yield Finding("look", subject, f"only Spark can read its rows: {unread}")
+    elif not found.faults:
+        yield Finding("ok", subject, f"{len(found.known)} columns; {len(sample):,} rows looked at, {uri}: {found}")
     return sample
 
 
-def open_table(uri: str) -> ds.Dataset:
-    """The files of a Delta table's newest version, or of a folder of Parquet files."""
-    system, path = file_system(uri)
+def _sample(found: InputTable) -> tuple[pa.Table | None, str]:
+    """The first rows, of the columns that are not at fault; or why pyarrow, older than who wrote them, reads none."""
+    usable = [name for name in found.known if name not in {fault.part for fault in found.faults}]
+    schema = pa.schema([(name, arrow_type(found.table.column(name))) for name in usable])
     try:
-        delta = DeltaTable(uri)
-    except TableNotFoundError:
-        return ds.dataset(path, format="parquet", filesystem=system, partitioning="hive")
-    # The log's schema, as files lack the columns that a table is partitioned by.
-    schema = pa.schema(delta.schema().to_arrow())
-    files = [file_system(file)[1] for file in data_files(uri)]
-    if not files:
-        return ds.dataset(schema.empty_table())
-    keys = pa.schema([schema.field(name) for name in delta.metadata().partition_columns])
-    layout = {"partitioning": ds.partitioning(keys, flavor="hive"), "partition_base_dir": path}
-    return ds.dataset(files, schema=schema, format="parquet", filesystem=system, **layout)
+        return _head(input_rows(found, usable), schema), ""
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        return None, " ".join(str(error).split())[:200]
+
+
+def _head(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
+    """The first SAMPLE_ROWS rows; no more is read than the piece that holds the last of them."""
+    taken: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        taken.append(batch)
+        count += len(batch)
+        if count >= SAMPLE_ROWS:
+            break
+    return pa.Table.from_batches(taken, schema).slice(0, SAMPLE_ROWS)
 
 
 def content_findings(settings: Settings, samples: dict[str, pa.Table]) -> Iterator[Finding]:
     """What the sampled rows say: texts, lengths of vectors, kinds of queries, engagements, dates."""
     if ITEMS.name in samples:
-        yield from _text_findings(samples[ITEMS.name])
+        yield from _text_findings(settings, samples[ITEMS.name])
     if ITEM_IMAGES.name in samples:
         yield from _length_findings(
             samples[ITEM_IMAGES.name], ITEM_IMAGES, "image_embedding", settings.model.image_length, "model.image_length"
@@ -177,18 +187,20 @@ def content_findings(settings: Settings, samples: dict[str, pa.Table]) -> Iterat
         yield from _log_findings(settings, samples[ENGAGEMENT_LOGS.name])
 
 
-def _text_findings(items: pa.Table) -> Iterator[Finding]:
-    present = [name for name in TEXT_FEATURES if name in items.schema.names and items[name].null_count < len(items)]
-    if present:
-        yield Finding("ok", "texts of items", f"{len(present)} of {len(TEXT_FEATURES)} features: {', '.join(present)}")
+def _text_findings(settings: Settings, items: pa.Table) -> Iterator[Finding]:
+    wanted = settings.features.text_features
+    present = [name for name in wanted if name in items.schema.names and items[name].null_count < len(items)]
+    if present or "text" not in settings.model.sequence:
+        yield Finding("ok", "texts of items", f"{len(present)} of {len(wanted)} features: {', '.join(present)}")
     else:
         found = ", ".join(items.schema.names)
-        yield Finding("fault", "texts of items", f"none of {', '.join(TEXT_FEATURES)} has a value; found {found}; "
-                      "rename the columns that hold texts")  # fmt: skip
+        # Of a longer table, rows that were not looked at may have texts.
+        yield Finding("fault" if len(items) < SAMPLE_ROWS else "look", "texts of items", f"none of {', '.join(wanted)} "
+                      f"has a value; found {found}; rename the columns that hold texts")  # fmt: skip
 
 
 def _length_findings(rows: pa.Table, table: Table, column: str, expected: int, key: str) -> Iterator[Finding]:
-    if column not in rows.schema.names or not _is_list(rows, column):
+    if column not in rows.schema.names:
         return
     lengths, counts = np.unique(pc.list_value_length(rows[column].drop_null()).to_numpy(), return_counts=True)
     found = {int(length): int(count) for length, count in zip(lengths, counts, strict=True)}
@@ -216,7 +228,7 @@ def _query_findings(settings: Settings, queries: pa.Table) -> Iterator[Finding]:
             yield Finding("look", subject, f"{text}; correct it, or take its [[tasks]] out")
         else:
             yield Finding("ok", subject, f"queries of every kind: {_names(wanted)}")
-    if "query_embedding" in queries.schema.names and _is_list(queries, "query_embedding"):
+    if "query_embedding" in queries.schema.names:
         lengths = pc.unique(pc.list_value_length(queries["query_embedding"].drop_null())).to_pylist()
         if others := {str(length) for length in lengths if length != EMBEDDING_DIM}:
             text = f"{_names(others)} numbers: embed_queries projects them to {EMBEDDING_DIM}"
@@ -234,7 +246,7 @@ def _log_findings(settings: Settings, log: pa.Table) -> Iterator[Finding]:
         else:
             text = f"none of {_names(wanted)}; found {_names(found)}"
             yield Finding("fault", subject, f"{text}; correct [[tasks]] or the log")
-    if "event_ts" in names and pa.types.is_timestamp(log.schema.field("event_ts").type):
+    if "event_ts" in names:
         dates, instants = settings.dates, log["event_ts"]
         inside = _count_inside(instants, dates.train_start, dates.end)
         window = f"{dates.train_start:%Y-%m-%d} up to {dates.end:%Y-%m-%d}"
@@ -244,19 +256,10 @@ def _log_findings(settings: Settings, log: pa.Table) -> Iterator[Finding]:
         yield Finding("ok" if inside else "fault", "table engagement_logs, column event_ts", text + cure)
 
 
-def _is_list(rows: pa.Table, column: str) -> bool:
-    kind = rows.schema.field(column).type
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-
-
 def _names(names: set[str]) -> str:
     return ", ".join(sorted(names)[:20])
 
 
 def _count_inside(instants: pa.ChunkedArray, start: Any, end: Any) -> int:
-    kind = instants.type
-    low, high = (
-        pa.scalar(when if kind.tz else when.replace(tzinfo=None), pa.timestamp("us", kind.tz)).cast(kind)
-        for when in (start, end)
-    )
+    low, high = (pa.scalar(when, instants.type) for when in (start, end))
     return int(pc.sum(pc.and_(pc.greater_equal(instants, low), pc.less(instants, high)), min_count=0).as_py())

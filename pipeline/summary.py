@@ -9,17 +9,25 @@ import json
 import re
 from dataclasses import asdict
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake.exceptions import DeltaError
 from pyarrow import fs
 
+from schemas.contracts import agreed, run_again
+from schemas.errors import InputError
+from schemas.input_rows import input_rows
+from schemas.input_tables import find_input
+from schemas.metrics import EvaluationMetrics
 from schemas.plain_text import printable
 from schemas.records import RunRecord, TableVersion, read_record
 from schemas.settings import Settings
 from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, Stage
-from schemas.storage import file_system, read_columns
+from schemas.storage import file_system, read_columns, read_first_rows
 from schemas.tables import EVALUATED_SYSTEMS, EVALUATION, ITEM_EMBEDDINGS, ITEMS
 
 _MAX_SEARCHED = 50_000
@@ -27,14 +35,42 @@ _MAX_SEARCHED = 50_000
 
 
 def print_summary(settings: Settings) -> None:
-    """Print everything."""
-    _print_rows(recorded_runs(settings))
-    _print_evaluation(settings)
+    """Print everything.
+
+    Raises:
+        InputError: the records are of stages that were made with different things, or the figures are of embeddings
+            that are no longer published.
+    """
+    records = recorded_runs(settings)
+    kinds = {task.query_kind for task in settings.task_list}
+    agreed(settings.layout, EVALUATE, [record for record in records if record.stage != EVALUATE.name], kinds)
     published = read_record(settings.layout, SCORE_CATALOG).output(ITEM_EMBEDDINGS.name)
+    _require_figures_of(published, read_record(settings.layout, EVALUATE))
+    _print_rows(records)
+    _print_evaluation(settings)
     _print_neighbours(settings, published)
     print(f"\nembeddings: {published.uri}, Delta version {published.version}, {published.rows:,} rows")
-    print("read them without Spark:")
-    print(f"  import polars; polars.scan_delta({published.uri!r}, version={published.version}).collect()")
+    print(f"read them without Spark:\n  {_how_to_read(published)}")
+
+
+def _how_to_read(published: TableVersion) -> str:
+    where = f"{published.uri!r}, version={published.version}"
+    if published.uri == quote(published.uri, safe="/:"):
+        return f"import polars; polars.scan_delta({where}).collect()"
+    # Polars looks for the files of such a folder under the name that the log has for it, %20 and all.
+    return f"import deltalake; deltalake.DeltaTable({where}).to_pyarrow_table()"
+
+
+def _require_figures_of(published: TableVersion, evaluated: RunRecord[EvaluationMetrics]) -> None:
+    measured = evaluated.input(published.table)
+    if measured and measured.version != published.version:
+        raise InputError(
+            f"run record of {evaluated.stage}",
+            published.table,
+            expected=f"figures of version {published.version}, which is published",
+            found=f"figures of version {measured.version}",
+            cure=run_again([evaluated.stage]),
+        )
 
 
 def recorded_runs(settings: Settings) -> list[RunRecord[Any]]:
@@ -92,28 +128,32 @@ def _print_evaluation(settings: Settings) -> None:
 
 def _print_neighbours(settings: Settings, published: TableVersion) -> None:
     """Three products and their nearest neighbours."""
-    table = read_columns(published.uri, published.version, ["item_id", "embedding"])
-    table = table.slice(0, _MAX_SEARCHED).sort_by("item_id")
+    first = read_first_rows(published.uri, published.version, ["item_id", "embedding"], _MAX_SEARCHED)
+    table = first.sort_by("item_id")
     vectors: npt.NDArray[np.float32] = table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
     ids = table["item_id"].to_pylist()
-    titles = _titles(settings, set(ids))
-    chosen = [row for row in range(0, len(ids), max(1, len(ids) // 50)) if titles.get(ids[row])][1:40:13]
     print("\nnearest neighbours")
-    for row in chosen:
-        print(f"  {printable(titles[ids[row]] or '')}")
+    try:
+        titles = _titles(settings, set(ids))
+    except (InputError, OSError, DeltaError) as error:  # of a table that has changed since the run
+        print(f"  by item_id, as titles cannot be read: {error}")
+        titles = {}
+    named = [row for row in range(0, len(ids), max(1, len(ids) // 50)) if titles.get(ids[row]) or not titles]
+    for row in named[1:40:13]:
+        print(f"  {printable(titles.get(ids[row], ids[row]))}")
         similarity = vectors @ vectors[row]
         similarity[row] = -np.inf
         for neighbour in np.argsort(-similarity, kind="stable")[:5]:
-            print(f"    {similarity[neighbour]:.3f}  {printable(titles.get(ids[neighbour]) or '(no title)')}")
+            title = titles.get(ids[neighbour], f"{ids[neighbour]} (no title)")
+            print(f"    {similarity[neighbour]:.3f}  {printable(title)}")
 
 
-def _titles(settings: Settings, ids: set[str]) -> dict[str, str | None]:
-    uri = settings.table_uri(ITEMS.name)
-    try:
-        table = read_columns(uri, None, ["item_id", "title"])
-    except Exception:  # a Parquet input, or one without titles
-        table = pq.read_table(uri)
-        if "title" not in table.column_names:
-            return dict.fromkeys(ids)
-    pairs = zip(table["item_id"].to_pylist(), table["title"].to_pylist(), strict=True)
-    return {item: title for item, title in pairs if item in ids}
+def _titles(settings: Settings, ids: set[str]) -> dict[str, str]:
+    """Titles of some items, as the jobs read them; of the items that have one."""
+    found = find_input(settings.table_uri(ITEMS.name), ITEMS)
+    titles: dict[str, str] = {}
+    for batch in input_rows(found, ("item_id", "title")):
+        wanted = batch.filter(pc.is_in(batch["item_id"], pa.array(ids, pa.string())))
+        pairs = zip(wanted["item_id"].to_pylist(), wanted["title"].to_pylist(), strict=True)
+        titles |= {item: title for item, title in pairs if title}
+    return titles

@@ -62,6 +62,14 @@ def _unpack_chunk(chunk: pa.Array, dtype: np.dtype[Any]) -> tuple[npt.NDArray[An
     return numbers, lengths // dtype.itemsize
 
 
+def bytes_of(cells: pa.Array) -> tuple[memoryview, list[int]]:
+    """The bytes in which all binary cells lie, and where each cell begins, with the end of the last one."""
+    width = np.dtype(np.int64 if pa.types.is_large_binary(cells.type) else np.int32)
+    _, ends, data = cells.buffers()
+    offsets = np.frombuffer(ends, width, len(cells) + 1, cells.offset * width.itemsize) if len(cells) else np.zeros(1)
+    return memoryview(data or b""), offsets.tolist()
+
+
 def pack_vectors(vectors: pa.ListArray, length: int) -> pa.BinaryArray:
     """Lists of numbers as cells of little-endian float16, null where a list is no usable vector.
 

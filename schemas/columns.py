@@ -29,6 +29,9 @@ class Column:
         nullable: Whether a row may leave the value out.
         optional: Whether an input table may lack the column altogether; it is then filled with nulls.
         shape: Fixed length of a `vector`, or the row-major shape of a packed `binary` (-1 = any).
+        cell_bytes: Length of every cell of a packed `binary`; 0 = any.
+        is_positive: Whether every number is above 0.
+        max_bytes: Most bytes of a string in UTF-8, in an input; 0 = any number, of which the jobs read a part.
     """
 
     name: str
@@ -37,16 +40,20 @@ class Column:
     nullable: bool = False
     optional: bool = False
     shape: tuple[int, ...] = ()
+    cell_bytes: int = 0
+    is_positive: bool = False
+    max_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its name, what one row is, its columns and the columns that identify a row."""
+    """A table: its name, what one row is, its columns, those that identify a row, those that its checksum covers."""
 
     name: str
     one_row_is: str
     columns: tuple[Column, ...]
     key: tuple[str, ...] = ()
+    checksummed: tuple[str, ...] = ()
 
     @property
     def column_names(self) -> tuple[str, ...]:

@@ -25,6 +25,22 @@ class SettingsError(ValueError):
         super().__init__(shown(message, lines=True))
 
 
+class DeadlineError(RuntimeError):
+    """Something did not come in time, and a retry may help. The message names it, the setting and the cure.
+
+    Args:
+        subject: What waited.
+        expected: What it waited for, and how long.
+        found: What is known of it.
+        cure: What the user can do about it.
+    """
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, subject: str, *, expected: str, found: str, cure: str) -> None:
+        super().__init__(f"{subject}: expected {expected}; found {found}. {cure}")
+
+
 class InputError(ValueError):
     """Bad input or a broken contract. The message names what is at fault, the expectation, the finding and the cure.
 

@@ -20,6 +20,7 @@ class QueryMetrics:
         embedding_spaces: Query kind -> the space of its embeddings.
         explained_variance: What the text encoder's 256 dimensions keep of the texts it was fitted on, 0 to 1.
         projected_spaces: Space of embeddings of another length -> what of them the 256 dimensions keep, 0 to 1.
+        truncated_texts: Encoded texts of which only the first 16,384 characters were read.
     """
 
     encoder: str | None
@@ -27,6 +28,7 @@ class QueryMetrics:
     embedding_spaces: dict[str, str]
     explained_variance: float | None = None
     projected_spaces: dict[str, float] = field(default_factory=dict)
+    truncated_texts: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,19 @@ class TrainMetrics:
 
 @dataclass(frozen=True)
 class ScoreMetrics:
-    """Of score_catalog: the model whose embeddings were published, and what they were computed in."""
+    """Of score_catalog: the model whose embeddings were published, and of which items.
+
+    Attributes:
+        model_id: The model.
+        precision: What the embeddings were computed in.
+        items_without_text: Published items no text of which holds a known token; None in records of before.
+        items_without_images: Published items without a usable image; None in records of before.
+    """
 
     model_id: str
     precision: str
+    items_without_text: int | None = None
+    items_without_images: int | None = None
 
 
 @dataclass(frozen=True)

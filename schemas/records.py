@@ -1,20 +1,24 @@
 """Run records: what a stage's last complete run read, wrote and counted, as JSON at `<warehouse>/_runs/<stage>.json`.
 
-They are the contract between stages: each reads the tables of another at exactly the versions that its record names.
-Read and written through pyarrow's file systems, so a warehouse may lie on an object store.
+They are the contract between stages: each reads the tables of another at exactly the versions that its record names,
+and compares what these were made with (schemas/contracts.py). A record holds its own sha256, and paths relative to the
+warehouse, so that a copied or moved warehouse is whole. Read and written through pyarrow's file systems, so a warehouse
+may lie on an object store.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from schemas.code_version import code_version
 from schemas.errors import InputError
-from schemas.stages import Stage
+from schemas.stages import Stage, is_among
 from schemas.storage import read_bytes, write_bytes
 from schemas.warehouse import Warehouse
 
@@ -44,6 +48,9 @@ class RunRecord(Generic[Metrics]):
         outputs: What it wrote, by table name.
         rejected: `<source table>: <reason>` -> rows that went to a rejected_* table.
         settings: All settings, resolved.
+        made_with: What its outputs mean something with, by name, such as `vocabulary`; see schemas/contracts.py. Empty
+            in records of before.
+        code: The code that ran; see `code_version`.
     """
 
     stage: str
@@ -54,6 +61,12 @@ class RunRecord(Generic[Metrics]):
     outputs: tuple[TableVersion, ...] = ()
     rejected: dict[str, int] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    made_with: dict[str, str] = field(default_factory=dict)
+    code: str = field(default_factory=code_version)
+
+    def input(self, table: str) -> TableVersion | None:
+        """A table that the stage read; None where its record names no such table."""
+        return next((read for read in self.inputs if read.table == table), None)
 
     def output(self, table: str) -> TableVersion:
         """A table that the stage wrote.
@@ -80,31 +93,81 @@ def by_table(versions: Sequence[TableVersion]) -> tuple[TableVersion, ...]:
 
 def write_record(warehouse: Warehouse, record: RunRecord[Any]) -> None:
     """Replace the record of a stage; the last act of a complete run."""
-    write_bytes(warehouse.record(record.stage), (json.dumps(asdict(record), indent=2) + "\n").encode())
+    values = _with_uris(json.loads(json.dumps(asdict(record))), warehouse.relative)
+    stored = {**values, "sha256": _checksum(values)}
+    write_bytes(warehouse.record(record.stage), (json.dumps(stored, indent=2) + "\n").encode())
 
 
 def read_record(warehouse: Warehouse, stage: Stage[Metrics]) -> RunRecord[Metrics]:
     """The record of a stage's last complete run.
 
     Raises:
-        InputError: the stage has not completed in this warehouse, or its record is damaged.
+        InputError: the stage has not completed in this warehouse, its record is damaged, or names another warehouse.
+    """
+    found = find_record(warehouse, stage)
+    if found is None:
+        expected = f"a complete run of {stage.name}, recorded at {warehouse.record(stage.name)}"
+        raise _no_record(stage.name, expected, "no record")
+    return found
+
+
+def find_record(warehouse: Warehouse, stage: Stage[Metrics]) -> RunRecord[Metrics] | None:
+    """The record of a stage's last complete run; None where it has not completed in this warehouse.
+
+    Raises:
+        InputError: the record is damaged, or names another warehouse.
     """
     uri = warehouse.record(stage.name)
     try:
-        values = json.loads(read_bytes(uri))
-        # Written under this name before version 0.2.
-        values["metrics"] = values.pop("figures", values.get("metrics", {}))
+        values = _with_uris(_checked(warehouse, stage, json.loads(read_bytes(uri))), warehouse.resolved)
         record: RunRecord[Metrics] = TypeAdapter(RunRecord[stage.metrics]).validate_python(values)  # type: ignore[name-defined]
-    except FileNotFoundError as error:
-        raise _no_record(stage.name, f"a complete run of {stage.name}, recorded at {uri}", "no record") from error
-    except InputError:  # of the URI
+    except FileNotFoundError:
+        return None
+    except InputError:  # of the URI, or of a copied warehouse
         raise
-    except (ValueError, AttributeError, ValidationError) as error:
+    except (ValueError, AttributeError, TypeError, ValidationError) as error:
         cause = " ".join(str(error).split())[:300]
         raise _no_record(
             stage.name, f"the record of a run of {stage.name} at {uri}", f"a damaged one: {cause}"
         ) from error
     return record
+
+
+def _checked(warehouse: Warehouse, stage: Stage[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a record whose own sha256 says that they are whole; of a record of before, those it had then."""
+    if checksum := values.pop("sha256", None):
+        if checksum != _checksum(values):
+            raise ValueError("its sha256 differs")
+        return values
+    # Written under this name before version 0.2.
+    values["metrics"] = values.pop("figures", values.get("metrics", {}))
+    if unknown := set(values) - _KEYS_WITHOUT_CHECKSUM:
+        raise ValueError(f"no sha256, and unknown keys: {', '.join(sorted(unknown))}")
+    written = [entry["uri"] for entry in values.get("outputs", []) if is_among(entry["table"], stage.writes)]
+    for uri in (*written, *filter(None, [values["metrics"].get("model_uri")])):
+        if warehouse.relative(uri) == uri:
+            expected = f"what {stage.name} wrote in this warehouse, {warehouse.uri}"
+            found = f"{uri}: the record is of before paths were relative, in a warehouse that was copied or moved"
+            raise _no_record(stage.name, expected, found)
+    return values | {"code": ""}
+
+
+_KEYS_WITHOUT_CHECKSUM = {"stage", "metrics", "run_id", "seconds", "inputs", "outputs", "rejected", "settings"}
+"""Of records written before they had a sha256."""
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _with_uris(values: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """The values of a record with the places of its tables and its model changed."""
+    changed = dict(values)
+    for name in ("inputs", "outputs"):
+        changed[name] = [{**entry, "uri": change(entry["uri"])} for entry in values.get(name, [])]
+    if uri := values["metrics"].get("model_uri"):
+        changed["metrics"] = {**values["metrics"], "model_uri": change(uri)}
+    return changed
 
 
 def _no_record(stage: str, expected: str, found: str) -> InputError:

@@ -7,7 +7,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from schemas.columns import Column, Kind, Table
-from schemas.errors import TableError
+from schemas.source_types import absent, is_widened, mistyped, spelled
 
 _TYPES: dict[Kind, T.DataType] = {
     "string": T.StringType(),
@@ -22,19 +22,6 @@ _TYPES: dict[Kind, T.DataType] = {
     "strings": T.ArrayType(T.StringType()),
 }
 
-# Only widenings that lose nothing a table means; a vector of doubles is a vector.
-_ACCEPTED: dict[Kind, tuple[str, ...]] = {
-    "string": ("string", "varchar", "char"),
-    "int32": ("int", "smallint", "tinyint"),
-    "int64": ("bigint", "int", "smallint", "tinyint"),
-    "float32": ("float",),
-    "float64": ("double", "float"),
-    "timestamp": ("timestamp",),
-    "binary": ("binary",),
-    "vector": ("array<float>", "array<double>"),
-    "strings": ("array<string>", "string"),
-}
-
 
 def struct_type(table: Table) -> T.StructType:
     """The Spark schema of a table, with its nullability."""
@@ -44,41 +31,25 @@ def struct_type(table: Table) -> T.StructType:
 def conform(df: DataFrame, table: Table) -> DataFrame:
     """Select exactly the declared columns, in order, with the declared types.
 
-    An absent optional column becomes nulls; a type that widens without loss is cast. Columns that the
-    table does not declare are left out.
+    An absent optional column becomes nulls, and so does one that is void; a type that widens without loss is cast.
+    Upper and lower case of names do not matter. Columns that the table does not declare are left out.
 
     Raises:
-        TableError: a column is missing or has another type.
+        TableError: a column is missing, is there twice or has another type.
     """
     return df.select(*[_conform_column(df, table, column) for column in table.columns])
 
 
 def _conform_column(df: DataFrame, table: Table, column: Column) -> F.Column:  # type: ignore[name-defined]
-    if column.name not in df.columns:
-        if column.optional:
-            return F.lit(None).cast(_TYPES[column.kind]).alias(column.name)
-        raise TableError(
-            table.name,
-            column.name,
-            expected=f"a column of type {_TYPES[column.kind].simpleString()} ({column.doc})",
-            found=f"no such column among {', '.join(sorted(df.columns))}",
-            cure="Add or rename the column in the table, or point the settings at another table.",
-        )
-    found = df.schema[column.name].dataType.simpleString()
-    if found.partition("(")[0] not in _ACCEPTED[column.kind]:
-        raise TableError(
-            table.name,
-            column.name,
-            expected=f"type {_TYPES[column.kind].simpleString()} ({column.doc})",
-            found=f"type {found}",
-            cure=f"Cast it where the table is written{_CAST_HINTS.get(found, '')}.",
-        )
+    kind = _TYPES[column.kind]
+    name = spelled(df.columns, table, column)
+    found = df.schema[name].dataType.simpleString() if name else "void"
+    if name is None and not column.optional:
+        raise absent(table, column, expected=kind.simpleString(), names=df.columns)
+    if found == "void" and column.nullable:
+        return F.lit(None).cast(kind).alias(column.name)
+    if not is_widened(column.kind, found):
+        raise mistyped(table, column, expected=kind.simpleString(), found=found, name=found)
     if column.kind == "strings" and found == "string":
         return F.when(F.col(column.name).isNotNull(), F.array(column.name)).alias(column.name)
-    return F.col(column.name).cast(_TYPES[column.kind]).alias(column.name)
-
-
-_CAST_HINTS = {
-    "timestamp_ntz": "; say which zone the naive time is in, such as to_utc_timestamp(column, 'Europe/London')",
-    "date": "; a date has no time of day: use the instant of the event",
-}
+    return F.col(column.name).cast(kind).alias(column.name)

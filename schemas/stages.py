@@ -77,7 +77,9 @@ TRAIN = Stage(
     "train", (t.TRAINING_PAIRS, t.ITEM_FEATURES, t.ITEM_COUNTS), (), TrainMetrics, launcher="python"
 )  # fmt: skip
 
-SCORE_CATALOG = Stage("score_catalog", (t.ITEM_FEATURES,), (t.ITEM_EMBEDDINGS,), ScoreMetrics)
+SCORE_CATALOG = Stage(
+    "score_catalog", (t.ITEM_FEATURES, t.ITEM_COUNTS), (t.ITEM_EMBEDDINGS,), ScoreMetrics
+)  # fmt: skip
 
 EVALUATE = Stage(
     "evaluate",
@@ -110,6 +112,17 @@ def is_among(name: str, declared: Sequence[Table]) -> bool:
 def maker_of(name: str) -> Stage[Any] | None:
     """The stage of the pipeline that writes a table; None for a table that the shop supplies."""
     return next((stage for stage in PIPELINE if is_among(name, stage.writes)), None)
+
+
+def rerun(name: str) -> str:
+    """The command that makes a table anew, and all that follows from it; words for one that the shop supplies."""
+    maker = maker_of(name)
+    return f"`make pipeline SETTINGS=... FROM={maker.name}`" if maker else "write it again"
+
+
+def remade(name: str) -> str:
+    """The cure of a table that is damaged or gone, as a sentence."""
+    return f"Restore it from a copy, or make the table anew: {rerun(name)}."
 
 
 def stage_named(name: str) -> Stage[Any]:

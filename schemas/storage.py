@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 from pyarrow import fs
 
 from schemas.errors import InputError
+
+_ROWS_AT_ONCE = 4_096
 
 
 def absolute_uri(uri: str) -> str:
@@ -76,10 +84,14 @@ class DataFile:
     Attributes:
         uri: A URI with its scheme, percent-encoded.
         rows: How many it holds; None = the table's log does not say.
+        deleted: How many of them a deletion vector takes away.
+        partition: What all of its rows hold in the columns that the table is partitioned by.
     """
 
     uri: str
     rows: int | None
+    deleted: int = 0
+    partition: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> str:
@@ -107,18 +119,80 @@ def version_files(table_uri: str, version: int | None = None) -> VersionFiles:
 
     Raises:
         TableNotFoundError: there is no Delta table at the URI (deltalake's own error).
+        InputError: a file of the table's log is damaged or missing, or the log no longer reaches back to the version.
     """
-    delta = DeltaTable(table_uri, version=version)
-    actions = delta.get_add_actions(flatten=True)
-    paths, rows = (actions.column(name).to_pylist() for name in ("path", "num_records"))
+    try:
+        delta = DeltaTable(table_uri, version=version)
+    except DeltaError as error:
+        if fault := _fault_of_log(table_uri, version):
+            raise InputError(
+                "table",
+                table_uri,
+                expected="the newest version" if version is None else f"version {version}, which a run record names",
+                found=fault,
+                cure=f"Restore it, or move {table_uri} away and run the stage that writes it (FROM=<stage>).",
+            ) from error
+        raise
+    return files_of(delta)
+
+
+def files_of(delta: DeltaTable) -> VersionFiles:
+    """The files of an opened Delta table."""
+    keys = [f"partition.{name}" for name in delta.metadata().partition_columns]
+    actions = pa.table(delta.get_add_actions(flatten=True)).select(["path", "num_records", *keys]).to_pylist()
     # Both in the order of names, which the folder before them does not change.
-    by_path = sorted(zip(paths, rows, strict=True))
-    files = [
-        # A local file comes as its path, percent-encoded.
-        DataFile(uri if "://" in uri else f"file://{uri}", count)
-        for uri, (_, count) in zip(sorted(delta.file_uris()), by_path, strict=True)
-    ]
+    actions.sort(key=lambda action: unquote(action["path"]))
+    uris = sorted((_uri_of(found) for found in delta.file_uris()), key=unquote)
+    kept = _kept_rows(delta)
+    files = []
+    for uri, action in zip(uris, actions, strict=True):
+        deleted = int(pc.sum(pc.invert(kept[unquote(uri)])).as_py()) if unquote(uri) in kept else 0
+        values = {key.removeprefix("partition."): action[key] for key in keys}
+        files.append(DataFile(uri, action["num_records"], deleted, values))
     return VersionFiles(delta.version(), tuple(files), frozenset(delta.protocol().reader_features or []))
+
+
+def _uri_of(found: str) -> str:
+    """The URI of a file that delta-rs names: a local one comes as its path, percent-encoded."""
+    return found if "://" in found else f"file://{found}"
+
+
+def _kept_rows(delta: DeltaTable) -> dict[str, pa.Array]:
+    """By URI, which rows of a file with a deletion vector are left; other files are not among them."""
+    if "deletionVectors" not in (delta.protocol().reader_features or []):
+        return {}
+    vectors = pa.table(delta.deletion_vectors())
+    names = [unquote(name) for name in vectors["filepath"].to_pylist()]
+    return {name: row.values for name, row in zip(names, vectors["selection_vector"], strict=True)}
+
+
+def _fault_of_log(table_uri: str, version: int | None) -> str:
+    """The first file of a table's log that is damaged or missing, as the end of a sentence; empty where none is."""
+    system, folder = file_system(table_uri)
+    listed = system.get_file_info(fs.FileSelector(f"{folder}/_delta_log", allow_not_found=True))
+    files = sorted((info.base_name, info.path) for info in listed if info.is_file)
+    versions = [int(name[:20]) for name, _ in files if re.fullmatch(r"\d{20}\.json", name)]
+    checkpoints = {int(name[:20]) for name, _ in files if re.fullmatch(r"\d{20}\.checkpoint.*\.parquet", name)}
+    for name, path in files:
+        try:
+            with system.open_input_file(path) as file:
+                if name.endswith(".parquet"):
+                    pq.ParquetFile(file).read()
+                elif name.endswith(".json"):
+                    for line in file.read().splitlines():
+                        json.loads(line)
+        except (ValueError, OSError, pa.ArrowException) as error:
+            return f"a damaged file of its log, {path} ({' '.join(str(error).split())[:200]})"
+    if not versions:
+        return ""
+    wanted = versions[-1] if version is None else version
+    start = max((number for number in checkpoints if number <= wanted), default=0)
+    if missing := sorted({*range(start, wanted + 1)} - {*versions, *checkpoints}):
+        return (
+            f"no file {missing[0]:020}.json in its log, which goes from {versions[0]} to {versions[-1]}: it was lost, "
+            "or the log was cleaned up (VACUUM, delta.logRetentionDuration)"
+        )
+    return ""
 
 
 def data_files(table_uri: str, version: int | None = None) -> list[str]:
@@ -126,10 +200,69 @@ def data_files(table_uri: str, version: int | None = None) -> list[str]:
     return [file.path for file in version_files(table_uri, version).files]
 
 
+def read_first_rows(table_uri: str, version: int | None, columns: list[str], rows: int) -> pa.Table:
+    """The first rows of what `read_columns` returns, at most so many; what comes after them is not read."""
+    parts: list[pa.RecordBatch] = []
+    missing = rows
+    for batch in read_batches(table_uri, version, columns):
+        parts.append(batch.slice(0, missing))
+        missing -= len(parts[-1])
+        if not missing:
+            break
+    return pa.Table.from_batches(parts) if parts else read_columns(table_uri, version, columns)
+
+
 def read_columns(table_uri: str, version: int | None, columns: list[str]) -> pa.Table:
     """Some columns of one version of a Delta table, whole, without a JVM; None = the newest."""
-    files = data_files(table_uri, version)
-    if not files:
-        schema = pa.schema(DeltaTable(table_uri, version=version).schema().to_arrow())
-        return pa.schema([schema.field(name) for name in columns]).empty_table()
-    return pa.concat_tables(pq.read_table(file, columns=columns) for file in files)
+    delta = DeltaTable(table_uri, version=version)
+    schema = pa.schema(delta.schema().to_arrow())
+    wanted = pa.schema([schema.field(name) for name in columns])
+    batches = list(read_batches(table_uri, delta.version(), columns))
+    return pa.concat_tables(
+        [pa.Table.from_batches([batch]).cast(wanted) for batch in batches] or [wanted.empty_table()]
+    )
+
+
+def read_batches(table_uri: str, version: int | None, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of one version of a Delta table, a piece of a file after the other; None = the newest.
+
+    Columns are found under the names that the table's files have for them (column mapping); rows that a deletion
+    vector takes away are left out; a file that is older than a column has nulls for it.
+    """
+    delta = DeltaTable(table_uri, version=version)
+    schema = pa.schema(delta.schema().to_arrow())
+    fields = {entry["name"]: entry["metadata"] for entry in json.loads(delta.schema().to_json())["fields"]}
+    stored = {name: fields[name].get("delta.columnMapping.physicalName", name) for name in columns}
+    kept = _kept_rows(delta)
+    for file in files_of(delta).files:
+        values, keep, start = file.partition, kept.get(unquote(file.uri)), 0
+        for rows in file_batches(file.path, [stored[name] for name in columns if name not in values]):
+            found = {
+                name: _repeated(values[name], schema.field(name).type, len(rows)) if name in values
+                else rows.column(stored[name]) if stored[name] in rows.schema.names
+                else pa.nulls(len(rows), schema.field(name).type)
+                for name in columns
+            }  # fmt: skip
+            batch = pa.RecordBatch.from_pydict(found)
+            yield batch if keep is None else batch.filter(_as_long(keep.slice(start, len(rows)), len(rows)))
+            start += len(rows)
+
+
+def _as_long(keep: pa.Array, count: int) -> pa.Array:
+    """A selection may end with the last row that it takes away."""
+    return pa.concat_arrays([keep, pa.array([True] * (count - len(keep)), pa.bool_())])
+
+
+def file_batches(uri: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Those of some columns that a Parquet file has, a piece after the other; batches without any still have rows."""
+    system, path = file_system(uri)
+    with pq.ParquetFile(path, filesystem=system) as file:
+        if present := [name for name in columns if name in file.schema_arrow.names]:
+            yield from file.iter_batches(_ROWS_AT_ONCE, columns=present)
+        else:
+            nothing = pa.array([{}] * file.metadata.num_rows, pa.struct([]))
+            yield pa.RecordBatch.from_struct_array(nothing)
+
+
+def _repeated(value: Any, kind: pa.DataType, count: int) -> pa.Array:
+    return pa.array([value] * count, pa.string() if isinstance(value, str) else kind).cast(kind)

@@ -14,6 +14,12 @@ EMBEDDING_DIM = 256
 MAX_IMAGES = 20
 """Most images of one item that enter the model (the paper's 20)."""
 
+MAX_ID_BYTES = 512
+"""Most bytes of an id or a name in an input, in UTF-8; a row with a longer one is rejected as long_id."""
+
+MAX_TEXT_CHARACTERS = 16_384
+"""Characters of one text that are read, of an item's text feature or of a query: a cell of 50 MB costs no memory."""
+
 TEXT_FEATURES: dict[str, bool] = {
     "title": False,
     "description": False,
@@ -30,10 +36,22 @@ TEXT_FEATURES: dict[str, bool] = {
 }
 """The paper's twelve text features in sequence order; True where an item may have several values."""
 
-_ITEM_ID = Column("item_id", "string", "the shop's own id of the item")
-_QUERY_ID = Column("query_id", "string", "id of the query, as the engagement logs use it")
+_ID = "any characters, compared byte for byte, at most 512 bytes"
+_ITEM_ID = Column("item_id", "string", f"the shop's own id of the item: {_ID}", max_bytes=MAX_ID_BYTES)
+_QUERY_ID = Column(
+    "query_id", "string", f"id of the query, as the engagement logs use it: {_ID}", max_bytes=MAX_ID_BYTES
+)
 _ITEM_KEY = Column("item_key", "int64", "64-bit hash of item_id: the identity used for counts and masks")
 _EMBEDDING = (EMBEDDING_DIM,)
+FEATURES_HASH, ROW_CHECKSUM = "features_hash", "row_checksum"
+_CHECKED_ITEM = ("item_id", "item_key")
+_CHECKED_PAIR = ("query_key", "item_key", "query_item_key", "pair_weight", "query_embedding")
+
+
+def _checksum(columns: tuple[str, ...]) -> Column:
+    return Column(ROW_CHECKSUM, "int64", f"CRC-32 of {', '.join(columns)}; see schemas/checksums.py")
+
+
 _REJECT_COLUMNS = (
     Column("reason", "string", "short machine-readable cause, such as null_id"),
     Column("source_table", "string", "the table the row came from"),
@@ -50,7 +68,13 @@ ITEMS = Table(
     (
         _ITEM_ID,
         *(
-            Column(name, "strings" if many else "string", f"text feature {name}", nullable=True, optional=True)
+            Column(
+                name,
+                "strings" if many else "string",
+                f"text feature {name}; its first 16,384 characters are read",
+                nullable=True,
+                optional=True,
+            )
             for name, many in TEXT_FEATURES.items()
         ),
     ),
@@ -73,8 +97,16 @@ QUERIES = Table(
     "one query: a viewed image (closeup) or a search text (search)",
     (
         _QUERY_ID,
-        Column("query_kind", "string", "first half of a task's name, such as closeup or search"),
-        Column("text", "string", "the query's text, if it has one", nullable=True, optional=True),
+        Column(
+            "query_kind", "string", "first half of a task's name, such as closeup or search", max_bytes=MAX_ID_BYTES
+        ),
+        Column(
+            "text",
+            "string",
+            "the query's text, if it has one; its first 16,384 characters are read",
+            nullable=True,
+            optional=True,
+        ),
         Column(
             "query_embedding",
             "vector",
@@ -83,9 +115,21 @@ QUERIES = Table(
             optional=True,
         ),
         Column(
-            "embedding_space", "string", "name and version of the frozen query encoder", nullable=True, optional=True
+            "embedding_space",
+            "string",
+            "name and version of the frozen query encoder; needed where query_embedding is given",
+            nullable=True,
+            optional=True,
+            max_bytes=MAX_ID_BYTES,
         ),
-        Column("query_item_id", "string", "the catalog item the query shows, if any", nullable=True, optional=True),
+        Column(
+            "query_item_id",
+            "string",
+            "the catalog item the query shows, if any",
+            nullable=True,
+            optional=True,
+            max_bytes=MAX_ID_BYTES,
+        ),
     ),
     key=("query_id",),
 )
@@ -94,12 +138,18 @@ ENGAGEMENT_LOGS = Table(
     "engagement_logs",
     "one engagement of a user with an item after a query",
     (
-        Column("event_id", "string", "unique id of the event; a repeated id is a repeated delivery"),
+        Column(
+            "event_id",
+            "string",
+            "id of the event, at most 512 bytes: equal rows with one id are one event, delivered again; rows that "
+            "differ share an id only where inputs.event_id_is says so",
+            max_bytes=MAX_ID_BYTES,
+        ),
         Column("event_ts", "timestamp", "when it happened, UTC"),
         Column("user_id", "string", "who did it, if known", nullable=True, optional=True),
         _QUERY_ID,
         _ITEM_ID,
-        Column("engagement", "string", "second half of a task's name, such as click"),
+        Column("engagement", "string", "second half of a task's name, such as click", max_bytes=MAX_ID_BYTES),
     ),
     key=("event_id",),
 )
@@ -148,9 +198,11 @@ ITEM_FEATURES = Table(
         _ITEM_KEY,
         *ELEMENT_COLUMNS,
         Column("out_of_vocabulary_count", "int32", "tokens of the item that the vocabulary lacks"),
-        Column("features_hash", "string", "128-bit hash of the feature columns, hexadecimal"),
+        Column(FEATURES_HASH, "string", "128-bit hash of the feature columns, hexadecimal"),
+        _checksum(_CHECKED_ITEM),
     ),
     key=("item_id",),
+    checksummed=_CHECKED_ITEM,
 )
 
 REJECTED_ITEMS = Table(
@@ -168,8 +220,10 @@ PAIR_COLUMNS = (
     Column("query_key", "int64", "64-bit hash of query_id: the identity used for masks"),
     _ITEM_KEY,
     Column("query_item_key", "int64", "item_key of the item the query shows; 0 = none"),
-    Column("engagement_count", "int64", "engagements of this query with this item in the window"),
-    Column("pair_weight", "float32", "weight in the loss: the count, each event discounted by its age"),
+    Column("engagement_count", "int64", "engagements of this query with this item in the window", is_positive=True),
+    Column(
+        "pair_weight", "float32", "weight in the loss: the count, each event discounted by its age", is_positive=True
+    ),
 )
 
 TRAINING_PAIRS = Table(
@@ -177,10 +231,19 @@ TRAINING_PAIRS = Table(
     "one (query, item) pair with its engagement count, the query's embedding and the item's features",
     (
         *PAIR_COLUMNS,
-        Column("query_embedding", "binary", "little-endian float16 query embedding", shape=_EMBEDDING),
+        Column(
+            "query_embedding",
+            "binary",
+            "little-endian float16 query embedding",
+            shape=_EMBEDDING,
+            cell_bytes=2 * EMBEDDING_DIM,
+        ),
         *ELEMENT_COLUMNS,
+        Column(FEATURES_HASH, "string", "as in item_features"),
+        _checksum(_CHECKED_PAIR),
     ),
     key=("query_id", "item_id"),
+    checksummed=_CHECKED_PAIR,
 )
 
 HELD_OUT_PAIRS = Table(
@@ -234,7 +297,7 @@ ITEM_EMBEDDINGS = Table(
         _ITEM_ID,
         Column("embedding", "vector", "the item's embedding, unit length", shape=_EMBEDDING),
         Column("model_id", "string", "identity of weights, feature spec and query spaces; one value per version"),
-        Column("features_hash", "string", "features_hash of the item_features row that was scored"),
+        Column(FEATURES_HASH, "string", "features_hash of the item_features row that was scored"),
         Column("scored_ts", "timestamp", "logical time of the scoring run, UTC"),
     ),
     key=("item_id",),

@@ -2,6 +2,7 @@
 
 <warehouse>/<table name>/              a Delta table each; schemas/tables.py declares them
 <warehouse>/_runs/<stage>.json         the record of each stage's last complete run
+<warehouse>/_runs/lease                who writes the warehouse now; schemas/lease.py
 <warehouse>/_logs/                     what Spark and Python said while `itemsage run` ran; local warehouses only
 <warehouse>/models/<model_id>/         model.safetensors and model.json of every trained model
 <warehouse>/checkpoints/<run id>/      what an unfinished training run goes on from; removed when it ends
@@ -28,6 +29,18 @@ class Warehouse:
         """A path or URI inside the warehouse."""
         return "/".join([absolute_uri(self.uri).rstrip("/"), *parts])
 
+    def relative(self, uri: str) -> str:
+        """A URI inside the warehouse as the path from there, which a copy of the warehouse keeps; others absolute."""
+        absolute, root = absolute_uri(uri), self.place("")
+        for prefix in (root, root.removeprefix("file://"), f"file://{root}"):
+            if absolute.startswith(prefix):
+                return absolute.removeprefix(prefix)
+        return absolute
+
+    def resolved(self, uri: str) -> str:
+        """The inverse of `relative`."""
+        return uri if "://" in uri or uri.startswith("/") else self.place(uri)
+
     @property
     def is_local(self) -> bool:
         """Whether the warehouse is a folder of this machine's, named without a scheme."""
@@ -45,6 +58,11 @@ class Warehouse:
     def records(self) -> str:
         """Folder of all run records."""
         return self.place("_runs")
+
+    @property
+    def lease(self) -> str:
+        """The file that says who writes the warehouse."""
+        return self.place("_runs", "lease")
 
     @property
     def logs(self) -> str:

@@ -83,8 +83,9 @@ def _wait_for(page: int, workers: int, seconds: float = 90) -> None:
 def submit_arguments(url: str, package: Path) -> str:
     """What ITEMSAGE_SPARK_SUBMIT holds for this cluster."""
     return (
-        f"--master {url} --py-files {package} --conf spark.driver.host=127.0.0.1 "
-        "--conf spark.driver.bindAddress=127.0.0.1 --conf spark.executor.memory=700m --conf spark.driver.memory=1g"
+        f"--master {url} --py-files {package} "
+        "--conf spark.driver.host=127.0.0.1 --conf spark.driver.bindAddress=127.0.0.1 "
+        "--conf spark.executor.memory=700m --conf spark.driver.memory=1g"
     )
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +27,8 @@ from itemsage_model.encoders.model_files import load_model
 from itemsage_model.serving.scorer import Scorer
 from pipeline import commands
 from schemas.elements import FEATURE_CELLS
-from schemas.errors import TableError
-from schemas.records import RunRecord, read_record
+from schemas.errors import InputError, TableError
+from schemas.records import RunRecord, read_record, write_record
 from schemas.settings import Settings, load_settings
 from schemas.stages import (
     BUILD_ITEM_FEATURES,
@@ -39,7 +43,6 @@ from schemas.stages import (
     Stage,
 )
 from schemas.storage import data_files
-from schemas.warehouse import Warehouse
 from tests.sockets import off_loopback, watched
 
 # The first test pays for the whole pipeline, the rerun for a second one.
@@ -232,20 +235,83 @@ def test_every_event_is_counted_or_rejected_with_a_reason(portal: Settings):
     assert {"duplicate_event", "gap"} <= reasons
 
 
-def test_scoring_with_another_vocabulary_is_refused(spark: Any, portal: Settings, monkeypatch: pytest.MonkeyPatch):
-    from jobs import score_catalog
+@contextmanager
+def replaced_record(settings: Settings, record: RunRecord[Any]) -> Iterator[None]:
+    """Another record of a stage for the length of a block, in a warehouse that has one."""
+    file = Path(settings.layout.record(record.stage))
+    before = file.read_bytes()
+    write_record(settings.layout, record)
+    yield
+    file.write_bytes(before)
 
-    original = score_catalog.read_record
 
-    def changed(warehouse: Warehouse, stage: Stage[Any]) -> RunRecord[Any]:
-        record = original(warehouse, stage)
-        if stage is BUILD_ITEM_FEATURES:
-            return replace(record, metrics=replace(record.metrics, vocabulary_hash="another"))
-        return record
+def changed_metrics(settings: Settings, stage: Stage[Any], **metrics: Any) -> RunRecord[Any]:
+    record = read_record(settings.layout, stage)
+    return replace(record, metrics=replace(record.metrics, **metrics))
 
-    monkeypatch.setattr(score_catalog, "read_record", changed)
-    with pytest.raises(TableError, match="Train again"):
-        score_catalog.run(spark, portal)
+
+@pytest.mark.fault("danger 1", "refused", "features of another vocabulary than the model's; then score, then evaluate")
+def test_scoring_with_another_vocabulary_is_refused(spark: Any, portal: Settings) -> None:
+    with replaced_record(portal, changed_metrics(portal, BUILD_ITEM_FEATURES, vocabulary_hash="another")):
+        for job in ("score_catalog", "evaluate"):
+            with pytest.raises(
+                InputError, match=rf"{job}, vocabulary: .*another .*Run build_training_tables, then train"
+            ):
+                run_jobs(spark, portal, (job,))
+
+
+@pytest.mark.fault("B11", "refused", "queries of another space than the model's; then score, then evaluate")
+def test_a_model_of_another_space_is_neither_published_nor_evaluated(spark: Any, portal: Settings) -> None:
+    version = DeltaTable(f"{portal.warehouse.uri}/evaluation").version()
+    spaces = {"search": "lsa-another", "closeup": "lsa-another"}
+    with replaced_record(portal, changed_metrics(portal, EMBED_QUERIES, embedding_spaces=spaces)):
+        for job in ("score_catalog", "evaluate"):
+            with pytest.raises(
+                InputError, match=rf"{job}, space of \w+ queries: .*lsa-another in what embed_queries wrote"
+            ):
+                run_jobs(spark, portal, (job,))
+    assert DeltaTable(f"{portal.warehouse.uri}/evaluation").version() == version
+
+
+@pytest.mark.fault("B11", "refused", "a query encoder left behind by a run that ended before its tables were written")
+def test_a_query_encoder_that_no_record_names_is_refused(spark: Any, portal: Settings) -> None:
+    with (
+        replaced_record(portal, changed_metrics(portal, EMBED_QUERIES, encoder="lsa-0")),
+        pytest.raises(InputError, match=r"query encoder, \S+: expected lsa-0, .*FROM=embed_queries"),
+    ):
+        run_jobs(spark, portal, ("evaluate",))
+
+
+@pytest.mark.fault("F3", "refused", "a catalog of one item scored over one of 200; an older date over a newer one")
+def test_a_shrunken_catalog_and_an_older_date_are_not_published(spark: Any, portal: Settings) -> None:
+    record, folder = read_record(portal.layout, BUILD_ITEM_FEATURES), Path(portal.warehouse.uri)
+    features, published = DeltaTable(folder / "item_features"), DeltaTable(folder / "item_embeddings").version()
+    recorded = features.version()
+    write_deltalake(features, rows_of(portal, "item_features").slice(0, 1), mode="overwrite")
+    small = replace(record, outputs=(replace(record.output("item_features"), version=recorded + 1, rows=1),))
+    with replaced_record(portal, small), pytest.raises(TableError, match=r"expected 160 to 300 items.*found 1 items"):
+        run_jobs(spark, portal, ("score_catalog",))
+    features.restore(recorded)
+    dates = portal.dates.model_copy(update={"as_of": portal.dates.as_of - timedelta(days=1)})
+    with pytest.raises(TableError, match="which is published; found 2026-02-28"):
+        run_jobs(spark, portal.model_copy(update={"dates": dates}), ("score_catalog",))
+    assert DeltaTable(folder / "item_embeddings").version() == published
+    assert read_record(portal.layout, SCORE_CATALOG).output("item_embeddings").version == published
+
+
+@pytest.mark.fault("copy", "recovered", "a warehouse copied; score and evaluate run on the copy, without the original")
+def test_a_copied_warehouse_publishes_from_its_own_files(spark: Any, portal: Settings, tmp_path: Path) -> None:
+    original, copy = Path(portal.warehouse.uri), tmp_path / "copy"
+    shutil.copytree(original, copy)
+    hidden = original.rename(tmp_path / "hidden")
+    try:
+        settings = portal.model_copy(update={"warehouse": portal.warehouse.model_copy(update={"uri": str(copy)})})
+        before = content_hash(settings, "item_embeddings")
+        run_jobs(spark, settings, ("score_catalog", "evaluate"))
+        assert content_hash(settings, "item_embeddings") == before
+        assert read_record(settings.layout, SCORE_CATALOG).output("item_embeddings").uri == f"{copy}/item_embeddings"
+    finally:
+        hidden.rename(original)
 
 
 def test_a_version_that_no_record_names_is_not_read(spark: Any, portal: Settings):

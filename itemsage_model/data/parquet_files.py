@@ -1,18 +1,29 @@
-"""Opening Parquet files so that reading them is as fast as pyarrow can."""
+"""Opening Parquet files so that reading them is as fast as pyarrow can, and saying what is wrong with them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.errors import TableError
+from schemas.checksums import require_undamaged
+from schemas.columns import Table
+from schemas.errors import InputError, TableError
+from schemas.stages import remade
 from schemas.storage import file_system
 
 _LOCAL_READ_BYTES = 1 << 20
 """From a local disk a column is decompressed piece by piece, in the cache; from an object store in few large reads."""
+
+_READING: dict[object, tuple[str, float]] = {}
+
+_STORAGE_FAILED = re.compile("AWS Error|google::cloud|GCS|HDFS|curl|[Tt]imeout|[Tt]imed out|[Cc]onnection")
+"""What pyarrow says where the storage failed and not the file; both are an OSError."""
 
 
 def open_parquet(path: str, filesystem: Any) -> pq.ParquetFile:
@@ -31,17 +42,105 @@ def open_parquet(path: str, filesystem: Any) -> pq.ParquetFile:
     return pq.ParquetFile(path, filesystem=filesystem, **how)
 
 
-def file_batches(uri: str, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
-    """The rows of one file, at most `rows` at a time, in one thread.
+def file_batches(
+    uri: str, columns: list[str], rows: int, table: Table, row_groups: Sequence[int] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The rows of one file, at most `rows` at a time, in one thread, compared with the checksums in them.
+
+    Args:
+        uri: The file.
+        columns: What to read; with the checksums' own columns, as `require_undamaged` says, or they are not compared.
+        rows: Most rows of a batch.
+        table: What they mean.
+        row_groups: Which of the file's; None = all.
 
     Raises:
-        TableError: the file lacks a column.
+        TableError: the file lacks a column, is damaged or gone.
     """
     filesystem, path = file_system(uri)
-    with open_parquet(path, filesystem) as file:
+    with naming_the_file(uri, table.name), open_parquet(path, filesystem) as file:
         present = file.schema_arrow.names
         for name in columns:
             if name not in present:  # pyarrow would leave it out in silence
                 cure = "Run the job that writes the table again."
                 raise TableError(uri, name, expected="this column", found=", ".join(present), cure=cure)
-        yield from file.iter_batches(rows, columns=columns, use_threads=False)
+        for batch in file.iter_batches(rows, columns=columns, use_threads=False, row_groups=row_groups):
+            require_undamaged(batch, table, uri)
+            yield batch
+
+
+@contextmanager
+def being_read(what: str) -> Iterator[None]:
+    """Notes what is read meanwhile, for `reading_now`."""
+    token = object()
+    _READING[token] = (what, time.monotonic())
+    try:
+        yield
+    finally:
+        del _READING[token]
+
+
+def reading_now() -> str:
+    """What this process reads at the moment, and for how long."""
+    now = time.monotonic()
+    return ", ".join(f"{what} for {now - since:.0f} s" for what, since in list(_READING.values())) or "no file"
+
+
+@contextmanager
+def naming_the_file(uri: str, table: str) -> Iterator[None]:
+    """Makes what goes wrong in reading a file an error that names file, table and cure, but where the storage failed.
+
+    Raises:
+        TableError: the file is damaged or gone.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise gone(table, uri) from error
+    except (OSError, pa.ArrowException, ValueError, MemoryError) as error:
+        if getattr(error, "errno", None) or _STORAGE_FAILED.search(str(error)):
+            raise
+        cause = " ".join(str(error).split())[:300]
+        raise TableError(
+            table,
+            "(files)",
+            expected=f"a whole Parquet file at {uri}",
+            found=f"a damaged one: {cause}",
+            cure=remade(table),
+        ) from error
+
+
+def gone(table: str, uri: str) -> TableError:
+    """The error of a file that the table's log names and the storage lacks."""
+    return TableError(
+        table,
+        "(files)",
+        expected=f"the file {uri}, which the recorded version of the table names",
+        found="no such file: VACUUM removes the files of versions that are not the newest, or somebody deleted it",
+        cure=remade(table),
+    )
+
+
+def row_group_rows(uri: str, table: str) -> list[int]:
+    """Rows of each row group of a file.
+
+    Raises:
+        TableError: the file is damaged or gone.
+    """
+    filesystem, path = file_system(uri)
+    with naming_the_file(uri, table), open_parquet(path, filesystem) as file:
+        return [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
+
+
+def first_unreadable(uris: list[str], table: str) -> TableError | None:
+    """What is wrong with the first of some files that is gone or has a damaged footer; None where all open."""
+    for uri in uris:
+        filesystem, path = file_system(uri)
+        try:
+            with naming_the_file(uri, table), open_parquet(path, filesystem):
+                pass
+        except TableError as error:
+            return error
+    return None

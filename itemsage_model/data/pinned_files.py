@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import heapq
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import TableNotFoundError
 
+from itemsage_model.data.parquet_files import gone, row_group_rows
 from schemas.elements import IMAGES
-from schemas.errors import TableError
+from schemas.errors import InputError, TableError
 from schemas.metrics import ItemMetrics
+from schemas.stages import rerun
 from schemas.storage import version_files
 from schemas.tables import ITEM_FEATURES
-
-_GONE = (
-    "Run the stage that writes the table again: VACUUM, or the clean-up of the Delta log, removed a version that a "
-    "record still names, because a later run of that stage did not end. docs/troubleshooting.md says when it is safe."
-)
 
 
 @dataclass(frozen=True)
@@ -34,21 +33,71 @@ class TableFiles:
         return sum(self.rows)
 
 
+@dataclass(frozen=True)
+class FilePiece:
+    """A file, or a run of its row groups.
+
+    Attributes:
+        uri: The file.
+        row_groups: Their numbers; None = the whole file.
+        rows: How many they hold.
+    """
+
+    uri: str
+    row_groups: tuple[int, ...] | None
+    rows: int
+
+
+def pieces_of(files: TableFiles, rows: int) -> list[FilePiece]:
+    """The files of a table, those of more than twice `rows` rows cut into runs of row groups of at least so many.
+
+    Where a file is cut follows from the file alone, so that whoever reads piece by piece reads the same batches.
+
+    Raises:
+        TableError: a file is damaged or gone.
+    """
+    pieces = []
+    for uri, count in zip(files.uris, files.rows, strict=True):
+        if count <= 2 * rows:
+            pieces.append(FilePiece(uri, None, count))
+            continue
+        run: list[int] = []
+        held = 0
+        sizes = row_group_rows(uri, files.table)
+        for number, size in enumerate(sizes):
+            run.append(number)
+            held += size
+            if held >= rows or number + 1 == len(sizes):
+                pieces.append(FilePiece(uri, tuple(run), held))
+                run, held = [], 0
+    return pieces
+
+
+def deal(pieces: Sequence[FilePiece], tasks: int) -> list[list[FilePiece]]:
+    """Deal pieces to at most `tasks` tasks, none of them empty: the longest first, each to whom has the fewest rows."""
+    dealt: list[list[FilePiece]] = [[] for _ in range(min(tasks, len(pieces)))]
+    totals = [(0, task) for task in range(len(dealt))]
+    for piece in sorted(pieces, key=lambda piece: (-piece.rows, piece.uri, piece.row_groups or ())):
+        rows, task = heapq.heappop(totals)
+        dealt[task].append(piece)
+        heapq.heappush(totals, (rows + piece.rows, task))
+    return dealt
+
+
 def pin_files(table: str, uri: str, version: int | None = None) -> TableFiles:
     """Resolve one version of a Delta table, the newest by default, to its files.
 
     Raises:
         TableError: there is no such table, it is empty, has deletion vectors, or its log names no row counts.
+        InputError: a file of its log is damaged or gone.
     """
     try:
         found = version_files(uri, version)
-    except (TableNotFoundError, DeltaError) as error:
-        if version is not None and (newest := _newest_version(uri)) is not None and newest != version:
-            found_at = f"no such version any more, but {newest}, at"
-            raise unreadable(table, uri, f"version {version}, which the run record names", found_at, _GONE) from error
-        if isinstance(error, TableNotFoundError):
-            raise unreadable(table, uri, "a Delta table", "none at", "Run the job that writes it.") from error
-        raise
+    except InputError as error:
+        cure = f"Restore it, or move {uri} away and make the table anew: {rerun(table)}."
+        raise InputError(f"table {table}", uri, expected=error.expected, found=error.found, cure=cure) from error
+    except TableNotFoundError as error:
+        raise unreadable(table, uri, "a Delta table", "none at", "Run the job that writes it.") from error
     if "deletionVectors" in found.reader_features:
         raise unreadable(table, uri, "no deletion vectors", "a table that has them", "Rewrite it without them.")
     if any(file.rows is None for file in found.files):
@@ -56,22 +105,14 @@ def pin_files(table: str, uri: str, version: int | None = None) -> TableFiles:
     kept = [(file.uri, file.rows) for file in found.files if file.rows]
     if not kept:
         raise unreadable(table, uri, "at least one row", "an empty table", "Check [dates] and [[tasks]].")
-    if gone := first_gone([file.path for file in found.files]):
-        expected = f"all files of version {found.version}, which the run record names"
-        raise unreadable(table, "", expected, f"one that is gone: {gone}", _GONE)
+    if missing := first_gone([file.path for file in found.files]):
+        raise gone(table, missing)
     return TableFiles(table, found.version, tuple(name for name, _ in kept), tuple(rows for _, rows in kept))
 
 
 def first_gone(files: list[str]) -> str | None:
     """The first of some local files that is not there; files of an object store are not asked for one by one."""
     return next((file for file in files if file.startswith("/") and not os.path.exists(file)), None)
-
-
-def _newest_version(uri: str) -> int | None:
-    try:
-        return version_files(uri).version
-    except DeltaError:
-        return None
 
 
 def require_image_length(made: ItemMetrics, length: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -19,13 +19,15 @@ import pyarrow as pa
 
 from itemsage_model.data.epochs import Share, epoch_seed, share_of_epoch
 from itemsage_model.data.feature_cells import all_finite, unpack_items
+from itemsage_model.data.parquet_files import being_read, first_unreadable, reading_now
 from itemsage_model.data.pinned_files import TableFiles, unreadable
 from itemsage_model.data.prefetch import Prefetch
 from itemsage_model.data.ragged import ItemRows, take_rows
 from schemas.cells import unpack_cells
+from schemas.columns import Table
 from schemas.elements import SizedElement
 from schemas.errors import TableError
-from schemas.tables import EMBEDDING_DIM
+from schemas.tables import EMBEDDING_DIM, FEATURES_HASH, ITEM_FEATURES, ROW_CHECKSUM, TRAINING_PAIRS
 
 _PREFETCHED_BLOCKS = 2
 """Row groups of a stream that are read and checked while the last ones are used."""
@@ -75,10 +77,12 @@ class RowFormat(Generic[Rows]):
     """What is read of a table's rows: which columns, and how a row group of them becomes arrays.
 
     Attributes:
+        declared: What the rows mean, whatever the table's name.
         columns: Names of the columns.
         unpack: Turns the table's name and some of its rows into arrays.
     """
 
+    declared: Table
     columns: tuple[str, ...]
     unpack: Callable[[str, pa.Table], Rows]
 
@@ -97,7 +101,8 @@ def pair_format(elements: Sequence[SizedElement] | None) -> RowFormat[Pairs]:
             _item_rows(table, raw, elements) if elements else None,
         )
 
-    return RowFormat((*PAIR_ARRAYS, *cells), unpack)
+    checked = (ROW_CHECKSUM, FEATURES_HASH) if elements else (ROW_CHECKSUM,)
+    return RowFormat(TRAINING_PAIRS, (*PAIR_ARRAYS, *cells, *checked), unpack)
 
 
 def catalog_format(elements: Sequence[SizedElement]) -> RowFormat[CatalogItems]:
@@ -106,7 +111,8 @@ def catalog_format(elements: Sequence[SizedElement]) -> RowFormat[CatalogItems]:
     def unpack(table: str, raw: pa.Table) -> CatalogItems:
         return CatalogItems(_checked(table, raw, "item_key", np.int64), _item_rows(table, raw, elements))
 
-    return RowFormat(("item_key", *column_names(elements)), unpack)
+    columns = (*ITEM_FEATURES.checksummed, *column_names(elements), ROW_CHECKSUM, FEATURES_HASH)
+    return RowFormat(ITEM_FEATURES, columns, unpack)
 
 
 def column_names(elements: Sequence[SizedElement]) -> tuple[str, ...]:
@@ -114,15 +120,29 @@ def column_names(elements: Sequence[SizedElement]) -> tuple[str, ...]:
     return tuple(column.name for sized in elements for column in sized.element.columns)
 
 
-def read_files(files: TableFiles, indices: tuple[int, ...], columns: tuple[str, ...], seed: int) -> Iterator[pa.Table]:
-    """Read some files of a table through Petastorm, in an order drawn from `seed`; yields one table a row group."""
+def read_files(
+    files: TableFiles, indices: tuple[int, ...], row_format: RowFormat[Rows], seed: int
+) -> Iterator[pa.Table]:
+    """Read some files of a table through Petastorm, in an order drawn from `seed`; yields one table a row group.
+
+    Raises:
+        TableError: a file is damaged or gone.
+    """
     # Petastorm 0.13.1 calls interfaces that pyarrow 14 and setuptools deprecate. A filter and not catch_warnings: that
     # is process-wide too, and streams that end in another order than they began would leave all warnings off.
     for module in ("petastorm", "pyarrow", "pkg_resources"):
         warnings.filterwarnings("ignore", category=Warning, module=module)
     from itemsage_model.data.row_groups import open_reader  # noqa: PLC0415 (Petastorm takes seconds; only training needs it)
 
-    reader = open_reader([files.uris[i] for i in indices], columns, seed)
+    uris = [files.uris[i] for i in indices]
+    try:
+        with being_read(f"the footers of {files.table}"):
+            reader = open_reader(uris, row_format.columns, seed, replace(row_format.declared, name=files.table))
+    except Exception as error:
+        # Petastorm, which reads the footers, does not say of which file.
+        if found := first_unreadable(uris, files.table):
+            raise found from error
+        raise
     try:
         yield from reader
     finally:
@@ -209,7 +229,7 @@ class RowStream(Generic[Rows]):
     def _epoch(self, epoch: int) -> Iterator[Rows]:
         """The rank's row groups of one epoch; fails unless every row came exactly once."""
         share, rows = self._share(epoch), 0
-        for raw in read_files(self.files, share.files, self.row_format.columns, self._epoch_seed(epoch)):
+        for raw in read_files(self.files, share.files, self.row_format, self._epoch_seed(epoch)):
             block = self.row_format.unpack(self.files.table, raw)
             if share.stride > 1:
                 block = _gather([block], np.arange(share.offset, len(block), share.stride))
@@ -245,9 +265,17 @@ class RowStream(Generic[Rows]):
         return epoch_seed(self.seed, self.stream, epoch)
 
 
-def read_catalog(files: TableFiles, row_format: RowFormat[CatalogItems]) -> CatalogItems:
-    """Every item of the catalog, sorted by key."""
-    everything = read_files(files, tuple(range(len(files.uris))), row_format.columns, 1)
+def read_catalog(
+    files: TableFiles, row_format: RowFormat[CatalogItems], read_seconds: float | None = None
+) -> CatalogItems:
+    """Every item of the catalog, sorted by key.
+
+    Raises:
+        DeadlineError: the next row group does not come within `read_seconds`.
+    """
+    everything = Prefetch(
+        read_files(files, tuple(range(len(files.uris))), row_format, 1), _PREFETCHED_BLOCKS, read_seconds, reading_now
+    )
     parts = [row_format.unpack(files.table, raw) for raw in everything]
     keys = np.concatenate([part.item_key for part in parts])
     if len(keys) != files.row_count:

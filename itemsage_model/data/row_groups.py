@@ -11,6 +11,7 @@ import queue
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 from petastorm.fs_utils import get_filesystem_and_path_or_paths
@@ -18,26 +19,34 @@ from petastorm.reader import Reader
 from petastorm.workers_pool import EmptyResultError
 from petastorm.workers_pool.worker_base import WorkerBase
 
-from itemsage_model.data.parquet_files import open_parquet
+from itemsage_model.data.parquet_files import being_read, naming_the_file, open_parquet
+from schemas.checksums import require_undamaged
+from schemas.columns import Table
 
 _WAIT_SECONDS = 0.002
 
+_COMPARED: set[tuple[str, int]] = set()
+"""Row groups that this process has compared with their checksums. In every epoch it would slow the reading by half."""
 
-def open_reader(urls: list[str], columns: tuple[str, ...], seed: int) -> Reader:
+
+def open_reader(urls: list[str], columns: tuple[str, ...], seed: int, table: Table) -> Reader:
     """A Petastorm reader of some Parquet files, once over, that yields a pyarrow Table per row group.
 
     Args:
         urls: The files.
         columns: Columns to read.
         seed: Decides the order of the row groups.
+        table: What they mean, for the checksums in the rows.
     """
-    filesystem, paths = get_filesystem_and_path_or_paths(urls)
+    # Petastorm takes the path of a file:// URL as it stands, percent signs and all.
+    plain = [unquote(url) if url.startswith("file://") else url for url in urls]
+    filesystem, paths = get_filesystem_and_path_or_paths(plain)
     return Reader(
         filesystem,
         paths,
         schema_fields=[f"^{name}$" for name in columns],
         seed=seed,
-        reader_pool=InOrder(),
+        reader_pool=InOrder(table),
         worker_class=RowGroups,
         is_batched_reader=True,
     )
@@ -68,13 +77,23 @@ class RowGroups(WorkerBase):  # type: ignore[misc]
         with open_parquet(piece.path, self._filesystem) as file:
             self.publish_func(file.read_row_group(piece.row_group, columns=self._columns))
 
+    def place_of(self, piece_index: int, **_: Any) -> tuple[str, int]:
+        """The file that this row group is of, and its number there."""
+        piece = self._pieces[piece_index]
+        return str(piece.path), int(piece.row_group)
+
 
 class InOrder:
-    """Petastorm's pool: reads the row groups one by one, in the caller's thread, in the order they are dealt out."""
+    """Petastorm's pool: reads the row groups one by one, in the caller's thread, in the order they are dealt out.
+
+    Args:
+        table: What the rows mean: each row group is compared with the checksums in it.
+    """
 
     workers_count = 1
 
-    def __init__(self) -> None:
+    def __init__(self, table: Table) -> None:
+        self._table = table
         self._dealt: queue.Queue[dict[str, Any]] = queue.Queue()
         self._read: deque[pa.Table] = deque()
 
@@ -93,6 +112,7 @@ class InOrder:
 
         Raises:
             EmptyResultError: all have been read.
+            TableError: a file is damaged or gone.
         """
         while True:
             # Asked before the queue is looked at: what was dealt last stands in the queue by then.
@@ -103,9 +123,15 @@ class InOrder:
                 if is_complete:
                     raise EmptyResultError from None
                 continue
-            self._worker.process(**item)
+            place = self._worker.place_of(**item)
+            with being_read(place[0]), naming_the_file(place[0], self._table.name):
+                self._worker.process(**item)
+                rows = self._read.popleft()
+                if place not in _COMPARED:
+                    require_undamaged(rows, self._table, place[0])
+                    _COMPARED.add(place)
             self._ventilator.processed_item()
-            return self._read.popleft()
+            return rows
 
     def stop(self) -> None:
         """Read no further row group."""

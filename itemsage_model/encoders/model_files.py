@@ -23,7 +23,7 @@ class CheckpointError(RuntimeError):
 
 Spec = TypeVar("Spec", bound=TowerSpec)
 
-_NO_IDENTITY = ("model_id", "facts", "sha256")
+_NO_IDENTITY = ("model_id", "facts", "sha256", "checksum")
 """Keys of model.json that do not make one model another."""
 
 
@@ -104,11 +104,17 @@ def _model_id(weights: bytes, values: dict[str, Any]) -> str:
 
 
 def save_folder(uri: str, files: dict[str, bytes], json_name: str, values: dict[str, Any]) -> None:
-    """Write files and, last, the JSON that holds `values` and the sha256 of each of them."""
+    """Write files and, last, the JSON that holds `values`, the sha256 of each of them, and that of itself."""
     for name, content in files.items():
         write_bytes(f"{uri}/{name}", content)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    write_bytes(f"{uri}/{json_name}", json.dumps({**values, "sha256": hashes}, indent=2).encode())
+    described = json.loads(json.dumps({**values, "sha256": hashes}))
+    stored = {**described, "checksum": _checksum(described)}
+    write_bytes(f"{uri}/{json_name}", json.dumps(stored, indent=2).encode())
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def load_folder(uri: str, json_name: str) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -119,10 +125,13 @@ def load_folder(uri: str, json_name: str) -> tuple[dict[str, bytes], dict[str, A
     """
     try:
         values: dict[str, Any] = json.loads(read_bytes(f"{uri}/{json_name}"))
+        # Absent in what was saved before version 0.2.
+        if (checksum := values.pop("checksum", None)) and checksum != _checksum(values):
+            raise ValueError("its checksum differs")
         files = {name: read_bytes(f"{uri}/{name}") for name in values["sha256"]}
     except FileNotFoundError as error:
         raise CheckpointError(f"{uri} holds no complete checkpoint: {error}. Train first.") from error
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{uri}/{json_name} is damaged: {error}. Restore or train again.") from error
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != values["sha256"][name]:

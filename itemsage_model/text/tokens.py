@@ -1,22 +1,28 @@
-"""What the tokens of a text are: character trigrams, word unigrams and word bigrams.
+"""What words and the tokens of a text are: character trigrams, word unigrams and word bigrams.
 
-The vocabulary is counted with `token_kinds`; `tokenizer.py` turns columns of texts into token ids much faster.
+The vocabulary is counted with `token_kinds`; `tokenizer.py` turns columns of texts into token ids much faster. The
+frozen encoder has its words from here too, see `separate_letters`.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import pairwise
+
+from schemas.tables import MAX_TEXT_CHARACTERS
 
 TOKEN_KINDS = ("char_trigram", "word_unigram", "word_bigram")
 """The three kinds of tokens, in the order of their ids."""
 
-MAX_CHARACTERS = 16_384
-"""Characters of one text that are read; bounds memory against a stray cell of 50 MB."""
+MAX_CHARACTERS = MAX_TEXT_CHARACTERS
+"""Characters of one text that are read."""
 
 # CJK ideographs, each a word of its own (as BERT's tokeniser has it, with Unicode's later extensions).
 _IDEOGRAPHS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F), (0x30000, 0x323AF))
+# Hebrew begins here, and with it the scripts without capitals; what Latin has of such letters stands before.
+_FIRST_UNCASED = 0x590
 # Unicode's default-ignorable code points that are no format characters: fillers, joiners, variation selectors.
 _FILLERS = ((0x34F, 0x34F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x2065, 0x2065), (0x3164, 0x3164))
 _INVISIBLE = (*_FILLERS, (0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0xE0000, 0xE0FFF))
@@ -51,7 +57,23 @@ def _separate(code: int) -> str:
     return f" {character} " if _is_within(code, _IDEOGRAPHS) else character
 
 
-_FOLD, _SEPARATE = _PerCharacter(_fold), _PerCharacter(_separate)
+def _separate_letter(code: int) -> str:
+    character = chr(code)
+    if character.isalnum():
+        return _separate(code)
+    # A word of Hindi or Thai would fall to pieces at its vowel signs. An accent that is left over from a stray "´"
+    # would join what it stands between.
+    name = unicodedata.name(character, "") if unicodedata.category(character).startswith("M") else "COMBINING"
+    return " " if name.startswith("COMBINING") and character != "_" else character
+
+
+@lru_cache(maxsize=1 << 16)
+def _is_uncased(code: int) -> bool:
+    is_letter = code >= _FIRST_UNCASED and unicodedata.category(chr(code)) in ("Lo", "Lm")
+    return is_letter and not _is_within(code, _IDEOGRAPHS)
+
+
+_FOLD, _SEPARATE, _SEPARATE_LETTER = _PerCharacter(_fold), _PerCharacter(_separate), _PerCharacter(_separate_letter)
 
 
 def clean(text: str) -> str:
@@ -63,6 +85,19 @@ def clean(text: str) -> str:
 def separate_words(cleaned: str) -> str:
     """A blank instead of each punctuation character (category P*), and blanks around each ideograph."""
     return cleaned.translate(_SEPARATE)
+
+
+def separate_letters(cleaned: str) -> str:
+    """As `separate_words`, but with a blank instead of each symbol too, and with `_` as a letter, as in codes."""
+    return cleaned.translate(_SEPARATE_LETTER)
+
+
+def has_uncased_letter(word: str) -> bool:
+    """Whether a letter of the word is of a script without capitals, such as Thai, Korean, Arabic; not if an ideograph.
+
+    Such words are short, or not parted by blanks at all, so that one or two characters can be what is looked for.
+    """
+    return not word.isascii() and any(_is_uncased(ord(character)) for character in word)
 
 
 def token_kinds(text: str) -> tuple[list[str], list[str], list[str]]:

@@ -9,6 +9,10 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -17,11 +21,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from itemsage_model.training.ranks import MEETING_PLACE
+from schemas.errors import DeadlineError
 
-MAX_TIMEOUT_SECONDS = 300
+MAX_TIMEOUT_SECONDS = 3_600
+
+_SIGN_SECONDS = 5.0
+"""How long a rank that waited in vain waits for the others to say the same: they do within moments, if they can."""
+
+_WAITED_IN_VAIN = re.compile("timed out|timeout", re.IGNORECASE)
+_LOST = re.compile("connection (closed|reset|refused)|closed by peer|reset by peer|broken pipe", re.IGNORECASE)
 
 
-def start(timeout_seconds: int = MAX_TIMEOUT_SECONDS) -> torch.device:
+def start(timeout_seconds: int = 300) -> torch.device:
     """Join the process group that the environment describes (`ranks`, or torchrun); without one, stay alone.
 
     The ranks of one machine meet in a file, so that no store listens on a port; those of torchrun in its store.
@@ -34,7 +45,7 @@ def start(timeout_seconds: int = MAX_TIMEOUT_SECONDS) -> torch.device:
         The device of this rank.
 
     Raises:
-        ValueError: the timeout is not between 0 and five minutes.
+        ValueError: the timeout is not between 0 and an hour.
     """
     if not 0 < timeout_seconds <= MAX_TIMEOUT_SECONDS:
         raise ValueError(f"timeout_seconds must be above 0 and at most {MAX_TIMEOUT_SECONDS}, found {timeout_seconds}")
@@ -55,6 +66,44 @@ def start(timeout_seconds: int = MAX_TIMEOUT_SECONDS) -> torch.device:
             timeout=timedelta(seconds=timeout_seconds),
         )
     return device
+
+
+@contextmanager
+def naming_silent_ranks(timeout_seconds: int) -> Iterator[None]:
+    """Makes the failure of a wait for other ranks an error that names those that give no sign of life.
+
+    Args:
+        timeout_seconds: How long was waited, for the error.
+
+    Raises:
+        DeadlineError: a rank has ended, is frozen or slower than that.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or isinstance(error, DeadlineError):
+            raise
+        if _LOST.search(str(error)):
+            named = "that one of them has ended: see its own error"
+        elif _WAITED_IN_VAIN.search(str(error)):
+            silent = _silent_ranks()
+            named = f"no sign of rank {', '.join(map(str, silent))}" if silent else "that all of them wait by now"
+        else:
+            raise
+        raise DeadlineError(
+            f"rank {rank()} of {world_size()}",
+            expected=f"the other processes within {timeout_seconds} s (deadlines.rank_seconds)",
+            found=f"{named} ({' '.join(str(error).split())[:200]})",
+            cure="Look at that process and its machine, and run train again: it resumes from its last checkpoint.",
+        ) from error
+
+
+def _silent_ranks() -> list[int]:
+    """The ranks that do not say that they have failed too, by the store that all ranks share."""
+    store = dist.distributed_c10d._get_default_store()
+    store.set(f"waited in vain/{rank()}", "yes")
+    time.sleep(_SIGN_SECONDS)
+    return [other for other in range(world_size()) if not store.check([f"waited in vain/{other}"])]
 
 
 def stop() -> None:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
 from itemsage_model.data.mixing import CPU, CatalogBatches, MixedBatches, pairs_per_task
@@ -15,10 +18,11 @@ from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch, ExactFrequency
 from itemsage_model.training.objective import Objective
+from schemas.contracts import VOCABULARY, agreed, other_code, require_cut_from, space_of
 from schemas.records import TableVersion, read_record
 from schemas.settings import Settings
-from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES
-from schemas.storage import read_columns
+from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES, TRAIN
+from schemas.storage import data_files
 from schemas.tables import ITEM_COUNTS, ITEM_FEATURES
 
 
@@ -29,10 +33,10 @@ class Inputs:
     Attributes:
         tasks: Files of each task's training table.
         catalog: Files of item_features.
-        item_keys: int64 [item], sorted keys of the items with a training pair.
-        item_shares: float64 [item], expected share of a batch's rows that have the item.
+        item_keys: int64 [item], sorted keys of the items with a training pair; empty where nothing asks for them.
+        item_shares: float64 [item], expected share of a batch's rows that have the item; empty like the keys.
         spec: The model to train.
-        vocabulary_hash: Of the vocabulary that the token ids mean something in.
+        made_with: What the tables were made with, which is stamped on the model; see schemas/contracts.py.
         versions: Version and rows of every table read.
     """
 
@@ -41,49 +45,73 @@ class Inputs:
     item_keys: npt.NDArray[np.int64]
     item_shares: npt.NDArray[np.float64]
     spec: ItemTowerSpec
-    vocabulary_hash: str
+    made_with: dict[str, str]
     versions: tuple[TableVersion, ...]
+
+    @property
+    def vocabulary_hash(self) -> str:
+        """Of the vocabulary that the token ids mean something in."""
+        return self.made_with[VOCABULARY]
 
 
 def pin_inputs(settings: Settings) -> Inputs:
     """Resolve every table to the version that the run records name.
 
     Raises:
-        InputError: a stage has not run, or ran with other tasks or features.
+        InputError: a stage has not run, ran with other tasks or features, or the training tables were cut from other
+            features, or from queries of another embedding space.
     """
     tables = read_record(settings.layout, BUILD_TRAINING_TABLES)
     features = read_record(settings.layout, BUILD_ITEM_FEATURES)
     queries = read_record(settings.layout, EMBED_QUERIES)
+    kinds = {task.query_kind for task in settings.task_list}
+    tables_cut = require_cut_from(tables, features, queries)
+    made_with = agreed(settings.layout, TRAIN, [queries, features, tables_cut], kinds)
     require_image_length(features.metrics, settings.model.image_length)
     tasks = [tables.output(task.training_table) for task in settings.task_list]
     catalog, counts = features.output(ITEM_FEATURES.name), tables.output(ITEM_COUNTS.name)
-    kinds = {task.query_kind for task in settings.task_list}
-    spaces = {kind: space for kind, space in queries.metrics.embedding_spaces.items() if kind in kinds}
+    spaces = {kind: made_with[space_of(kind)] for kind in sorted(kinds) if space_of(kind) in made_with}
     spec = ItemTowerSpec(settings.model, settings.loss, settings.features, features.metrics.vocabulary_size, spaces)
-    keys, shares = _item_shares(counts, settings)
+    keys, shares = np.empty(0, np.int64), np.empty(0)
+    if _needs_item_shares(settings):
+        keys, shares = _item_shares(counts, settings)
+    if distributed.rank() == 0 and (line := other_code([tables, features, queries])):
+        print(line, flush=True)
     return Inputs(
         [pin_files(version.table, version.uri, version.version) for version in tasks],
         pin_files(catalog.table, catalog.uri, catalog.version),
         keys,
         shares,
         spec,
-        features.metrics.vocabulary_hash,
+        made_with,
         (*tasks, catalog, counts),
     )
 
 
 def _item_shares(counts: TableVersion, settings: Settings) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Expected share of a batch's rows per item: the sum over tasks of T_k / B * (pairs of the item / of the task)."""
-    table = read_columns(counts.uri, counts.version, ["item_key", "task", "pair_count"])
-    task = np.array(table["task"].to_pylist())
-    pairs = table["pair_count"].to_numpy().astype(np.float64)
+    names = pa.array([task.name for task in settings.task_list])
+    key_parts, task_parts, pair_parts = [np.empty(0, np.int64)], [np.empty(0, np.int8)], [np.empty(0)]
+    for file in data_files(counts.uri, counts.version):
+        # Columns of numbers, file by file: there is a row for every item of every task.
+        table = pq.read_table(file, columns=["item_key", "task", "pair_count"], read_dictionary=["task"])
+        key_parts.append(table["item_key"].to_numpy())
+        number = pc.index_in(table["task"].cast(pa.string()), names).fill_null(-1)
+        task_parts.append(number.to_numpy().astype(np.int8))
+        pair_parts.append(table["pair_count"].to_numpy().astype(np.float64))
+    task, share = np.concatenate(task_parts), np.concatenate(pair_parts)
     sizes = pairs_per_task(settings.train.batch_size, [entry.share for entry in settings.tasks])
-    share = np.zeros(len(pairs))
-    for entry, size in zip(settings.tasks, sizes, strict=True):
-        rows = task == entry.task.name
-        share[rows] = size / settings.train.batch_size * pairs[rows] / pairs[rows].sum()
-    keys, inverse = np.unique(table["item_key"].to_numpy(), return_inverse=True)
-    return keys.astype(np.int64), np.bincount(inverse, share).astype(np.float64)
+    for number, size in enumerate(sizes):
+        rows = task == number
+        share[rows] = size / settings.train.batch_size * share[rows] / share[rows].sum()
+    share[task < 0] = 0
+    keys, inverse = np.unique(np.concatenate(key_parts), return_inverse=True)
+    return keys, np.bincount(inverse, share).astype(np.float64)
+
+
+def _needs_item_shares(settings: Settings) -> bool:
+    """Whether anything asks which items have pairs, and how many: a row for each of them on every rank."""
+    return settings.loss.frequency == "exact" or settings.train.negatives_from == "engaged"
 
 
 def make_batches(
@@ -100,7 +128,9 @@ def make_batches(
         RowStream(files, pairs, pool, train.seed, number, rank, ranks) for number, files in enumerate(inputs.tasks, 1)
     ]
     if is_full:
-        whole = _candidates(read_catalog(inputs.catalog, catalog_format(elements)), inputs, settings)
+        whole = _candidates(
+            read_catalog(inputs.catalog, catalog_format(elements), settings.deadlines.read_seconds), inputs, settings
+        )
         return CatalogBatches(streams, sizes, whole, rank, ranks, elements, start_step, device)
     # item_features is sorted by item within a file: negatives of a small pool would be neighbours.
     catalog = RowStream(inputs.catalog, catalog_format(elements), train.shuffle_rows, train.seed, 0, rank, ranks)

@@ -22,10 +22,10 @@ from schemas.errors import EXIT_FAILED, EXIT_INPUT, EXIT_SETTINGS
 MEETING_PLACE = "ITEMSAGE_MEETING_PLACE"
 """Environment variable of a rank: the file in which the ranks of this machine find each other."""
 
-ENDS_WITH_PARENT = "ITEMSAGE_ENDS_WITH_PARENT"
+ENDS_WITH_LAUNCHER = "ITEMSAGE_ENDS_WITH_LAUNCHER"
 """Environment variable of a rank whose standard input is a pipe that closes when whoever started it ends."""
 
-_OTHERS_SECONDS = 5.0
+_OTHERS_SECONDS = 10.0
 """What the other ranks have, when one has failed, to end by themselves and say why."""
 _END_SECONDS = 10.0
 _POLL_SECONDS = 0.1
@@ -52,7 +52,7 @@ def run_ranks(program: list[str], processes: int, files: dict[str, str]) -> int:
             for rank in range(processes):
                 environment = _environment(rank, processes, f"{folder}/store")
                 command = [sys.executable, *program, folder]
-                # Its end of the pipe closes when this process ends, however that happens; see `end_with_parent`.
+                # Its end of the pipe closes when this process ends, however that happens; see `end_with_launcher`.
                 ranks.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE))
             return _wait(ranks)
         finally:
@@ -61,9 +61,9 @@ def run_ranks(program: list[str], processes: int, files: dict[str, str]) -> int:
                 signal.signal(number, handler)
 
 
-def end_with_parent() -> None:
+def end_with_launcher() -> None:
     """In a rank: end this process as soon as the one that started it is gone, even if that was killed."""
-    if ENDS_WITH_PARENT not in os.environ:
+    if ENDS_WITH_LAUNCHER not in os.environ:
         return
 
     def watch() -> None:
@@ -83,7 +83,7 @@ def _environment(rank: int, processes: int, store: str) -> dict[str, str]:
     """What torchrun would set, without its store; and no interface but loopback for gloo and NCCL."""
     return {"OMP_NUM_THREADS": "1"} | os.environ | {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
-        MEETING_PLACE: store, ENDS_WITH_PARENT: "1",
+        MEETING_PLACE: store, ENDS_WITH_LAUNCHER: "1",
         "GLOO_SOCKET_IFNAME": loopback_interface(), "NCCL_SOCKET_IFNAME": loopback_interface(),
     }  # fmt: skip
 

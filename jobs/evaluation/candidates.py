@@ -32,6 +32,7 @@ from schemas.tables import (
     ITEM_EMBEDDINGS,
     ITEM_FEATURES,
     ITEMS,
+    MAX_TEXT_CHARACTERS,
     TRUE_ITEM_VECTORS,
     held_out_pairs,
 )
@@ -39,6 +40,8 @@ from schemas.tasks import Task
 
 Keys = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
+Names = npt.NDArray[np.object_]
+"""Strings as Python objects: an array of numpy's own strings makes each as wide as the longest."""
 
 _SHARES = 1 << 30
 
@@ -60,7 +63,7 @@ class TaskPairs:
     query: Keys
     item_key: Keys
     weights: npt.NDArray[np.float32]
-    query_ids: npt.NDArray[np.str_]
+    query_ids: Names
     query_item_key: Keys
 
 
@@ -87,8 +90,7 @@ def collect_pairs(job: JobRun[EvaluationMetrics], task: Task) -> TaskPairs:
     by_hash = table.orderBy(F.xxhash64("query_id", "item_id"), "query_id", "item_id")
     chosen = by_hash.limit(job.settings.evaluate.max_pairs_per_task)
     columns = chosen.select("query_id", "item_key", "query_item_key", "engagement_count").toArrow()
-    ids = np.array(columns["query_id"].to_pylist(), dtype=str)
-    distinct, first, query = np.unique(ids, return_index=True, return_inverse=True)
+    distinct, first, query = np.unique(names_of(columns["query_id"]), return_index=True, return_inverse=True)
     return TaskPairs(
         task,
         query.astype(np.int64),
@@ -124,7 +126,7 @@ def collect_candidates(
         true_vectors = job.read(TRUE_ITEM_VECTORS).join(ids, on="item_id", how="left_semi")
         vectors["oracle"] = by_item(true_vectors.select(item_key("item_id"), "true_vector"), keys)
     is_distractor = table["is_distractor"].to_numpy(zero_copy_only=False)
-    candidates = Candidates(keys, is_distractor, _engagements(job, keys), vectors)
+    candidates = Candidates(keys, is_distractor, _engagements(job, keys, chosen), vectors)
     chosen.unpersist()
     return candidates
 
@@ -140,11 +142,18 @@ def by_item(df: DataFrame, keys: Keys) -> Vectors:
     return _aligned(table["vector"], np.searchsorted(keys, table["item_key"].to_numpy()), len(keys))
 
 
-def by_query(df: DataFrame, ids: npt.NDArray[np.str_]) -> Vectors:
+def names_of(column: pa.ChunkedArray) -> Names:
+    """A column of strings as objects, equal ones being one object."""
+    encoded = column.combine_chunks().dictionary_encode()
+    names = np.array(encoded.dictionary.to_pylist(), object)
+    taken: Names = names[encoded.indices.to_numpy()]
+    return taken
+
+
+def by_query(df: DataFrame, ids: Names) -> Vectors:
     """Rows (query_id, vector) as a matrix in the order of the sorted `ids`; zero where there is none."""
     table = df.toDF("query_id", "vector").toArrow()
-    names = np.array(table["query_id"].to_pylist(), dtype=str)
-    return _aligned(table["vector"], np.searchsorted(ids, names), len(ids))
+    return _aligned(table["vector"], np.searchsorted(ids, names_of(table["query_id"])), len(ids))
 
 
 def _chosen(job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs]) -> DataFrame:
@@ -188,7 +197,9 @@ def _images_are_queries(settings: Settings) -> bool:
 
 def _title_vectors(items: DataFrame, keys: Keys, encoder: TextEncoder) -> Vectors:
     """The frozen text encoder's vector of each candidate's title; zero where it has none."""
-    one_each = items.groupBy(item_key("item_id").alias("item_key")).agg(F.min("title").alias("title"))
+    # Another row of the item may hold a title that is no text: that row was rejected.
+    title = F.when(F.is_valid_utf8("title"), F.substring("title", 1, MAX_TEXT_CHARACTERS))
+    one_each = items.groupBy(item_key("item_id").alias("item_key")).agg(F.min(title).alias("title"))
     table = one_each.toArrow()
     vectors = np.zeros((len(keys), EMBEDDING_DIM), np.float32)
     titles = [title or "" for title in table["title"].to_pylist()]
@@ -196,9 +207,9 @@ def _title_vectors(items: DataFrame, keys: Keys, encoder: TextEncoder) -> Vector
     return vectors
 
 
-def _engagements(job: JobRun[EvaluationMetrics], keys: Keys) -> Keys:
+def _engagements(job: JobRun[EvaluationMetrics], keys: Keys, chosen: DataFrame) -> Keys:
     """Training engagements of each candidate over all tasks."""
-    counts = job.read(ITEM_COUNTS)
+    counts = job.read(ITEM_COUNTS).join(chosen.select("item_key"), on="item_key", how="left_semi")
     totals = counts.groupBy("item_key").agg(F.sum("engagement_count").alias("total")).toArrow()
     items = totals["item_key"].to_numpy()
     index = np.minimum(np.searchsorted(keys, items), len(keys) - 1)

@@ -13,6 +13,7 @@ from itemsage_model.evaluation import baselines
 from itemsage_model.evaluation.recall import HeldOut, ScoreQueries, hits, weighted_share
 from jobs.evaluation.candidates import (
     Candidates,
+    Names,
     TaskPairs,
     Vectors,
 )
@@ -37,7 +38,7 @@ class Queries:
         true_vectors: Engagement -> vectors of true_query_vectors; empty but on the demo world.
     """
 
-    ids: npt.NDArray[np.str_]
+    ids: Names
     embeddings: Vectors
     texts: Vectors | None
     has_text: npt.NDArray[np.bool_]

@@ -31,7 +31,9 @@ class Ended(NamedTuple):
     said: str
 
 
-def run_on_cluster(spark: SparkSession, module: str, ranks: int, files: dict[str, str]) -> list[Ended]:
+def run_on_cluster(
+    spark: SparkSession, module: str, ranks: int, files: dict[str, str], variables: dict[str, str]
+) -> list[Ended]:
     """Run a module once for each rank, at the same time, on the executors.
 
     Args:
@@ -39,6 +41,7 @@ def run_on_cluster(spark: SparkSession, module: str, ranks: int, files: dict[str
         module: What `python -m` runs, with the path of a private folder as its argument.
         ranks: Number of ranks.
         files: Name -> text of the files in that folder.
+        variables: What the ranks' environment holds beside that of their executor.
 
     Returns:
         How each ended, in the order of ranks.
@@ -49,11 +52,11 @@ def run_on_cluster(spark: SparkSession, module: str, ranks: int, files: dict[str
         hosts = [info.address.rpartition(":")[0] or info.address for info in context.getTaskInfos()]
         # Rank 0's process listens there in a moment; all learn it here.
         port = context.allGather(str(_free_port()))[0]
-        environment = _environment(hosts, context.partitionId(), int(port))
+        environment = _environment(hosts, context.partitionId(), int(port)) | variables
         with tempfile.TemporaryDirectory(prefix="itemsage-rank-") as folder:
             for name, text in files.items():
                 (Path(folder) / name).write_text(text)
-            # Its standard input closes when this worker ends; see `end_with_parent` of the trainer.
+            # Its standard input closes when this worker ends; see `end_with_launcher` of the trainer.
             child = subprocess.Popen(
                 [sys.executable, "-m", module, folder],
                 env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -81,7 +84,7 @@ def _environment(hosts: list[str], rank: int, port: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": "1"} | os.environ | {
         "RANK": str(rank), "WORLD_SIZE": str(len(hosts)), "LOCAL_RANK": str(here.index(rank)),
         "LOCAL_WORLD_SIZE": str(len(here)), "MASTER_ADDR": hosts[0], "MASTER_PORT": str(port),
-        "ITEMSAGE_ENDS_WITH_PARENT": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "ITEMSAGE_ENDS_WITH_LAUNCHER": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }  # fmt: skip
 
 

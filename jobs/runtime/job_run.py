@@ -1,7 +1,9 @@
 """One run of one job: its pinned inputs, its commits, its counts, and the record it leaves at `<warehouse>/_runs/`.
 
 The record of a stage is written last, by temporary file and rename, and only when every table of the stage
-is committed. Later stages read the versions that the records name, so a run that died half-way is never mixed in.
+is committed. Later stages read the versions that the records name, so a run that died half-way is never mixed in. What
+these tables were made with is compared when the run begins (schemas/contracts.py), and the warehouse is held meanwhile
+(schemas/lease.py).
 """
 
 from __future__ import annotations
@@ -9,22 +11,26 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.runtime import publish, table_io
-from jobs.runtime.worker_rows import WorkerRows
+from jobs.runtime import input_tables, publish, table_io
+from jobs.runtime.worker_rows import Place, WorkerRows
+from schemas import lease
 from schemas.columns import Table
+from schemas.contracts import agreed, other_code
 from schemas.errors import TableError
-from schemas.records import RunRecord, TableVersion, by_table, read_record, write_record
+from schemas.input_tables import find_input
+from schemas.records import RunRecord, TableVersion, by_table, find_record, read_record, write_record
 from schemas.settings import Settings
-from schemas.stages import Metrics, Stage, is_among, maker_of
+from schemas.stages import PIPELINE, Metrics, Stage, is_among, maker_of
 
 _MAX_CONCURRENT_TABLES = 4
 
@@ -42,6 +48,7 @@ class JobRun(Generic[Metrics]):
     Attributes:
         metrics: What the job counted; the job sets it before the run ends.
         rejected: `<source table>: <reason>` -> rows.
+        made_with: What the tables it reads were made with, which its own record hands on; see schemas/contracts.py.
     """
 
     def __init__(self, spark: SparkSession, settings: Settings, stage: Stage[Metrics]) -> None:
@@ -51,13 +58,49 @@ class JobRun(Generic[Metrics]):
         self._inputs: list[TableVersion] = []
         self._outputs: list[TableVersion] = []
         self._started = time.monotonic()
+        self._held = ExitStack()
+        self.made_with: dict[str, str] = {}
+        self._records: dict[str, RunRecord[Any]] = {}
 
     def __enter__(self) -> JobRun[Metrics]:
+        date = str(self.settings.dates.as_of)
+        self._held.enter_context(lease.hold(self.settings.layout, self.stage.name, date))
+        try:
+            self.require_agreement([stage for stage in PIPELINE if self._reads_from(stage)])
+        except BaseException:
+            self._held.close()
+            raise
         return self
 
     def __exit__(self, kind: object, value: object, trace: object) -> None:
-        if kind is None:
-            self._save()
+        with self._held:
+            if kind is None:
+                self._save()
+
+    def require_agreement(self, stages: Iterable[Stage[Any]]) -> None:
+        """Refuse to read what stages made with different vocabularies or embedding spaces.
+
+        Called when the run begins, with the makers of the tables that it reads; call it yourself with further stages
+        whose outputs the job uses. What the records say now is what this run stands by: see `count_input`.
+
+        Args:
+            stages: Stages of the pipeline; those that have left no record do not count.
+
+        Raises:
+            InputError: they disagree, or a record is damaged.
+        """
+        layout = self.settings.layout
+        found = {stage.name: find_record(layout, stage) for stage in stages if stage.name not in self._records}
+        known = {name: record for name, record in found.items() if record is not None}
+        self._records |= known
+        in_order = [self._records[stage.name] for stage in PIPELINE if stage.name in self._records]
+        kinds = {task.query_kind for task in self.settings.task_list}
+        self.made_with = agreed(layout, self.stage, in_order, kinds)
+        if line := other_code(known.values()):
+            print(line, flush=True)
+
+    def _reads_from(self, stage: Stage[Any]) -> bool:
+        return any(is_among(table.name, self.stage.reads) for table in stage.writes)
 
     @property
     def run_id(self) -> str:
@@ -69,7 +112,8 @@ class JobRun(Generic[Metrics]):
     def read(self, table: Table, *, may_be_empty: bool = False) -> DataFrame:
         """Read one version of a table, pin and count it.
 
-        What another stage writes is read at the version that its record names, what the shop supplies at the newest.
+        What another stage writes is read at the version that its record names, what the shop supplies at the newest;
+        a line says what was found of it, and its rows are those that its files, or its log, say they are.
 
         Args:
             table: What to read.
@@ -77,15 +121,19 @@ class JobRun(Generic[Metrics]):
 
         Raises:
             InputError: the stage that writes the table has not completed.
-            TableError: the table is absent, misshapen or empty.
+            TableError: the table is absent, misshapen or empty, or not all of its rows are read.
         """
         uri = self.settings.table_uri(table.name)
         if maker := maker_of(table.name):
             version = read_record(self.settings.layout, maker).output(table.name).version
+            rows = table_io.read(self.spark, uri, table, version=version)
+            count = rows.count()
         else:
-            version = table_io.latest_version(self.spark, uri)
-        rows = table_io.read(self.spark, uri, table, version=version)
-        count = rows.count()
+            found = find_input(uri, table)
+            version, rows = found.version, input_tables.read_input(self.spark, found)
+            count = rows.count()
+            input_tables.require_all_rows(self.spark, found, count)
+            print(f"  read {table.name}: {found}\n", end="", flush=True)
         if not count and not may_be_empty:
             raise TableError(
                 table.name,
@@ -98,8 +146,20 @@ class JobRun(Generic[Metrics]):
         return rows
 
     def count_input(self, version: TableVersion) -> None:
-        """Note an input; of a table that the job reads by other means than `read`, call it yourself."""
+        """Note an input; of a table that the job reads by other means than `read`, call it yourself.
+
+        Raises:
+            OvertakenError: since this run began, the stage that writes the table has completed once more.
+        """
         self._require_declared(version.table, self.stage.reads, "reads")
+        maker = maker_of(version.table)
+        if maker and (record := self._records.get(maker.name)):
+            began_with = record.output(version.table).version
+            if began_with != version.version:
+                raise publish.OvertakenError(
+                    f"table {version.table}: expected version {began_with}, as when this run began; found version "
+                    f"{version.version}, of another run of {maker.name}. Nothing was committed; run the job again."
+                )
         self._inputs.append(version)
 
     def row_count(self, table: Table) -> int:
@@ -119,6 +179,14 @@ class JobRun(Generic[Metrics]):
         """Replace one table by rows that Python workers make, in one commit; see `publish.write_worker_rows`."""
         uri = self._uri_to_write(table)
         return self._count(publish.write_worker_rows(rows, uri, table, run_id=self.run_id, row_count=row_count))
+
+    def write_tables(self, rows: DataFrame, places: Sequence[Place]) -> list[table_io.Written]:
+        """Replace several tables by rows that Python workers write in one Spark job; see `publish.write_tables`."""
+        return [self._count(written) for written in publish.write_tables(rows, places, run_id=self.run_id)]
+
+    def place(self, table: Table, first_file: int, row_count: int) -> Place:
+        """Where one of the tables of `write_tables` lies."""
+        return Place(table, self._uri_to_write(table), first_file, row_count)
 
     def write_arrow(self, rows: pa.Table, table: Table, file_count: int = 1) -> table_io.Written:
         """Replace one table by rows in the driver's memory, in one commit; see `publish.write_arrow`."""
@@ -160,7 +228,9 @@ class JobRun(Generic[Metrics]):
             by_table(self._outputs),
             dict(sorted(self.rejected.items())),
             self.settings.model_dump(mode="json"),
+            self.made_with,
         )
+        lease.require_held()
         write_record(self.settings.layout, record)
 
 

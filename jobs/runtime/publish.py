@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -11,15 +13,20 @@ import pyarrow as pa
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, CommitProperties
 from pyspark.errors import PythonException
+from pyspark.sql import DataFrame
 
 from jobs.runtime.table_io import Written
-from jobs.runtime.worker_rows import WorkerRows, write_part, write_parts
+from jobs.runtime.worker_rows import Place, WorkerRows, write_files, write_part, write_parts
 from schemas.arrow import arrow_schema
 from schemas.columns import Table
 from schemas.errors import TableError, from_worker
+from schemas.lease import require_held
 from schemas.storage import file_system
 
 _ROWS_PER_BATCH = 2_048
+
+_FORMER_CHECKS = {"engagement_count_is_positive", "pair_weight_is_positive", "query_embedding_is_whole"}
+"""Constraints that training tables had up to version 0.2; the declaration of the table says the same."""
 
 
 class OvertakenError(Exception):
@@ -48,18 +55,37 @@ def write_worker_rows(
         OvertakenError: another run has committed to the table since this one began. Nothing was committed.
     """
     stored = _open_or_create(uri, table)
-    try:
+    with _refusals_of_workers():
         files = write_parts(rows, uri, table).to_pylist()
-    except PythonException as error:
-        if refusal := from_worker(str(error)):
-            raise refusal from error
-        raise
     written = sum(file["rows"] for file in files)
-    if row_count not in (None, written):
-        cure = "Nothing was committed. Files of its input were changed since their commit, or the job is at fault."
-        raise TableError(table.name, "(all)", expected=f"{row_count} rows", found=f"{written}", cure=cure)
+    if row_count is not None:
+        _require_rows(table, row_count, written)
     version = _commit_files(stored, table, files, run_id)
     return Written(table.name, uri, version, written, {name: sum(file[name] for file in files) for name in rows.sums})
+
+
+def write_tables(rows: DataFrame, places: Sequence[Place], *, run_id: str) -> list[Written]:
+    """Replace several tables by rows that Python workers write in one Spark job; then one commit each.
+
+    Args:
+        rows: See `worker_rows.write_files`.
+        places: The tables, and how many rows each must have.
+        run_id: Written into the commits' userMetadata.
+
+    Raises:
+        TableError: as of `write_worker_rows`. Nothing was committed.
+        OvertakenError: as of `write_worker_rows`; tables before this one are committed.
+    """
+    stored = [_open_or_create(place.uri, place.table) for place in places]
+    with _refusals_of_workers():
+        written = write_files(rows, places).to_pylist()
+    files = [[file for file in written if file["place"] == index] for index in range(len(places))]
+    for place, of_place in zip(places, files, strict=True):
+        _require_rows(place.table, place.row_count, sum(file["rows"] for file in of_place))
+    return [
+        Written(place.table.name, place.uri, _commit_files(delta, place.table, of_place, run_id), place.row_count)
+        for place, delta, of_place in zip(places, stored, files, strict=True)
+    ]
 
 
 def write_arrow(rows: pa.Table, uri: str, table: Table, *, run_id: str, file_count: int = 1) -> Written:
@@ -86,6 +112,23 @@ def write_arrow(rows: pa.Table, uri: str, table: Table, *, run_id: str, file_cou
     return Written(table.name, uri, _commit_files(stored, table, files, run_id), len(rows))
 
 
+@contextmanager
+def _refusals_of_workers() -> Iterator[None]:
+    """An InputError that a worker raised, as itself."""
+    try:
+        yield
+    except PythonException as error:
+        if refusal := from_worker(str(error)):
+            raise refusal from error
+        raise
+
+
+def _require_rows(table: Table, expected: int, found: int) -> None:
+    if expected != found:
+        cure = "Nothing was committed. Files of its input were changed since their commit, or the job is at fault."
+        raise TableError(table.name, "(all)", expected=f"{expected} rows", found=f"{found}", cure=cure)
+
+
 def _open_or_create(uri: str, table: Table) -> deltalake.DeltaTable:
     """The table, empty if there was none.
 
@@ -101,6 +144,8 @@ def _open_or_create(uri: str, table: Table) -> deltalake.DeltaTable:
         mode="ignore",
         configuration={"delta.enableDeletionVectors": "false"},
     )
+    for name in _FORMER_CHECKS & {key.removeprefix("delta.constraints.") for key in stored.metadata().configuration}:
+        stored.alter.drop_constraint(name)
     _refuse_rules(stored, table)
     return stored
 
@@ -135,6 +180,7 @@ def _replace_files(
         "numOutputBytes": sum(file["bytes"] for file in files),
     }
     commit_id = str(uuid4())
+    require_held()
     properties = {
         "userMetadata": run_id,
         "txnId": commit_id,

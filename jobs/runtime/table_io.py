@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from uuid import uuid4
 
 import deltalake
 from delta.tables import DeltaTable
@@ -16,8 +17,11 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from jobs.runtime.input_tables import read_input
 from schemas.columns import Table
 from schemas.errors import TableError
+from schemas.input_tables import find_input
+from schemas.lease import require_held
 from schemas.spark import conform, struct_type
 
 
@@ -40,23 +44,21 @@ def latest_version(spark: SparkSession, uri: str) -> int | None:
 
 
 def read(spark: SparkSession, uri: str, table: Table, *, version: int | None = None) -> DataFrame:
-    """Read one version of a table (Delta), or its files (Parquet), in its declared shape.
+    """Read one version of a table in its declared shape.
 
     Args:
         spark: The session.
         uri: Where the table lies.
         table: What it means.
-        version: Delta version; None pins the newest at the time of the call.
+        version: Delta version; None = what is there now, Delta or Parquet, found as an input table is.
 
     Raises:
         TableError: there is no table, a column is missing or has another type.
     """
-    pinned = version if version is not None else latest_version(spark, uri)
+    if version is None:
+        return read_input(spark, find_input(uri, table))
     try:
-        if pinned is None:
-            raw = spark.read.parquet(uri)
-        else:
-            raw = spark.read.format("delta").option("versionAsOf", pinned).load(uri)
+        raw = spark.read.format("delta").option("versionAsOf", version).load(uri)
     except AnalysisException as error:
         raise TableError(
             table.name,
@@ -83,7 +85,8 @@ def write(
         df: The new rows; conformed to `table` first.
         uri: Where the table lies; made if absent.
         table: What it means; its nullability is enforced.
-        run_id: Written into the commit's userMetadata, so that the log says which run made a version.
+        run_id: Written into the commit's userMetadata, so that the log says which run made a version; behind it a
+            word of this write alone, by which its commit is found again among others.
         rows_per_file: Most rows of one Parquet file; 0 leaves it to Spark.
         checks: Named SQL conditions that every row must meet, kept in the table as CHECK constraints.
 
@@ -101,7 +104,8 @@ def write(
     for name, value in properties.items():
         creation = creation.property(name, value)
     creation.execute()
-    writer = conform(df, table).write.format("delta").mode("overwrite").option("userMetadata", run_id)
+    mark = f"{run_id} {uuid4().hex}"
+    writer = conform(df, table).write.format("delta").mode("overwrite").option("userMetadata", mark)
     if rows_per_file:
         writer = writer.option("maxRecordsPerFile", rows_per_file)
     stored = spark.read.format("delta").load(uri).schema
@@ -110,6 +114,8 @@ def write(
     if [field.nullable for field in stored] != [field.nullable for field in schema] or stored.names != schema.names:
         # A changed schema is written as nullable, so Delta itself no longer refuses nulls.
         _refuse_nulls(conform(df, table), table)
+    before = deltalake.DeltaTable(uri).version()
+    require_held()
     try:
         writer.save(uri)
     except Exception as error:
@@ -117,7 +123,12 @@ def write(
         if refusal := _broken_rule(str(error), table):
             raise refusal from error
         raise
-    (commit,) = deltalake.DeltaTable(uri).history(1)
+    # By its mark, as another run may have committed since.
+    history = deltalake.DeltaTable(uri).history(100)
+    commit = next((found for found in history if found.get("userMetadata") == mark), None)
+    if commit is None:
+        # Delta records no commit that changes nothing: no rows in place of none.
+        return Written(table.name, uri, before, 0)
     # Delta leaves the metric out where the plan shows that there is no row.
     return Written(table.name, uri, int(commit["version"]), int(commit["operationMetrics"].get("numOutputRows", 0)))
 

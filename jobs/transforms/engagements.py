@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from jobs.transforms.hot_keys import spread_join
 from jobs.transforms.keys import query_item_key
-from jobs.transforms.quarantine import Check, with_reject
+from jobs.transforms.quarantine import Check, is_blank, text_checks, with_reject
 from schemas.settings import DateSettings
 from schemas.tables import ENGAGEMENT_LOGS
 from schemas.tasks import Task
@@ -20,8 +20,9 @@ TRAINING, HELD_OUT = "training", "held_out"
 
 NEEDED = tuple(column.name for column in ENGAGEMENT_LOGS.columns if not column.nullable)
 
-BAD_REASONS = (*(f"null_{name}" for name in NEEDED), "future", "unknown_query", "unknown_item", "unknown_engagement")
-"""Reasons that point at a fault upstream. A duplicate, a late event or a task nobody trains is everyday business."""
+EVERYDAY_REASONS = ("duplicate_event", "late", "gap", "no_task")
+"""Reasons that are everyday business: a repeat, an event outside the windows or of a task that nobody trains.
+Every other points at a fault upstream."""
 
 
 def checked_engagements(
@@ -32,6 +33,7 @@ def checked_engagements(
     dates: DateSettings,
     tasks: Sequence[Task],
     hot: dict[str, list[str]],
+    event_id_is: str = "event",
 ) -> DataFrame:
     """Every event once, with its task, its window, its keys and the verdict `reject` (null = counted).
 
@@ -42,10 +44,11 @@ def checked_engagements(
         dates: The windows. They are instants, so the session's time zone does not matter.
         tasks: The tasks of the settings.
         hot: Frequent query_ids and item_ids of the events; see `hot_keys`.
+        event_id_is: What an event_id names; see `_with_delivery`.
     """
     known_queries = queries.select("query_id", "query_kind", query_item_key("query_item_id").alias("query_item_key"))
     known_items = items.select("item_id", "item_key")
-    numbered = _with_delivery(events)
+    numbered = _with_delivery(events, event_id_is)
     matched = spread_join(numbered, known_queries, on="query_id", how="left", hot=hot["query_id"], spread_by="event_id")
     matched = spread_join(matched, known_items, on="item_id", how="left", hot=hot["item_id"], spread_by="event_id")
     placed = matched.withColumns({"task": _task(tasks), "window": _window(dates)})
@@ -54,17 +57,28 @@ def checked_engagements(
     )
 
 
-def _with_delivery(events: DataFrame) -> DataFrame:
-    """Number the deliveries of one event from 1, in an order that the rows alone decide.
+def _with_delivery(events: DataFrame, event_id_is: str) -> DataFrame:
+    """Number the deliveries of one event from 1, in an order that the rows alone decide; `is_repeat`: as the first is.
 
-    A row with a null takes no part: it is rejected for the null, and must not displace a complete delivery.
+    Rows are one event where they have one event_id and, if that names an "order", the same instant, query, item and
+    engagement. A row with a null takes no part: it is rejected for the null, and must not displace a complete delivery.
     """
-    others = ("event_ts", "query_id", "item_id", "engagement", "user_id")
-    is_incomplete = reduce(or_, [F.col(name).isNull() for name in NEEDED])
+    facts = ("event_ts", "query_id", "item_id", "engagement")
+    is_incomplete = reduce(or_, [_is_missing(name) for name in NEEDED])
     # The hash keeps rows without an event_id from meeting in one partition.
-    apart = F.when(is_incomplete, F.xxhash64(*others))
-    deliveries = Window.partitionBy("event_id", "apart").orderBy(*others)
-    return events.withColumn("apart", apart).withColumn("delivery", F.row_number().over(deliveries)).drop("apart")
+    apart = F.when(is_incomplete, F.xxhash64(*facts, "user_id"))
+    event = ("event_id", *facts) if event_id_is == "order" else ("event_id",)
+    deliveries = Window.partitionBy(*event, "apart").orderBy(*facts, "user_id")
+    told = events.withColumns({"apart": apart, "facts": F.xxhash64(*facts)})
+    numbered = told.withColumns(
+        {"delivery": F.row_number().over(deliveries), "first": F.first("facts").over(deliveries)}
+    )
+    return numbered.withColumn("is_repeat", F.col("facts") == F.col("first")).drop("apart", "facts", "first")
+
+
+def _is_missing(name: str) -> Column:
+    """A blank id is no id."""
+    return is_blank(name) if ENGAGEMENT_LOGS.column(name).kind == "string" else F.col(name).isNull()
 
 
 def _task(tasks: Sequence[Task]) -> Column:
@@ -92,14 +106,17 @@ def _checks(dates: DateSettings, tasks: Sequence[Task]) -> list[Check]:
     when, engagements = F.col("event_ts"), sorted({task.engagement for task in tasks})
     start, end = dates.train_start.isoformat(), dates.end.isoformat()
     nulls = [
-        Check(f"null_{name}", F.col(name).isNull(), name, f"a value: {ENGAGEMENT_LOGS.column(name).doc}",
+        Check(f"null_{name}", _is_missing(name), name, f"a value: {ENGAGEMENT_LOGS.column(name).doc}",
               "Fill it where the log is written.")
         for name in NEEDED
     ]  # fmt: skip
     return [
         *nulls,
-        Check("duplicate_event", F.col("delivery") > 1, "event_id", "one row per event",
+        *text_checks(ENGAGEMENT_LOGS),
+        Check("duplicate_event", (F.col("delivery") > 1) & F.col("is_repeat"), "event_id", "one row per event",
               "Nothing: the first delivery is counted."),
+        Check("reused_event_id", F.col("delivery") > 1, "event_id", "an id that only one event has",
+              'Give every event an id of its own, or set inputs.event_id_is = "order" to count each row that differs.'),
         Check("late", when < F.lit(dates.train_start), "event_ts", f"{start} or later",
               "Nothing, or raise dates.train_days."),
         Check("future", when >= F.lit(dates.end), "event_ts", f"before {end}",

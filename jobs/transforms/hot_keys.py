@@ -26,7 +26,8 @@ def hot_keys(rows: DataFrame, columns: tuple[str, ...], *, row_count: int) -> di
     """
     named = [F.struct(F.lit(column).alias("column"), F.col(column).alias("key")) for column in columns]
     counts = rows.select(F.explode(F.array(*named)).alias("entry")).groupBy("entry.column", "entry.key").count()
-    is_hot = F.col("key").isNotNull() & (F.col("count") > HOT_SHARE * row_count)
+    # A key that is no text cannot come to Python, and matches nothing.
+    is_hot = F.is_valid_utf8("key") & (F.col("count") > HOT_SHARE * row_count)
     found = sorted((row["column"], row["key"]) for row in counts.where(is_hot).collect())
     return {name: [key for column, key in found if column == name] for name in columns}
 

@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-from jobs.transforms.quarantine import Check, accepted, rejected, with_reject
+from jobs.transforms.quarantine import (
+    Check,
+    accepted,
+    copy_checks,
+    is_blank,
+    rejected,
+    text_checks,
+    with_copies,
+    with_reject,
+)
 from schemas.cells import pack_vectors
 from schemas.tables import ITEM_IMAGES, REJECTED_ITEMS
 
 
 def packed_images(images: DataFrame, length: int) -> DataFrame:
-    """Images with `image_embedding` packed into cells of float16, or null where it is no usable vector.
+    """Images with `image_embedding` packed into cells of float16, or null where it is no usable vector; `given_length`.
 
     Packing comes before any shuffle: it halves what is moved, and checks a whole vector at a time.
 
@@ -25,17 +35,19 @@ def packed_images(images: DataFrame, length: int) -> DataFrame:
 
     def pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            cells = pack_vectors(batch.column("image_embedding"), length)
-            columns = [batch.column("item_id"), batch.column("position"), cells]
-            yield pa.RecordBatch.from_arrays(columns, batch.schema.names)
+            vectors = batch.column("image_embedding")
+            columns = [batch.column("item_id"), batch.column("position")]
+            columns += [pack_vectors(vectors, length), pc.list_value_length(vectors)]
+            yield pa.RecordBatch.from_arrays(columns, [*batch.schema.names, "given_length"])
 
-    return images.mapInArrow(pack, "item_id string, position int, image_embedding binary")
+    return images.mapInArrow(pack, "item_id string, position int, image_embedding binary, given_length int")
 
 
 def split_images(images: DataFrame, items: DataFrame, length: int) -> tuple[DataFrame, DataFrame]:
     """Separate the images that can be used from those that cannot.
 
-    Of several images of one item at one position the smallest by content is kept.
+    Of several images of one item at one position the smallest by content is kept; an equal one is rejected as
+    duplicate_image, another as conflicting_image.
 
     Args:
         images: Rows of `packed_images`.
@@ -47,34 +59,46 @@ def split_images(images: DataFrame, items: DataFrame, length: int) -> tuple[Data
         others as rows of REJECTED_ITEMS.
     """
     vector = f"{length} finite numbers within float16's range, not all zero"
-    cure = "Embed the image again, or set model.image_length to the length of the vectors."
-    is_blank = F.col("item_id").isNull() | (F.trim("item_id") == "")
     row_checks = [
-        Check("null_id", is_blank, "item_id", "the id of an item", "Name the item that the image shows."),
+        Check("null_id", is_blank("item_id"), "item_id", "the id of an item", "Name the item that the image shows."),
+        *text_checks(ITEM_IMAGES),
         Check("null_position", F.col("position").isNull(), "position", "a number", "Number the item's images from 0."),
         Check(
-            "bad_vector", F.col("image_embedding").isNull(), "image_embedding", vector, cure
+            "wrong_length", F.col("given_length") != length, "image_embedding", f"{length} numbers",
+            "Set model.image_length to the length of the vectors.",
+        ),
+        Check(
+            "bad_vector", F.col("image_embedding").isNull(), "image_embedding", vector, "Embed the image again.",
         ),
     ]  # fmt: skip
     sound = with_reject(images, ITEM_IMAGES, row_checks)
     by_position = Window.partitionBy("item_id").orderBy("position")
-    copies = Window.partitionBy("item_id", "position").orderBy("image_embedding")
-    placed = (
-        accepted(sound)
-        .withColumn("rank", F.dense_rank().over(by_position))
-        .withColumn("copy", F.row_number().over(copies))
-        .join(items.select("item_id", F.lit(True).alias("is_known")), on="item_id", how="left")
+    ranked = accepted(sound).withColumn("rank", F.dense_rank().over(by_position))
+    placed = with_copies(ranked, ITEM_IMAGES, ("item_id", "position")).join(
+        items.select("item_id", F.lit(True).alias("is_known")), on="item_id", how="left"
     )
     set_checks = [
         Check("unknown_item", F.col("is_known").isNull(), "item_id", "an id of items", "Add the item or drop it."),
-        Check(
-            "duplicate_image", F.col("copy") > 1, "position", "one image per item and position",
-            "Number the item's images; the smallest by content was used.",
-        ),
-    ]  # fmt: skip
+        *copy_checks("image", "position", "Number the item's images from 0; the smallest by content was used."),
+    ]
     unique = with_reject(placed, ITEM_IMAGES, set_checks)
     rejects = rejected(sound, REJECTED_ITEMS).unionByName(rejected(unique, REJECTED_ITEMS))
     return accepted(unique).select("item_id", "position", "image_embedding", "rank"), rejects
+
+
+def given_lengths(images: DataFrame, length: int) -> str:
+    """A sentence about the vectors of other lengths than `length`, the commonest first; empty where there is none.
+
+    Args:
+        images: Rows of `packed_images`.
+        length: model.image_length.
+    """
+    others = images.where(F.col("given_length") != length).groupBy("given_length").agg(F.count("*").alias("row_count"))
+    found = others.orderBy(F.desc("row_count"), "given_length").limit(3).collect()
+    if not found:
+        return ""
+    lengths = ", ".join(f"{row['given_length']} numbers in {row['row_count']:,} images" for row in found)
+    return f"The vectors have {lengths}: model.image_length = {found[0]['given_length']} takes most of them. "
 
 
 def images_by_item(images: DataFrame, max_images: int) -> DataFrame:

@@ -8,17 +8,27 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from jobs.transforms.keys import NO_ITEM, item_key
-from jobs.transforms.quarantine import Check, accepted, rejected, with_reject
+from jobs.transforms.quarantine import (
+    Check,
+    accepted,
+    copy_checks,
+    is_blank,
+    rejected,
+    text_checks,
+    with_copies,
+    with_reject,
+)
 from schemas.tables import ITEMS, REJECTED_ITEMS
 
 
 def split_items(items: DataFrame) -> tuple[DataFrame, DataFrame]:
     """Separate the items that can be used from those that cannot.
 
-    Of several rows with one item_id the smallest by all columns is kept, whether the rows are equal or not; each
-    further row is rejected as duplicate_item. Of several ids with one item_key, which training would take for one item,
-    the smallest is kept and each other is rejected as key_collision, as is an id whose key means "no item". Only rows
-    whose key occurs more than once are shuffled and sorted: where there is none, Spark finds that out from the keys
+    Of several rows with one item_id the fullest is kept, of rows as full the smallest by all columns. Each further row
+    is rejected: as duplicate_item where it only repeats the kept row or a part of it, else as conflicting_item. Of
+    several ids with one item_key, which training would take for one item, the smallest is kept and each other is
+    rejected as key_collision, as is an id whose key means "no item". Only rows whose key occurs more than once are
+    shuffled and sorted: where there is none, Spark finds that out from the keys
     alone and leaves the rest of that branch out.
 
     Args:
@@ -28,8 +38,8 @@ def split_items(items: DataFrame) -> tuple[DataFrame, DataFrame]:
         The usable rows, unique by item_id; the others as rows of REJECTED_ITEMS.
     """
     cure = "Give every product an id of its own."
-    is_blank = F.col("item_id").isNull() | (F.trim("item_id") == "")
-    named = with_reject(items, ITEMS, [Check("null_id", is_blank, "item_id", "an id that is not blank", cure)])
+    no_id = Check("null_id", is_blank("item_id"), "item_id", "an id that is not blank", cure)
+    named = with_reject(items, ITEMS, [no_id, *text_checks(ITEMS)])
     # By key, as numbers are counted faster than strings.
     sound = accepted(named).withColumn("item_key", item_key("item_id"))
     counted = sound.groupBy("item_key").agg(F.count("*").alias("row_count"))
@@ -37,14 +47,11 @@ def split_items(items: DataFrame) -> tuple[DataFrame, DataFrame]:
     # `repeated` is unique by item_key, so neither join multiplies rows.
     single = sound.join(repeated, on="item_key", how="left_anti")
     several = sound.join(repeated, on="item_key", how="left_semi")
-    other_columns = [name for name in ITEMS.column_names if name != "item_id"]
-    copies = Window.partitionBy("item_id").orderBy(*other_columns)
     first_id = F.min("item_id").over(Window.partitionBy("item_key"))
-    numbered = several.withColumns({"copy": F.row_number().over(copies), "first_id": first_id})
-    cure = "Keep one row per product; the smallest row by all columns was used."
-    duplicate = Check("duplicate_item", F.col("copy") > 1, "item_id", "one row per item_id", cure)
-    chosen = with_reject(numbered, ITEMS, [_collision(), duplicate])
-    usable = single.unionByName(accepted(chosen).drop("copy", "first_id")).drop("item_key")
+    own_key = with_reject(several.withColumn("first_id", first_id), ITEMS, [_collision()])
+    cure = "Keep one row per product, or give variants ids of their own; the fullest row was used."
+    chosen = with_reject(with_copies(own_key, ITEMS, ("item_id",)), ITEMS, copy_checks("item", "item_id", cure))
+    usable = single.unionByName(accepted(chosen).drop("copy", "is_repeat", "first_id")).drop("item_key")
     return usable, rejected(named, REJECTED_ITEMS).unionByName(rejected(chosen, REJECTED_ITEMS))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from schemas import columns
 from schemas.columns import Table
+from schemas.tables import MAX_ID_BYTES
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,10 @@ class Check:
 
 
 def with_reject(df: DataFrame, source: Table, checks: list[Check]) -> DataFrame:
-    """Add the struct column `reject`: the first check a row fails, or null where it passes all."""
+    """Add the struct column `reject`: the first check a row fails, or null where it passes all.
+
+    A row that has a `reject` already keeps it.
+    """
     verdicts = [
         F.when(
             check.is_bad,
@@ -44,7 +49,8 @@ def with_reject(df: DataFrame, source: Table, checks: list[Check]) -> DataFrame:
         )
         for check in checks
     ]
-    return df.withColumn("reject", F.coalesce(*verdicts))
+    earlier = [F.col("reject")] if "reject" in df.columns else []
+    return df.withColumn("reject", F.coalesce(*earlier, *verdicts))
 
 
 def accepted(df: DataFrame) -> DataFrame:
@@ -53,9 +59,95 @@ def accepted(df: DataFrame) -> DataFrame:
 
 
 def rejected(df: DataFrame, table: Table) -> DataFrame:
-    """The rows of `with_reject` that failed, as the columns of a rejected_* table."""
+    """The rows of `with_reject` that failed, as the columns of a rejected_* table; strings made valid UTF-8."""
     flat = df.where(F.col("reject").isNotNull()).select("*", "reject.*")
-    return flat.select(*table.column_names)
+    return flat.select(*[_readable(flat, name) for name in table.column_names])
+
+
+def _readable(df: DataFrame, name: str) -> Column:
+    """A column that every reader can show: bytes that are no UTF-8 become U+FFFD, and what is too long is cut."""
+    if df.schema[name].dataType.simpleString() != "string":
+        return F.col(name)
+    return F.make_valid_utf8(F.substring(name, 1, MAX_ID_BYTES)).alias(name)
+
+
+def is_blank(column: str) -> Column:
+    """True where a string is null or holds nothing but blanks."""
+    return F.col(column).isNull() | ~F.col(column).rlike(r"\S")
+
+
+def text_checks(table: Table) -> list[Check]:
+    """Of every string column of an input: is it UTF-8, and is an id or a name as short as the schema says?"""
+    checks = []
+    for column in table.columns:
+        if column.kind in ("string", "strings"):
+            is_valid = F.is_valid_utf8(F.concat_ws(" ", column.name))
+            checks.append(
+                Check("bad_text", ~is_valid, column.name, "text in UTF-8", "Write the text as UTF-8 where it is made.")
+            )
+        if column.max_bytes:
+            expected = f"at most {column.max_bytes} bytes of UTF-8"
+            is_long = F.octet_length(column.name) > column.max_bytes
+            checks.append(
+                Check("long_id", is_long, column.name, expected, "Give it a short id, and keep texts in text columns.")
+            )
+    return checks
+
+
+def with_copies(df: DataFrame, table: Table, key: tuple[str, ...]) -> DataFrame:
+    """Number the rows of one key, the fullest first, and say which rows only repeat the first.
+
+    The fullest row has most columns that say something: nulls, blank strings and empty lists do not. Of rows as full
+    the smallest by all columns comes first, so neither files nor partitions matter. Rows with a `reject` take no part.
+
+    Args:
+        df: Rows of `table`.
+        table: What they mean.
+        key: Columns of the key.
+
+    Returns:
+        The rows with `copy` (from 1), and `is_repeat`: true where the row says nothing that the first does not say.
+    """
+    others = [column for column in table.columns if column.name not in key]
+    names = [column.name for column in others]
+    is_out = F.col("reject").isNotNull() if "reject" in df.columns else F.lit(False)
+    # The hash keeps rows without an id from meeting in one partition.
+    apart = F.when(is_out, F.xxhash64(*names))
+    said = df.withColumns({"apart": apart, "said": F.array(*[_said(column) for column in others])})
+    fullness = F.size(F.filter("said", lambda value: value.isNotNull()))
+    copies = Window.partitionBy(*key, "apart").orderBy(F.desc("fullness"), *names)
+    numbered = said.withColumn("fullness", fullness).withColumns(
+        {"copy": F.row_number().over(copies), "first_said": F.first("said").over(copies)}
+    )
+    adds_nothing = F.zip_with("said", "first_said", lambda mine, first: mine.isNull() | mine.eqNullSafe(first))
+    return numbered.withColumn("is_repeat", F.forall(adds_nothing, lambda value: value)).drop(
+        "apart", "said", "fullness", "first_said"
+    )
+
+
+def _said(column: columns.Column) -> Column:
+    """A hash of what a column says, or null where it says nothing."""
+    value, says = F.col(column.name), F.col(column.name).isNotNull()
+    if column.kind in ("string", "strings"):
+        value = F.concat_ws(" ", column.name)
+        says = value.rlike(r"\S")
+    return F.when(says, F.xxhash64(value))
+
+
+def copy_checks(noun: str, column: str, cure: str) -> list[Check]:
+    """The verdicts on rows of `with_copies`: duplicate_<noun> is harmless, conflicting_<noun> is not.
+
+    Args:
+        noun: What a row is.
+        column: The column at fault.
+        cure: What to do about rows that differ.
+    """
+    is_copy, one = F.col("copy") > 1, f"one row per {column}"
+    harmless = "Nothing: it repeats the row that is used, or a part of it."
+    return [
+        Check(f"duplicate_{noun}", is_copy & F.col("is_repeat"), column, one, harmless),
+        Check(f"conflicting_{noun}", is_copy & ~F.col("is_repeat"), column, one, cure),
+    ]
 
 
 def not_a_vector(column: str, length: int | Column) -> Column:

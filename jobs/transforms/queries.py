@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
-from pyspark.sql import Column, DataFrame, Window
+from typing import NamedTuple
+
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-from jobs.transforms.quarantine import Check, not_a_vector, with_reject
-from schemas.tables import EMBEDDING_DIM, QUERIES, TEXT_FEATURES
+from jobs.transforms.quarantine import (
+    Check,
+    copy_checks,
+    is_blank,
+    not_a_vector,
+    text_checks,
+    with_copies,
+    with_reject,
+)
+from schemas.tables import EMBEDDING_DIM, MAX_TEXT_CHARACTERS, QUERIES, TEXT_FEATURES
 
 FIT_ITEMS = 100_000
 """Most catalog items the encoder is fitted on, chosen by hash: a whole catalog need not fit on the driver."""
 
+FIT_CHARACTERS = 50_000_000
+"""Most characters of their texts together: of longer texts fewer items are taken."""
+
+TEXTS_PER_GROUP, CHARACTERS_PER_GROUP = 4_096, 1_048_576
+"""Texts, and about how many characters, that are encoded together: the same texts whatever the partitions are."""
 
 FIT_FEATURES = tuple(name for name in TEXT_FEATURES if name not in ("merchant_domain", "product_links", "size"))
 """Text features that are language; links and sizes would only fill the vocabulary."""
 
 
 def with_verdicts(queries: DataFrame) -> DataFrame:
-    """Add `has_text`, and `reject` where a query cannot be used as it stands."""
-    is_blank_space = F.col("embedding_space").isNull() | ~F.col("embedding_space").rlike(r"\S")
+    """Add `has_text`, and `reject` where a query cannot be used as it stands; see `with_copies` for repeated ids."""
     has_embedding = F.col("query_embedding").isNotNull()
     length = F.coalesce("embedding_length", F.lit(EMBEDDING_DIM))
-    first = Window.partitionBy("query_id").orderBy(*[name for name in QUERIES.column_names if name != "query_id"])
     checks = [
-        Check("null_id", _is_blank("query_id"), "query_id", "an id", "Give the query an id."),
-        Check("null_kind", _is_blank("query_kind"), "query_kind", "closeup, search, ...", "Say which kind it is."),
+        Check("null_id", is_blank("query_id"), "query_id", "an id", "Give the query an id."),
+        Check("null_kind", is_blank("query_kind"), "query_kind", "closeup, search, ...", "Say which kind it is."),
+        *text_checks(QUERIES),
         Check(
-            "duplicate_id", F.col("copy") > 1, "query_id", "one row per query_id",
-            "Keep one row; the first one by content was used.",
-        ),
-        Check(
-            "unnamed_space", has_embedding & is_blank_space, "embedding_space",
-            "name and version of the encoder", "Name the encoder that made the embedding, such as pinsage-2026-01.",
+            "unnamed_space", has_embedding & is_blank("embedding_space"), "embedding_space",
+            "name and version of the encoder where an embedding is given",
+            "Add the column embedding_space, or fill it: name the encoder of the embedding, such as pinsage-2026-01.",
         ),
         Check(
             "not_a_vector", not_a_vector("query_embedding", length), "query_embedding",
@@ -45,8 +56,10 @@ def with_verdicts(queries: DataFrame) -> DataFrame:
     ]  # fmt: skip
     # The right side is unique by embedding_space.
     sized = queries.join(embedding_lengths(queries), on="embedding_space", how="left")
-    flagged = sized.withColumn("has_text", ~_is_blank("text")).withColumn("copy", F.row_number().over(first))
-    return with_reject(flagged, QUERIES, checks)
+    sound = with_reject(sized.withColumn("has_text", ~is_blank("text")), QUERIES, checks)
+    numbered = with_copies(sound, QUERIES, ("query_id",))
+    cure = "Keep one row per query, or give each an id of its own; the fullest row was used."
+    return with_reject(numbered, QUERIES, copy_checks("query", "query_id", cure))
 
 
 def embedding_lengths(queries: DataFrame) -> DataFrame:
@@ -61,13 +74,39 @@ def embedding_lengths(queries: DataFrame) -> DataFrame:
     return counts.groupBy("embedding_space").agg(F.max_by("size", rank).alias("embedding_length"))
 
 
+class TextCounts(NamedTuple):
+    """How many texts are embedded, how many of them are cut, and into how many groups they go."""
+
+    texts: int
+    cut: int
+    groups: int
+
+
+def count_texts(usable: DataFrame) -> TextCounts:
+    """Count the texts among accepted queries that have no embedding."""
+    length = F.char_length("text")
+    counts = {
+        "texts": F.count("*"),
+        "cut": F.count_if(length > MAX_TEXT_CHARACTERS),
+        "characters": F.coalesce(F.sum(F.least(length, F.lit(MAX_TEXT_CHARACTERS))), F.lit(0)),
+    }
+    totals = usable.where("query_embedding IS NULL").agg(*[count.alias(name) for name, count in counts.items()])
+    ((texts, cut, characters),) = totals.collect()
+    return TextCounts(texts, cut, 1 + max(texts // TEXTS_PER_GROUP, characters // CHARACTERS_PER_GROUP))
+
+
 def catalog_texts(items: DataFrame, limit: int = FIT_ITEMS) -> DataFrame:
-    """One column `text`: what the catalog says about at most `limit` items, chosen by hash, sorted by item_id."""
+    """One column `text`: what the catalog says about at most `limit` items, chosen by hash, sorted by item_id.
+
+    Memory is bounded: a text is cut at MAX_TEXT_CHARACTERS, and all together at about FIT_CHARACTERS.
+    """
     parts = [F.array_join(name, " ") if TEXT_FEATURES[name] else F.col(name) for name in FIT_FEATURES]
-    texts = items.where(F.col("item_id").isNotNull()).select("item_id", F.concat_ws(" ", *parts).alias("text"))
-    chosen = texts.where(F.col("text").rlike(r"\S")).orderBy(F.xxhash64("item_id"), "item_id", "text").limit(limit)
-    return chosen.orderBy("item_id", "text").select("text")
-
-
-def _is_blank(column: str) -> Column:
-    return F.col(column).isNull() | ~F.col(column).rlike(r"\S")
+    said = F.concat_ws(" ", *parts)
+    is_usable = F.col("item_id").isNotNull() & F.is_valid_utf8("item_id") & F.is_valid_utf8(said) & said.rlike(r"\S")
+    texts = items.where(is_usable).select("item_id", F.substring(said, 1, MAX_TEXT_CHARACTERS).alias("text"))
+    by_hash = [F.xxhash64("item_id"), F.col("item_id"), F.col("text")]
+    chosen = texts.orderBy(*by_hash).limit(limit)
+    # One window over everything is one task, of at most `limit` rows.
+    so_far = F.sum(F.char_length("text")).over(Window.partitionBy(F.lit(0)).orderBy(*by_hash))
+    bounded = chosen.withColumn("characters", so_far).where(F.col("characters") <= FIT_CHARACTERS)
+    return bounded.orderBy("item_id", "text").select("text")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
+from itertools import accumulate
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame, Window
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from jobs.transforms.hot_keys import spread_join
@@ -18,6 +20,7 @@ from schemas.tables import EMBEDDING_DIM
 _UNITS = float(1 << 32)
 _BUCKETS = 64
 _DAY_US = 86_400_000_000
+_ROWS_PER_FILE, _MOST_FILES = 2_048, 2_000
 
 
 def pairs_of(engagements: DataFrame, *, train_end: datetime, half_life_days: float) -> DataFrame:
@@ -60,29 +63,66 @@ def capped(pairs: DataFrame, *, per_item: int, per_query: int) -> DataFrame:
 
 
 def even_file_rows(rows: int, max_rows: int) -> int:
-    """Rows per file, `max_rows` or somewhat fewer, so that the last file is at most 5 % shorter than the others."""
-    return next(size for size in range(max_rows, 0, -1) if -rows % size <= size // 20)
-
-
-def with_file(pairs: DataFrame, *, rows_per_file: int) -> DataFrame:
-    """Add `position`, which numbers the pairs from 0 in random-looking order, and `file` = position / rows_per_file.
+    """Rows per file, `max_rows` or somewhat fewer, so that the last file is at most 5 % shorter than the others.
 
     Args:
-        pairs: The pairs of one table.
-        rows_per_file: Every file but the last holds exactly so many.
+        rows: Of the whole table.
+        max_rows: training_tables.rows_per_file; 0 = 2,048, and more where that would be over 2,000 files: each costs a
+            task that writes it, 2 KB of the table's log, and the reading of its footer in every epoch.
+    """
+    max_rows = max_rows or max(_ROWS_PER_FILE, -(-rows // _MOST_FILES))
+    most = min(max_rows, max(rows, 1))
+    return next(size for size in range(most, 0, -1) if -rows % size <= size // 20)
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """Which files the rows of several tasks' tables fill; files are numbered through, task after task.
+
+    Attributes:
+        rows_per_file: Task -> rows of every file but the last.
+        first_file: Task -> number of its first file.
+        file_count: Files of all tasks.
+    """
+
+    rows_per_file: dict[str, int]
+    first_file: dict[str, int]
+    file_count: int
+
+    @classmethod
+    def of(cls, row_counts: dict[str, int], max_rows: int) -> FileLayout:
+        """Files of about `max_rows` rows for tables of these sizes, given by task."""
+        rows_per_file = {task: even_file_rows(count, max_rows) for task, count in row_counts.items()}
+        counts = [-(-count // rows_per_file[task]) for task, count in row_counts.items()]
+        first_file = dict(zip(row_counts, accumulate(counts, initial=0), strict=False))
+        return cls(rows_per_file, first_file, sum(counts))
+
+
+def with_file(pairs: DataFrame, layout: FileLayout) -> DataFrame:
+    """Add `position`, which numbers each task's pairs from 0 in random-looking order, and `file`, the file's number.
+
+    Args:
+        pairs: The pairs of all tasks.
+        layout: Which files they fill.
     """
     # Not the hash of `capped`: the pairs it keeps have the smallest ones, and would all lie in the first files.
     shuffled = F.xxhash64(F.lit("file"), "query_id", "item_id")
     placed = pairs.withColumn("shuffled", shuffled).withColumn("bucket", F.pmod("shuffled", F.lit(_BUCKETS)))
-    sizes = placed.groupBy("bucket").agg(F.count("*").alias("size"))
-    earlier = Window.partitionBy(F.lit(0)).orderBy("bucket").rowsBetween(Window.unboundedPreceding, -1)
-    starts = sizes.select("bucket", F.coalesce(F.sum("size").over(earlier), F.lit(0)).alias("start"))
-    inside = Window.partitionBy("bucket").orderBy("shuffled", "query_id", "item_id")
-    numbered = placed.join(F.broadcast(starts), on="bucket", how="inner").withColumn(
+    sizes = placed.groupBy("task", "bucket").agg(F.count("*").alias("size"))
+    earlier = Window.partitionBy("task").orderBy("bucket").rowsBetween(Window.unboundedPreceding, -1)
+    starts = sizes.select("task", "bucket", F.coalesce(F.sum("size").over(earlier), F.lit(0)).alias("start"))
+    inside = Window.partitionBy("task", "bucket").orderBy("shuffled", "query_id", "item_id")
+    # `starts` is unique by task and bucket.
+    numbered = placed.join(F.broadcast(starts), on=["task", "bucket"], how="inner").withColumn(
         "position", F.col("start") + F.row_number().over(inside) - 1
     )
-    file = F.floor(F.col("position") / F.lit(rows_per_file)).alias("file")
-    return numbered.select(*pairs.columns, "position", file)
+    file = F.floor(F.col("position") / _by_task(layout.rows_per_file)) + _by_task(layout.first_file)
+    return numbered.select(*pairs.columns, "position", file.cast("int").alias("file"))
+
+
+def _by_task(numbers: dict[str, int]) -> Column:
+    """The number of each row's task."""
+    return F.create_map(*[F.lit(part) for entry in numbers.items() for part in entry])[F.col("task")]
 
 
 def training_rows(
@@ -102,19 +142,20 @@ def training_rows(
     return spread_join(with_query, features, on="item_id", how="inner", hot=hot["item_id"], spread_by="query_id")
 
 
-def laid_out(rows: DataFrame, *, files: int) -> DataFrame:
+def laid_out(rows: DataFrame, file_count: int) -> DataFrame:
     """One partition per value of `file`, in order of `position`, so that each write task writes one file.
 
     `repartition(n, key)` sends a row to partition pmod(hash(key), n), where files collide; this takes, for each
     file, the smallest key that leads to a partition of its own.
     """
+    files = max(file_count, 1)
     key = F.col("id").cast("int").alias("partition_key")
     # 32 n candidates miss one of n partitions with probability n * exp(-32).
     candidates = rows.sparkSession.range(32 * files).select(key)
     targets = candidates.select("partition_key", F.pmod(F.hash("partition_key"), F.lit(files)).alias("file"))
     keys = targets.groupBy("file").agg(F.min("partition_key").alias("partition_key"))
     targeted = rows.join(F.broadcast(keys), on="file", how="inner")
-    return targeted.repartition(files, "partition_key").sortWithinPartitions("position")
+    return targeted.repartition(files, "partition_key").sortWithinPartitions("file", "position").drop("partition_key")
 
 
 def packed(queries: DataFrame) -> DataFrame:

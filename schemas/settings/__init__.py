@@ -20,13 +20,15 @@ from schemas.settings.data import (
     FeatureSettings,
     InputSettings,
     QueryEncoderSettings,
+    RejectShareSettings,
     TaskSettings,
     TrainingTableSettings,
     WarehouseSettings,
 )
+from schemas.settings.deadlines import DeadlineSettings
 from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
 from schemas.settings.section import Section
-from schemas.settings.serving import EvaluateSettings, ScoreSettings
+from schemas.settings.serving import EvaluateSettings, GateSettings, ScoreSettings
 from schemas.storage import absolute_uri
 from schemas.tables import EMBEDDING_DIM
 from schemas.tasks import PAPER_TASKS, Task
@@ -52,6 +54,7 @@ class Settings(Section):
     warehouse: WarehouseSettings
     dates: DateSettings
     inputs: InputSettings = InputSettings()
+    max_reject_share: RejectShareSettings = RejectShareSettings()
     tasks: tuple[TaskSettings, ...] = tuple(
         TaskSettings(query_kind=task.query_kind, engagement=task.engagement) for task in PAPER_TASKS
     )
@@ -62,7 +65,9 @@ class Settings(Section):
     loss: LossSettings = LossSettings()
     train: TrainSettings = TrainSettings()
     score: ScoreSettings = ScoreSettings()
+    gates: GateSettings = GateSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    deadlines: DeadlineSettings = DeadlineSettings()
     demo_world: DemoWorldSettings = DemoWorldSettings()
 
     @model_validator(mode="after")
@@ -124,6 +129,7 @@ def load_settings(path: str | Path, overrides: list[str] | None = None) -> Setti
         raise SettingsError(f"settings file {path} cannot be read: {error}; give a text file in UTF-8") from error
     for override in overrides or []:
         _override(values, override)
+    _move_old_key(values)
     try:
         # Through JSON, because pydantic's strict mode then takes lists and dates as TOML has them, and nothing else.
         return Settings.model_validate_json(json.dumps(values, default=str), strict=True)
@@ -146,6 +152,19 @@ def _override(values: dict[str, Any], override: str) -> None:
         values[name] = text.strip()
 
 
+def _move_old_key(values: dict[str, Any]) -> None:
+    """A key of before version 0.2 goes on working, with a warning."""
+    old = values.get("training_tables")
+    if not isinstance(old, dict) or "max_reject_share" not in old:
+        return
+    moved = "training_tables.max_reject_share is now max_reject_share.engagement_logs"
+    shares = values.setdefault("max_reject_share", {})
+    if not isinstance(shares, dict) or "engagement_logs" in shares:
+        raise SettingsError(f"{moved}: give only that")
+    print(f"warning: {moved}", file=sys.stderr)
+    shares["engagement_logs"] = old.pop("max_reject_share")
+
+
 def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "the file"
     if error["type"] == "extra_forbidden":
@@ -158,7 +177,8 @@ def _explain(error: Any) -> str:
 
 
 __all__ = [
-    "DateSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings", "InputSettings", "LossSettings",
-    "ModelSettings", "QueryEncoderSettings", "ScoreSettings", "Section", "Settings", "TaskSettings", "TrainSettings",
-    "TrainingTableSettings", "WarehouseSettings", "item_elements", "load_settings",
+    "DateSettings", "DeadlineSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings", "GateSettings",
+    "InputSettings", "LossSettings", "ModelSettings", "QueryEncoderSettings", "RejectShareSettings", "ScoreSettings",
+    "Section", "Settings", "TaskSettings", "TrainSettings", "TrainingTableSettings", "WarehouseSettings",
+    "item_elements", "load_settings",
 ]  # fmt: skip

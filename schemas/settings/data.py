@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from datetime import date, datetime, timedelta, timezone
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from schemas.settings.section import Section
+from schemas.settings.section import Section, without_secret
+from schemas.storage import absolute_uri
 from schemas.tables import EMBEDDING_DIM, TEXT_FEATURES
 from schemas.tasks import Task
 
@@ -25,20 +27,49 @@ class TaskSettings(Section):
         return Task(self.query_kind, self.engagement)
 
 
+_REFUSED = "#?%`\\[]^|"
+"""What delta-rs, Spark's Delta or Petastorm read as the end of a path, as an escape or not at all."""
+
+
+def _opened_by_all(uri: str) -> str:
+    """A path or URI that Spark, Delta, delta-rs, pyarrow and Petastorm take for the same place."""
+    place = absolute_uri(uri) if uri else ""
+    refused = {one for one in place if one in _REFUSED or unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp")}
+    if refused:
+        found = " ".join(one if one.isprintable() else ascii(one) for one in sorted(refused))
+        where = "" if place == uri else f" in {place}"
+        text = f"not every engine reads a path with {found}{where} alike: rename the folder, or name another"
+        raise ValueError(f"{text} (none of {' '.join(_REFUSED)}, no tab, no line break)")
+    return uri
+
+
+Place = Annotated[str, AfterValidator(without_secret), AfterValidator(_opened_by_all)]
+
+
 class WarehouseSettings(Section):
     """Where everything lies that the pipeline writes: tables at `<uri>/<table name>`."""
 
-    uri: str = Field(min_length=1)
+    uri: Place = Field(min_length=1)
 
 
 class InputSettings(Section):
     """URIs of the input tables, Delta or Parquet; empty = `<warehouse>/<table name>`."""
 
-    items: str = ""
-    item_images: str = ""
-    queries: str = ""
-    engagement_logs: str = ""
+    items: Place = ""
+    item_images: Place = ""
+    queries: Place = ""
+    engagement_logs: Place = ""
     has_images: bool = True
+    event_id_is: Literal["event", "order"] = "event"
+
+
+class RejectShareSettings(Section):
+    """The largest share of each input table's rows that may be unusable; a run that finds more stops."""
+
+    items: float = Field(default=0.1, ge=0, le=1)
+    item_images: float = Field(default=0.2, ge=0, le=1)
+    queries: float = Field(default=0.2, ge=0, le=1)
+    engagement_logs: float = Field(default=0.2, ge=0, le=1)
 
 
 class DateSettings(Section):
@@ -109,8 +140,7 @@ class TrainingTableSettings(Section):
     max_pairs_per_item: int = Field(default=0, ge=0)
     max_pairs_per_query: int = Field(default=0, ge=0)
     recency_half_life_days: float = Field(default=0, ge=0)
-    rows_per_file: int = Field(default=2_048, ge=1)
-    max_reject_share: float = Field(default=0.2, ge=0, le=1)
+    rows_per_file: int = Field(default=0, ge=0)
 
 
 class DemoWorldSettings(Section):

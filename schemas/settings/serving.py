@@ -22,3 +22,18 @@ class EvaluateSettings(Section):
     k: int = Field(default=10, ge=1)
     max_pairs_per_task: int = Field(default=80_000, ge=1)
     max_distractors: int = Field(default=1_000_000, ge=1)
+
+
+class GateSettings(Section):
+    """What score_catalog compares with the published version before it publishes another; else it stops.
+
+    Shares are of the published version but for coverage, which is of the items in item_counts.
+    """
+
+    max_row_loss: float = Field(default=0.2, ge=0, le=1)
+    max_row_gain: float = Field(default=0.5, ge=0)
+    min_id_overlap: float = Field(default=0.5, ge=0, le=1)
+    max_rise_without_text: float = Field(default=0.1, ge=0, le=1)
+    max_rise_without_images: float = Field(default=0.1, ge=0, le=1)
+    min_log_coverage: float = Field(default=0.8, ge=0, le=1)
+    override: bool = False

@@ -12,8 +12,11 @@ from deltalake import convert_to_deltalake
 from itemsage_model.data.feature_cells import unpack_items
 from itemsage_model.data.ragged import PackedItems
 from itemsage_model.encoders.item_tower import ItemTowerSpec
+from schemas.checksums import cells_hashes, row_checksums
+from schemas.columns import Table
+from schemas.elements import FEATURE_CELLS
 from schemas.settings import FeatureSettings, LossSettings, ModelSettings
-from schemas.tables import EMBEDDING_DIM
+from schemas.tables import EMBEDDING_DIM, FEATURES_HASH, ITEM_FEATURES, ROW_CHECKSUM, TRAINING_PAIRS
 
 TEXTS = 3
 VOCABULARY = 50
@@ -26,6 +29,7 @@ SPEC = ItemTowerSpec(
 )
 """A small model that reads the items made here."""
 ELEMENTS = SPEC.elements
+CHECKSUMS = (FEATURES_HASH, ROW_CHECKSUM)
 
 
 def item_cells(
@@ -78,6 +82,7 @@ def write_pairs(
                 **{name: [cells[i] for i in item] for name, cells in features.items()},
             }
         )
+        table = with_checksums(table, TRAINING_PAIRS)
         tables.append(table)
         keys.append(item + 1000)
         row += rows
@@ -100,7 +105,17 @@ def write_catalog(
         )
         for rows in np.array_split(np.arange(items), files)
     ]
-    write_table(uri, tables, row_group_rows)
+    write_table(uri, [with_checksums(table, ITEM_FEATURES) for table in tables], row_group_rows)
+
+
+def with_checksums(rows: pa.Table, table: Table) -> pa.Table:
+    """The rows with the checksums that the jobs give them, in place of those that they have."""
+    (batch,) = rows.drop([name for name in CHECKSUMS if name in rows.column_names]).combine_chunks().to_batches()
+    hashes = cells_hashes([batch.column(name) for name in FEATURE_CELLS])
+    kept = pa.Table.from_batches([batch])
+    return kept.append_column(FEATURES_HASH, pa.array(hashes)).append_column(
+        ROW_CHECKSUM, pa.array(row_checksums(batch, table))
+    )
 
 
 def write_table(uri: Path, tables: list[pa.Table], row_group_rows: int | None = None) -> None:

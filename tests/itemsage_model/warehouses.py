@@ -35,7 +35,7 @@ def make_warehouse(folder: Path, file_rows: dict[str, list[int]], **sections: An
         },
     }  # fmt: skip
     for name, keys in sections.items():
-        values[name] = values[name] | keys
+        values[name] = values.get(name, {}) | keys
     settings = Settings.model_validate(values)
     counts, outputs, length = [], [], settings.model.image_length
     for number, (name, rows) in enumerate(file_rows.items()):
@@ -55,7 +55,11 @@ def make_warehouse(folder: Path, file_rows: dict[str, list[int]], **sections: An
     features = (entry(folder, "item_features", 0, 20),)
     for record in (
         RunRecord(
-            "build_training_tables", TrainingTableMetrics({}, EventCounts(0, 0, 0, 0, 0)), outputs=tuple(outputs)
+            "build_training_tables",
+            TrainingTableMetrics({}, EventCounts(0, 0, 0, 0, 0)),
+            inputs=features,
+            outputs=tuple(outputs),
+            made_with={"vocabulary": "abc", "space of closeup queries": "pinsage-1"},
         ),
         RunRecord("build_item_features", ItemMetrics(VOCABULARY, "abc", length), outputs=features),
         RunRecord("embed_queries", QueryMetrics(None, 0, {"closeup": "pinsage-1"})),

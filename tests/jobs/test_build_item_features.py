@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,7 @@ def test_items_without_a_usable_id_are_rejected(spark: SparkSession, make_settin
     result = built(spark, make_settings(features=FEATURES), items)
     assert reasons(result.rejected) == [
         (" ", "items", "item_id", "null_id"),
-        ("1", "items", "item_id", "duplicate_item"),
+        ("1", "items", "item_id", "conflicting_item"),
         ("1", "items", "item_id", "duplicate_item"),
         (None, "items", "item_id", "null_id"),
     ]
@@ -152,22 +153,24 @@ BAD_IMAGES = [
     ((None, 0, vector(1)), "item_id", "null_id"),
     (("1", None, vector(1)), "position", "null_position"),
     (("1", 1, None), "image_embedding", "bad_vector"),
-    (("1", 1, [1.0] * 255), "image_embedding", "bad_vector"),
-    (("1", 1, []), "image_embedding", "bad_vector"),
+    (("1", 1, [1.0] * 255), "image_embedding", "wrong_length"),
+    (("1", 1, []), "image_embedding", "wrong_length"),
     (("1", 1, [None] * 256), "image_embedding", "bad_vector"),
     (("1", 1, vector(float("nan"))), "image_embedding", "bad_vector"),
     (("1", 1, vector(float("inf"))), "image_embedding", "bad_vector"),
     (("1", 1, vector(1e5)), "image_embedding", "bad_vector"),
     (("1", 1, vector(0)), "image_embedding", "bad_vector"),
     (("2", 0, vector(1)), "item_id", "unknown_item"),
-    (("1", 0, vector(5)), "position", "duplicate_image"),
+    (("1", 0, vector(4)), "position", "duplicate_image"),
+    (("1", 0, vector(5)), "position", "conflicting_image"),
+    (("i" * 513, 0, vector(1)), "item_id", "long_id"),
 ]
 
 
 def test_each_unusable_image_is_rejected_with_its_reason(spark: SparkSession, make_settings: MakeSettings) -> None:
     images = [image for image, _, _ in BAD_IMAGES] + [("1", 0, vector(4)), ("1", 9, vector(6))]
     result = built(spark, make_settings(features=FEATURES), [("1", None, None)], images)
-    expected = [(image[0], "item_images", column, reason) for image, column, reason in BAD_IMAGES]
+    expected = [(image[0] and image[0][:512], "item_images", column, reason) for image, column, reason in BAD_IMAGES]
     assert reasons(result.rejected) == sorted(expected, key=str)
     [row] = feature_rows(result)
     np.testing.assert_array_equal(embeddings(row["image_embeddings"])[:, 0], [4, 6])
@@ -206,9 +209,18 @@ def test_the_job_and_a_direct_call_give_the_same_ids(
         assert rows[str(number)]["out_of_vocabulary_count"] == encoded.out_of_vocabulary[0]
 
 
-def write_inputs(spark: SparkSession, settings: Settings, vocabulary: list[Any]) -> None:
-    spark.createDataFrame([("1", "red", None), ("1", "red", None)], ITEM).write.parquet(settings.table_uri("items"))
-    spark.createDataFrame([("1", 0, vector(1)), ("2", 0, [])], IMAGE).write.parquet(settings.table_uri("item_images"))
+TWICE, TWO_IMAGES = [("1", "red", None), ("1", "red", None)], [("1", 0, vector(1)), ("2", 0, [])]
+
+
+def write_inputs(
+    spark: SparkSession,
+    settings: Settings,
+    vocabulary: list[Any],
+    items: list[Any] = TWICE,
+    images: list[Any] = TWO_IMAGES,
+) -> None:
+    spark.createDataFrame(items, ITEM).write.parquet(settings.table_uri("items"))
+    spark.createDataFrame(images, IMAGE).write.parquet(settings.table_uri("item_images"))
     rows = spark.createDataFrame(vocabulary, struct_type(VOCABULARY))
     rows.write.format("delta").save(settings.table_uri("vocabulary"))
     version = TableVersion("vocabulary", settings.table_uri("vocabulary"), 0, len(vocabulary))
@@ -216,13 +228,13 @@ def write_inputs(spark: SparkSession, settings: Settings, vocabulary: list[Any])
 
 
 def test_a_run_writes_tables_figures_and_rejects(spark: SparkSession, make_settings: MakeSettings) -> None:
-    settings = make_settings(features=FEATURES)
+    settings = make_settings(features=FEATURES, max_reject_share={"item_images": 0.5})
     write_inputs(spark, settings, [("red", "char_trigram", 0, 9), ("red", "word_unigram", 1, 9)])
     build_item_features.run(spark, settings)
     [row] = spark.read.format("delta").load(settings.table_uri(ITEM_FEATURES.name)).collect()
     assert ids(row["text_token_ids"]) == [0, 1]
     record = read_record(settings.layout, build_item_features.STAGE)
-    assert record.rejected == {"item_images: bad_vector": 1, "items: duplicate_item": 1}
+    assert record.rejected == {"item_images: wrong_length": 1, "items: duplicate_item": 1}
     assert {version.table: version.rows for version in record.outputs} == {
         ITEM_FEATURES.name: 1, REJECTED_ITEMS.name: 2,
     }  # fmt: skip
@@ -233,6 +245,52 @@ def test_a_run_writes_tables_figures_and_rejects(spark: SparkSession, make_setti
     }  # fmt: skip
     kept = [rdd.name() for rdd in spark.sparkContext._jsc.getPersistentRDDs().values()]  # type: ignore[union-attr]
     assert [name for name in kept if "Delta Table State" not in name] == []
+
+
+NAMES = [f"P{number:02}" for number in range(10)]
+SOUND_ITEMS, SOUND_IMAGES = [(name, "red", None) for name in NAMES], [(name, 0, vector(1)) for name in NAMES]
+CLIP = [(name, 0, [1.0] * 512) for name in NAMES]
+SHOUTED = [(name.lower(), 0, vector(1)) for name in NAMES]
+NAMELESS = [(None, 0, vector(1)) if n % 2 else image for n, image in enumerate(SOUND_IMAGES)]
+NOT_A_NUMBER = [(name, 0, vector(float("nan"))) for name in NAMES]
+VARIANTS = [("P00", "red", None), ("P00", "blue", None), ("P00", "green", None)]
+
+
+@pytest.mark.fault("t09", "refused", "image vectors of 512 numbers where 256 are declared")
+@pytest.mark.fault("F3", "refused", "all images NaN, half of the ids null, ids in another case, variants under one id")
+@pytest.mark.parametrize(
+    ("items", "images", "message"),
+    [
+        (SOUND_ITEMS, CLIP, r"item_images, column image_embedding: expected at most 20\.0% unusable .*found 10 of 10: "
+                            r"wrong_length 10 \(such as 'P00', 'P01', 'P02'\)\. .*512 numbers in 10 images: "
+                            r"model\.image_length = 512"),
+        (SOUND_ITEMS, SHOUTED, r"item_images, column item_id: .*unknown_item 10 \(such as 'p00', 'p01', 'p02'\)\. .*"
+                               r"10 item_ids match without case"),
+        (SOUND_ITEMS, NAMELESS, r"item_images, column item_id: .*5 of 10: null_id 5.*max_reject_share\.item_images"),
+        (SOUND_ITEMS, NOT_A_NUMBER, r"item_images, column image_embedding: .*bad_vector 10 \(such as 'P00'"),
+        (SOUND_ITEMS[1:] + VARIANTS, SOUND_IMAGES, r"items, column item_id: expected at most 10\.0% .*found 2 of 12: "
+                                                   r"conflicting_item 2 \(such as 'P00'\)\. Keep one row per product"),
+    ],
+)  # fmt: skip
+def test_a_table_of_which_too_little_is_usable_stops_the_run(
+    spark: SparkSession, make_settings: MakeSettings, items: list[Any], images: list[Any], message: str
+) -> None:
+    settings = make_settings(features=FEATURES)
+    write_inputs(spark, settings, [("red", "word_unigram", 0, 9)], items, images)
+    with pytest.raises(TableError, match=message):
+        build_item_features.run(spark, settings)
+    assert not Path(settings.table_uri("item_features")).exists()
+    assert not Path(settings.layout.record("build_item_features")).exists()
+
+
+def test_no_share_lets_a_table_pass_of_which_nothing_is_usable(
+    spark: SparkSession, make_settings: MakeSettings
+) -> None:
+    settings = make_settings(features=FEATURES, max_reject_share={"item_images": 1.0})
+    write_inputs(spark, settings, [("red", "word_unigram", 0, 9)], SOUND_ITEMS, CLIP)
+    with pytest.raises(TableError, match=r"found 10 of 10: wrong_length 10") as caught:
+        build_item_features.run(spark, settings)
+    assert "or raise" not in str(caught.value)
 
 
 def test_a_missing_column_is_named(spark: SparkSession, make_settings: MakeSettings) -> None:

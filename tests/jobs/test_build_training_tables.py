@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
@@ -21,6 +22,8 @@ from pyspark.sql import functions as F
 from jobs import build_training_tables as job
 from jobs.runtime import table_io
 from jobs.transforms.training_pairs import even_file_rows
+from schemas.arrow import arrow_schema
+from schemas.checksums import row_checksums
 from schemas.columns import Table
 from schemas.errors import TableError
 from schemas.metrics import ItemMetrics, QueryMetrics
@@ -33,6 +36,8 @@ from schemas.tables import (
     ITEM_FEATURES,
     QUERY_EMBEDDINGS,
     REJECTED_EVENTS,
+    ROW_CHECKSUM,
+    TRAINING_PAIRS,
     held_out_pairs,
     training_pairs,
 )
@@ -70,7 +75,7 @@ def shop(spark: SparkSession, make_settings: Callable[..., Settings]) -> Shop:
     def make(events: list[dict[str, Any]], **sections: Any) -> Settings:
         settings = make_settings(**({"tasks": TASKS} | sections))
         queries = [("lampe 🪔", "search", vector(1), "space", None), ("photo", "closeup", vector(2), "space", "i1")]
-        items = [(f"i{n}", 100 + n, b"t%d" % n, b"c%d" % n, b"v%d" % n, 0, "hash") for n in range(12)]
+        items = [(f"i{n}", 100 + n, b"t%d" % n, b"c%d" % n, b"v%d" % n, 0, "hash", 0) for n in range(12)]
         put(spark, settings, QUERY_EMBEDDINGS, queries)
         put(spark, settings, ITEM_FEATURES, items)
         for stage, metrics, table in (
@@ -88,7 +93,7 @@ def shop(spark: SparkSession, make_settings: Callable[..., Settings]) -> Shop:
 PLAIN = [
     event("e1", "lampe 🪔", "i1"),
     event("e2", "lampe 🪔", "i1", event_ts=datetime(2026, 2, 12, tzinfo=timezone.utc)),
-    event("e2", "lampe 🪔", "i1", event_ts=datetime(2026, 2, 13, tzinfo=timezone.utc)),
+    event("e2", "lampe 🪔", "i1", event_ts=datetime(2026, 2, 12, tzinfo=timezone.utc)),
     event("e3", "lampe 🪔", "i2"),
     event("e4", "lampe 🪔", "i1", event_ts=HELD_OUT_DAY),
     event("e5", "photo", "i2"),
@@ -101,7 +106,7 @@ INPUT_RECORDS = {"embed_queries.json", "build_item_features.json"}
 
 
 def records(settings: Settings) -> set[str]:
-    return {path.name for path in (Path(settings.warehouse.uri) / "_runs").iterdir()}
+    return {path.name for path in (Path(settings.warehouse.uri) / "_runs").glob("*.json")}
 
 
 def stored(spark: SparkSession, settings: Settings, table: Table) -> DataFrame:
@@ -128,12 +133,14 @@ def test_pairs_counts_rejects_and_metrics(spark: SparkSession, shop: Shop) -> No
     key = {name: spark.range(1).select(F.xxhash64(F.lit(name))).first()[0] for name in ("lampe 🪔", "photo", "i1")}  # type: ignore[index]
     half = {n: np.full(256, n / 8, "<f2").tobytes() for n in (1, 2)}
     tables = content(spark, settings)
-    assert [
-        tuple(bytes(v) if isinstance(v, bytearray) else v for v in row) for row in tables[CLICK.training_table]
-    ] == [
-        ("lampe 🪔", "i1", key["lampe 🪔"], 101, 0, 2, 2.0, half[1], b"t1", b"c1", b"v1"),
-        ("lampe 🪔", "i2", key["lampe 🪔"], 102, 0, 1, 1.0, half[1], b"t2", b"c2", b"v2"),
+    found = [tuple(bytes(v) if isinstance(v, bytearray) else v for v in row) for row in tables[CLICK.training_table]]
+    assert [row[:-1] for row in found] == [
+        ("lampe 🪔", "i1", key["lampe 🪔"], 101, 0, 2, 2.0, half[1], b"t1", b"c1", b"v1", "hash"),
+        ("lampe 🪔", "i2", key["lampe 🪔"], 102, 0, 1, 1.0, half[1], b"t2", b"c2", b"v2", "hash"),
     ]
+    rows = [dict(zip(TRAINING_PAIRS.column_names, row, strict=True)) for row in found]
+    (batch,) = pa.Table.from_pylist(rows, arrow_schema(TRAINING_PAIRS)).to_batches()
+    assert row_checksums(batch, TRAINING_PAIRS).tolist() == [row[ROW_CHECKSUM] for row in rows]
     assert tables[SAVE.held_out_table] == [("photo", "i2", key["photo"], 102, key["i1"], 1, 1.0)]
     assert tables[ITEM_COUNTS.name] == [
         ("i1", 101, "search_click", 1, 2),
@@ -219,9 +226,19 @@ def test_file_sizes_differ_by_a_twentieth_at_most(rows: int, most: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rows", "files"), [(1, 1), (2_048, 1), (120_000, 59), (4_096_000, 2_000), (100_000_000, 2_000), (10**9, 2_000)]
+)
+def test_files_are_sized_for_the_table(rows: int, files: int) -> None:
+    size = even_file_rows(rows, 0)
+    assert -(-rows // size) <= files * 1.05 + 1
+    if rows <= 2_000 * 2_048:  # as ever
+        assert size == even_file_rows(rows, 2_048)
+
+
+@pytest.mark.parametrize(
     ("table", "row", "name"),
     [
-        (ITEM_FEATURES, ("i1", 101, b"", b"", b"", 0, "hash"), "item_id"),
+        (ITEM_FEATURES, ("i1", 101, b"", b"", b"", 0, "hash", 0), "item_id"),
         (QUERY_EMBEDDINGS, ("photo", "closeup", vector(2), "space", None), "query_id"),
     ],
 )
@@ -245,10 +262,33 @@ def test_a_log_that_is_mostly_bad_stops_the_job(spark: SparkSession, shop: Shop)
     with pytest.raises(TableError) as caught:
         job.run(spark, settings)
     message = str(caught.value)
-    assert "found 3 of 10: null_item_id 1, future 1, unknown_item 1" in message
-    assert "training_tables.max_reject_share" in message
+    assert "column event_ts: " in message
+    assert "found 3 of 10: future 1 (such as '2099-01-01 00:00:00'), null_item_id 1 (such as 'n1'), " in message
+    assert "unknown_item 1 (such as 'nowhere'). " in message
+    assert "raise max_reject_share.engagement_logs" in message
     assert records(settings) == INPUT_RECORDS
     assert stored(spark, settings, REJECTED_EVENTS).count() == 4
+
+
+@pytest.mark.fault("t08", "refused", "event_id is the order's id, one row per order line")
+def test_a_log_whose_ids_are_of_orders_stops_the_job_or_is_counted(spark: SparkSession, shop: Shop) -> None:
+    lines = [event(f"order{n // 3}", "lampe 🪔", f"i{n}") for n in range(12)]
+    settings = shop(lines, tasks=TASKS[:1])
+    with pytest.raises(TableError, match=r"column event_id: .*found 8 of 12: reused_event_id 8 \(such as 'order0', "
+                                         r"'order1', 'order2'\)\. .*inputs\.event_id_is = \"order\""):  # fmt: skip
+        job.run(spark, settings)
+    job.run(spark, shop(lines, tasks=TASKS[:1], inputs={"event_id_is": "order"}))
+    assert read_record(settings.layout, job.STAGE).metrics.tasks["search_click"].training_pairs == 12
+
+
+@pytest.mark.fault("t09", "refused", "the log names items and queries in another letter case")
+def test_ids_in_another_case_are_said(spark: SparkSession, shop: Shop) -> None:
+    shouted = [event(f"e{n}", "lampe 🪔 ", f"I{n}") | {"engagement": "click"} for n in range(3)]
+    with pytest.raises(TableError, match=r"found 3 of 3: unknown_query 3 .*1 query_ids match without case and blanks"):
+        job.run(spark, shop(shouted))
+    shouted = [event(f"e{n}", "lampe 🪔", f"I{n}") for n in range(3)]
+    with pytest.raises(TableError, match=r"unknown_item 3 \(such as 'I0', 'I1', 'I2'\).*3 item_ids match without case"):
+        job.run(spark, shop(shouted))
 
 
 def test_a_task_without_training_pairs_stops_the_job(spark: SparkSession, shop: Shop) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
@@ -69,6 +71,40 @@ def test_partitions_row_order_and_early_counts_do_not_matter(
     backwards = items_of(spark, SHOP[::-1])
     for partitions in (3, 8):
         assert tokens(build_vocabulary.build(backwards.repartition(partitions), settings)) == expected
+
+
+@pytest.mark.fault("t36", "recovered", "the last batch of a partition is the one that fills the counters")
+def test_counts_that_are_handed_on_with_the_last_batch_leave_empty_counters_of_the_declared_types(
+    spark: SparkSession, make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_vocabulary, "_MAX_TOKENS", 1)
+    batches = list(build_vocabulary._count([pa.RecordBatch.from_pydict({"texts": [["red mug"], []]})]))
+    assert [len(batch) for batch in batches] == [7, 2, 1, 0, 0, 0]
+    assert {str(batch.schema) for batch in batches} == {"token_kind: string\ntoken: string\ntoken_count: int64"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        pytest.param("item_id string, Titel string", "found none of these columns; columns that nothing reads: Titel",
+                     marks=pytest.mark.fault("t07", "refused", "texts under a name that no feature has")),
+        pytest.param("item_id string, title string", "found no word in title.",
+                     marks=pytest.mark.fault("t07", "refused", "a catalog whose texts are all null or blank")),
+    ],
+)  # fmt: skip
+def test_a_catalog_without_a_word_is_refused_where_the_model_reads_text(
+    spark: SparkSession, make_settings: Callable[..., Settings], columns: str, found: str
+) -> None:
+    settings = make_settings()
+    text = "lamp" if "Titel" in columns else None
+    spark.createDataFrame([("1", text), ("2", " ")], columns).write.parquet(settings.table_uri("items"))
+    with pytest.raises(TableError) as caught:
+        build_vocabulary.run(spark, settings)
+    assert found in str(caught.value)
+    assert 'take "text" out of model.sequence' in str(caught.value)
+    assert not Path(settings.table_uri("vocabulary")).exists()
+    build_vocabulary.run(spark, make_settings(model={"sequence": ["images"]}))
+    assert read_record(settings.layout, build_vocabulary.STAGE).outputs[0].rows == 0
 
 
 def test_a_run_writes_the_table_and_its_record(spark: SparkSession, make_settings: Callable[..., Settings]) -> None:

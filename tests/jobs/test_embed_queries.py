@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import functions as F
 
 from itemsage_model.encoders.frozen_text.lsa import fit_lsa
-from itemsage_model.encoders.frozen_text.stored import load, load_if_saved
+from itemsage_model.encoders.frozen_text.stored import fit_encoder, load, load_if_saved
+from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
 from jobs import embed_queries
 from jobs.runtime import table_io
+from jobs.transforms import queries as query_transforms
 from jobs.transforms.quarantine import accepted, rejected
-from jobs.transforms.queries import catalog_texts, with_verdicts
+from jobs.transforms.queries import catalog_texts, count_texts, with_verdicts
 from schemas.errors import TableError
 from schemas.records import read_record
-from schemas.settings import Settings
+from schemas.settings import QueryEncoderSettings, Settings
 from schemas.spark import conform
 from schemas.tables import ITEMS, QUERIES, QUERY_EMBEDDINGS, REJECTED_QUERIES
 
@@ -84,7 +88,97 @@ def test_of_a_repeated_id_the_first_by_content_is_kept(spark: SparkSession) -> N
     verdicts = with_verdicts(rows)
     assert [row["text"] for row in accepted(verdicts).collect()] == ["blue"]
     assert rejected(verdicts, REJECTED_QUERIES).count() == 2
-    assert reasons(verdicts) == {"q": "duplicate_id"}
+    assert reasons(verdicts) == {"q": "conflicting_query"}
+
+
+@pytest.mark.fault("t32", "recovered", "a bare row of a query, and one with a broken vector, beside the full one")
+def test_the_fullest_sound_row_of_a_query_is_kept(spark: SparkSession) -> None:
+    own = {"query_embedding": LONG, "embedding_space": "pinsage-1", "text": "red"}
+    broken = own | {"query_embedding": LONG[1:], "text": "a"}
+    bare = {"text": "red"}
+    rows = queries_of(spark, broken, bare, {"text": " "}, own, own)
+    verdicts = with_verdicts(rows)
+    assert [row["query_embedding"] for row in accepted(verdicts).collect()] == [LONG]
+    found = sorted(row["reason"] for row in rejected(verdicts, REJECTED_QUERIES).collect())
+    assert found == ["duplicate_query", "duplicate_query", "no_embedding_no_text", "not_a_vector"]
+
+
+@pytest.mark.fault("t06", "recovered", "a query's text that is no UTF-8")
+@pytest.mark.fault("t22", "recovered", "a query_id of 45,000 characters")
+def test_a_broken_text_or_a_long_id_rejects_one_query(spark: SparkSession) -> None:
+    rows = queries_of(spark, {"query_id": "good", "text": "red"}, {"query_id": "x" * 45_000, "text": "red"})
+    broken = queries_of(spark, {"query_id": "bad"}).withColumn("text", F.expr("CAST(X'43616666E9' AS STRING)"))
+    verdicts = with_verdicts(rows.unionByName(broken))
+    assert [row["query_id"] for row in accepted(verdicts).collect()] == ["good"]
+    assert reasons(verdicts) == {"bad": "bad_text", "x" * 512: "long_id"}
+
+
+@pytest.mark.fault("C5", "recovered", "query texts and a catalog text of 10 MB")
+def test_texts_are_cut_where_an_encoder_reads_them(
+    spark: SparkSession, make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def fit(chosen: QueryEncoderSettings, texts: list[str]) -> TextEncoder:
+        read.extend(map(len, texts))
+        return fit_encoder(chosen, texts)
+
+    monkeypatch.setattr(embed_queries, "fit_encoder", fit)
+    long = "red mug " * 1_250_000
+    settings = make_settings()
+    write_inputs(spark, settings, {"query_id": "long", "text": long}, {"query_id": "cut", "text": long[:16_384]},
+                 {"query_id": "short", "text": "red"}, titles=[*TITLES, long])  # fmt: skip
+    embed_queries.run(spark, settings)
+    assert max(read) == 16_384
+    found = {row["query_id"]: row["query_embedding"] for row in embeddings(spark, settings)}
+    assert found["long"] == found["cut"] != found["short"]
+    assert read_record(settings.layout, embed_queries.STAGE).metrics.truncated_texts == 1
+
+
+@pytest.mark.fault("C5", "recovered", "a catalog of long texts: what is collected of it is bounded")
+def test_the_texts_that_an_encoder_is_fitted_on_are_bounded_together(
+    spark: SparkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query_transforms, "FIT_CHARACTERS", 25)
+    items = conform(spark.createDataFrame([(f"i{n}", f"title {n}", None) for n in range(9)], ITEM), ITEMS)
+    assert catalog_texts(items).count() == 3
+    broken = items.withColumn("title", F.expr("CAST(X'43616666E9' AS STRING)"))
+    assert catalog_texts(broken).count() == 0
+
+
+def test_groups_are_bounded_by_their_characters(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = with_verdicts(queries_of(spark, *[{"query_id": f"q{n}", "text": "lamp " * 20} for n in range(4)]))
+    assert count_texts(accepted(rows)) == (4, 0, 1)
+    monkeypatch.setattr(query_transforms, "CHARACTERS_PER_GROUP", 100)
+    assert count_texts(accepted(rows)).groups == 5
+
+
+@pytest.mark.fault("t24", "refused", "queries bring embeddings, and the column embedding_space is left out")
+def test_a_kind_of_which_no_query_is_usable_stops_the_run(
+    spark: SparkSession, make_settings: Callable[..., Settings]
+) -> None:
+    settings = make_settings(max_reject_share={"queries": 0.9})
+    texts = [{"query_id": f"s{n}", "text": "red mug"} for n in range(8)]
+    own = {"query_id": "c", "query_kind": "closeup", "query_embedding": LONG}
+    write_inputs(spark, settings, *texts, own)
+    queries = spark.read.parquet(settings.table_uri("queries")).drop("embedding_space").localCheckpoint()
+    queries.write.mode("overwrite").parquet(settings.table_uri("queries"))
+    with pytest.raises(TableError, match=r"queries, column embedding_space: expected some usable row with query_kind "
+                                         r"'closeup'.*found all 1 unusable: unnamed_space 1 \(such as 'c'\)\. "
+                                         r"Add the column embedding_space"):  # fmt: skip
+        embed_queries.run(spark, settings)
+    assert not Path(settings.table_uri("query_embeddings")).exists()
+    assert load_if_saved(settings.layout.query_encoder) is None
+
+
+@pytest.mark.fault("F3", "refused", "half of the queries name no id")
+def test_too_many_rejected_queries_stop_the_run(spark: SparkSession, make_settings: Callable[..., Settings]) -> None:
+    settings = make_settings()
+    rows = [{"query_id": None if n % 2 else f"q{n}", "text": "red mug"} for n in range(8)]
+    write_inputs(spark, settings, *rows)
+    with pytest.raises(TableError, match=r"column query_id: expected at most 20\.0% unusable rows \(max_reject_share"
+                                         r"\.queries\); found 4 of 8: null_id 4"):  # fmt: skip
+        embed_queries.run(spark, settings)
 
 
 def test_a_text_without_a_known_word_is_rejected(spark: SparkSession) -> None:
@@ -128,7 +222,7 @@ def embeddings(spark: SparkSession, settings: Settings) -> list[Row]:
 def test_the_job_writes_the_same_rows_whatever_the_partitions(
     spark: SparkSession, make_settings: Callable[..., Settings]
 ) -> None:
-    settings = make_settings()
+    settings = make_settings(max_reject_share={"queries": 0.5})
     rows = [{"query_id": f"q{n}", "text": title} for n, title in enumerate([*TITLES, "red lantern", "xyz", " "])]
     write_inputs(spark, settings, *rows)
     embed_queries.run(spark, settings)
@@ -223,10 +317,11 @@ def test_a_query_of_which_the_projection_keeps_nothing_is_rejected_by_name(
     spark: SparkSession, make_settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One-hot vectors of 512: half of the directions are not among the 256 that are kept."""
-    settings = make_settings()
+    settings = make_settings(max_reject_share={"queries": 0.6})
     rows = [{"query_id": f"q{n:03}", "query_kind": "closeup", "embedding_space": "hot-1",
              "query_embedding": np.eye(512)[n].tolist()} for n in range(512)]  # fmt: skip
-    write_inputs(spark, settings, *rows, {"query_id": "spaceless", "query_embedding": clip_vectors(1)[0]})
+    spaceless = {"query_id": "spaceless", "query_kind": "closeup", "query_embedding": clip_vectors(1)[0]}
+    write_inputs(spark, settings, *rows, spaceless)
     embed_queries.run(spark, settings)
     found = np.array([row["query_embedding"] for row in embeddings(spark, settings)])
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)

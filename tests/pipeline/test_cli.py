@@ -13,8 +13,17 @@ import pytest
 
 from pipeline import cli, commands
 from schemas.errors import SettingsError
+from schemas.lease import WHOLE_RUN, hold
+from schemas.metrics import ScoreMetrics
+from schemas.records import RunRecord, write_record
+from schemas.settings import Settings
 from schemas.stages import EVALUATE, PIPELINE, TRAIN
 from tests.pipeline.shop import write_shop
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return load_settings(write_shop(tmp_path))
 
 
 def test_stages_run_from_the_one_that_is_named() -> None:
@@ -71,6 +80,25 @@ def test_a_stage_that_fails_gives_its_exit_code(tmp_path: Path) -> None:
         assert f"further messages: {tmp_path}/warehouse/_logs/train.log" in done.stdout
 
 
+@pytest.mark.fault("F1", "refused", "a whole run while another one writes the warehouse")
+def test_a_second_run_is_refused_and_says_who_has_the_warehouse(tmp_path: Path, settings: Settings) -> None:
+    with hold(settings.layout, WHOLE_RUN, "2026-02-27"):
+        done = itemsage("run", "--settings", str(tmp_path / "shop.toml"))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"found itemsage run of 2026-02-27, process {os.getpid()} on" in done.stdout
+
+
+@pytest.mark.fault("B2", "refused", "a whole run of an older date than the published one")
+def test_a_run_of_an_older_date_is_refused_before_its_work(tmp_path: Path, settings: Settings) -> None:
+    newer = RunRecord("score_catalog", ScoreMetrics("m", "float32"), settings={"dates": {"as_of": "2026-03-02"}})
+    write_record(settings.layout, newer)
+    done = itemsage("run", "--settings", str(tmp_path / "shop.toml"))
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "expected dates.as_of of 2026-03-02 or later, which is published; found 2026-03-01" in done.stdout
+    assert "--set gates.override=true" in done.stdout
+    assert not (tmp_path / "warehouse" / "_logs" / "spark.log").exists()
+
+
 def test_doctor_and_help(tmp_path: Path) -> None:
     started = time.monotonic()
     done = itemsage("doctor", "--settings", str(write_shop(tmp_path)))
@@ -80,7 +108,9 @@ def test_doctor_and_help(tmp_path: Path) -> None:
     assert itemsage("--help").returncode == 0
 
 
-def test_whoever_ends_the_front_door_ends_all_that_it_started(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.fault("B3", "recovered", "the front door ended by SIGTERM and by SIGKILL while a stage runs")
+def test_whoever_ends_the_front_door_ends_all_that_it_started(tmp_path: Path, number: signal.Signals) -> None:
     """A command with a child of its own, as spark-submit has; both are gone when the front door is ended."""
     pids = tmp_path / "pids"
     script = tmp_path / "command.py"
@@ -99,8 +129,8 @@ def test_whoever_ends_the_front_door_ends_all_that_it_started(tmp_path: Path) ->
     while not (pids.exists() and len(pids.read_text().split()) == 2):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    front.send_signal(signal.SIGTERM)
-    assert front.wait(timeout=30) == 128 + signal.SIGTERM
+    front.send_signal(number)
+    assert front.wait(timeout=30) == (128 + number if number is signal.SIGTERM else -number)
     for pid in map(int, pids.read_text().split()):
         while is_running(pid):
             assert time.monotonic() < deadline

@@ -12,7 +12,9 @@ import pytest
 from deltalake import write_deltalake
 
 from pipeline import doctor
+from schemas.input_tables import find_input
 from schemas.settings import load_settings
+from schemas.tables import ITEMS
 from tests.pipeline.shop import END, images_of, log_of, sound_tables, write_shop
 
 
@@ -42,8 +44,8 @@ def naive_log() -> pa.Table:
 @pytest.mark.parametrize(
     ("table", "spoiled", "expected"),
     [
-        ("items", lambda: pa.table({"item_id": ["p1"], "Title": ["lamp"]}),
-         ["fault texts of items: none of title, description", "found item_id", "columns that nothing reads: Title"]),
+        ("items", lambda: pa.table({"item_id": ["p1"], "Titel": ["lamp"]}),
+         ["fault texts of items: none of title, description", "found item_id", "columns that nothing reads: Titel"]),
         ("items", lambda: pa.table({"sku": ["p1"]}),
          ["fault table items, column item_id: expected a column of type string", "no such column among sku"]),
         ("item_images", lambda: images_of(512),
@@ -117,13 +119,51 @@ def test_what_spark_reads_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "look table item_images, column image_embedding: 3 numbers in 1 rows, 256 numbers in 3 rows" in said
 
 
-def test_instants_in_nanoseconds_are_said_before_spark_refuses_them(
+def test_instants_in_nanoseconds_are_taken_as_the_jobs_take_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log = log_of(END, event_ts=pa.array([END], pa.timestamp("ns", "UTC")))
+    log = log_of(END, event_ts=pa.array([END - timedelta(days=1)], pa.timestamp("ns", "UTC")))
     code, text = verdict_of(write_shop(tmp_path, engagement_logs=log), capsys)
+    assert code == 0, text
+    assert "1 of 1 events of the sample from 2026-01-02" in text
+
+
+@pytest.mark.fault("t01", "recovered", "files of one folder, at two depths, with other columns: doctor says so")
+def test_what_doctor_says_of_a_table_is_what_the_jobs_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_shop(tmp_path)
+    more = tmp_path / "in" / "items" / "old"
+    more.mkdir()
+    pq.write_table(pa.table({"Item_Id": ["p3"], "BRAND": ["b"], "preis": [1]}), more / "part-0.parquet")
+    (tmp_path / "in" / "items" / "_SUCCESS").write_bytes(b"")
+    code, text = verdict_of(path, capsys)
+    assert code == 0, text
+    found = find_input(str(tmp_path / "in" / "items"), ITEMS)
+    assert f"table items: 3 columns; 3 rows looked at, {tmp_path}/in/items: {found}" in text
+    assert "Parquet, 2 files, 3 rows, 3 of 13 columns; not in every file: title, brand; not there:" in str(found)
+    assert "passed over: _SUCCESS" in text
+
+
+def test_rows_that_only_newer_engines_read_are_no_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_new(*_: object) -> None:
+        raise pa.ArrowInvalid("Expected all lists to be of size=256 but index 1 had size=0")
+
+    path = write_shop(tmp_path)
+    monkeypatch.setattr(doctor, "input_rows", too_new)
+    code, text = verdict_of(path, capsys)
+    assert code == 0, text
+    assert "look table queries: only Spark can read its rows: Expected all lists" in " ".join(text.split())
+
+
+@pytest.mark.fault("t04", "refused", "a foreign file beside Parquet files: doctor names it")
+def test_a_foreign_file_is_named_with_its_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_shop(tmp_path)
+    (tmp_path / "in" / "items" / "manifest").write_text("{}")
+    code, text = verdict_of(path, capsys)
     assert code == 3
-    assert "column event_ts: expected type timestamp[us, tz=UTC]" in " ".join(text.split())
+    assert f"{tmp_path}/in/items/manifest, a file that begins with b'{{}}'" in text
+    assert "set inputs.items" in text
 
 
 def test_a_damaged_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

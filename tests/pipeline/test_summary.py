@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 
-from pipeline.summary import print_summary
+from pipeline.summary import _how_to_read, print_summary
 from schemas.arrow import arrow_schema
-from schemas.metrics import EvaluationMetrics, EventCounts, NoMetrics, ScoreMetrics, TaskCounts, TrainingTableMetrics
-from schemas.records import RunRecord, TableVersion, write_record
+from schemas.errors import InputError
+from schemas.metrics import (
+    EvaluationMetrics,
+    EventCounts,
+    ItemMetrics,
+    NoMetrics,
+    ScoreMetrics,
+    TaskCounts,
+    TrainingTableMetrics,
+)
+from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.settings import Settings
+from schemas.stages import EVALUATE, SCORE_CATALOG
 from schemas.tables import EVALUATION
 
 FIGURES = [
@@ -78,6 +91,34 @@ def test_the_summary_shows_what_the_records_and_tables_say(
     assert f"polars.scan_delta('{settings.layout.uri}/item_embeddings', version=0)" in lines[-1]
 
 
+@pytest.mark.fault("t05", "recovered", "items as Parquet files in nested folders, of letter cases of their own")
+def test_titles_are_read_through_the_door_of_the_jobs(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop = tmp_path / "shop" / "2026"
+    shop.mkdir(parents=True)
+    titles = [f"named {number}" for number in range(60)]
+    pq.write_table(
+        pa.table({"Item_ID": [f"i{number}" for number in range(60)], "TITLE": titles}), shop / "part.parquet"
+    )
+    values = settings.model_dump(mode="json") | {"inputs": {"items": str(shop.parent)}}
+    print_summary(Settings.model_validate_json(json.dumps(values)))
+    assert "  named 1\n    1.000  named " in capsys.readouterr().out
+
+
+@pytest.mark.fault("t15", "recovered", "items that cannot be read any more when the summary is printed")
+def test_neighbours_are_shown_by_id_where_there_are_no_titles(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = settings.model_dump(mode="json") | {"inputs": {"items": f"{tmp_path}/gone"}}
+    print_summary(Settings.model_validate_json(json.dumps(values)))
+    said = capsys.readouterr().out
+    assert "by item_id, as titles cannot be read: table items, column (all): expected a Delta or Parquet table" in said
+    assert "  i1\n    1.000  i" in said
+    assert "(no title)" in said
+    assert "read them without Spark" in said
+
+
 @pytest.mark.fault("S3", "recovered", "titles with terminal escapes, before the summary prints them")
 def test_a_title_cannot_command_the_terminal(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     ids = [f"i{number}" for number in range(60)]
@@ -87,3 +128,33 @@ def test_a_title_cannot_command_the_terminal(settings: Settings, capsys: pytest.
     said = capsys.readouterr().out
     assert r"\x1b]0;pwned\x07\x1b[2Jtitle\r" in said
     assert not set("\x1b\x07\r\u202e") & set(said)
+
+
+@pytest.mark.parametrize("folder", ["shop", "mein Laden", "l\u00e4den"])
+def test_the_line_that_reads_the_embeddings_does(folder: str, tmp_path: Path) -> None:
+    uri = f"{tmp_path}/{folder}/item_embeddings"
+    write_deltalake(uri, pa.table({"item_id": ["a"]}))
+    line = _how_to_read(TableVersion("item_embeddings", uri, 0, 1))
+    names: dict[str, Any] = {}
+    exec(f"{line.partition('; ')[0]}; rows = {line.partition('; ')[2]}", names)
+    assert len(names["rows"]) == 1
+
+
+@pytest.mark.fault("F1", "refused", "a summary of figures that are not of the published embeddings, or of a mixture")
+def test_figures_of_other_embeddings_are_not_shown(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluated = read_record(settings.layout, EVALUATE)
+    older = TableVersion("item_embeddings", f"{settings.layout.uri}/item_embeddings", 7, 60)
+    write_record(settings.layout, replace(evaluated, inputs=(older,)))
+    with pytest.raises(
+        InputError, match=r"figures of version 0, which is published; found figures of version 7\. .*eval"
+    ):
+        print_summary(settings)
+    write_record(settings.layout, replace(evaluated, inputs=(replace(older, version=0),)))
+    print_summary(settings)
+    capsys.readouterr()
+    write_record(settings.layout, RunRecord("build_item_features", ItemMetrics(9, "new")))
+    scored = read_record(settings.layout, SCORE_CATALOG)
+    write_record(settings.layout, replace(scored, made_with={"vocabulary": "old"}))
+    with pytest.raises(InputError, match=r"vocabulary: .*old in what score_catalog wrote\. Run score_catalog again"):
+        print_summary(settings)
+    assert capsys.readouterr().out == ""

@@ -16,7 +16,7 @@ SECRETS = [
 ]  # fmt: skip
 PLAIN = [
     "s3://bucket/user@home", "hdfs://namenode:8020/a@b", "hdfs://me@namenode:8020/x", "abfss://container@account/x",
-    "/data/a:b@c", "file:///data/a:b@c", "https://host:443", "gs://anonymous@bucket/x", "s3://bucket?region=eu",
+    "/data/a:b@c", "file:///data/a:b@c", "https://host:443", "gs://anonymous@bucket/x",
 ]  # fmt: skip
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from schemas.errors import InputError
-from schemas.metrics import EventCounts, QueryMetrics, TaskCounts, TrainingTableMetrics
-from schemas.records import RunRecord, TableVersion, read_record, write_record
-from schemas.stages import BUILD_TRAINING_TABLES, EMBED_QUERIES
+from schemas.metrics import EventCounts, QueryMetrics, TaskCounts, TrainingTableMetrics, TrainMetrics
+from schemas.records import RunRecord, TableVersion, find_record, read_record, write_record
+from schemas.stages import BUILD_TRAINING_TABLES, EMBED_QUERIES, TRAIN
 from schemas.storage import read_bytes, write_bytes
 from schemas.warehouse import Warehouse
 
@@ -22,6 +25,7 @@ RECORD = RunRecord(
     outputs=(TableVersion("query_embeddings", "/w/query_embeddings", 3, 9),),
     rejected={"queries: null_id": 1},
     settings={"dates": {"as_of": "2026-03-01"}},
+    made_with={"vocabulary": "abc"},
 )
 
 
@@ -46,15 +50,66 @@ def test_a_warehouse_may_be_a_uri_or_a_relative_path(tmp_path: Path, monkeypatch
     assert read_record(Warehouse(f"file://{tmp_path}/shop"), EMBED_QUERIES) == RECORD
 
 
-def test_a_record_of_version_0_1_is_read(tmp_path: Path) -> None:
-    old = {
+def old_record(warehouse: Path) -> dict[str, Any]:
+    """As version 0.1 wrote it: absolute paths, no sha256."""
+    return {
         "stage": "embed_queries", "run_id": "embed_queries-1", "seconds": 1.5, "inputs": [],
-        "outputs": [{"table": "query_embeddings", "uri": "/w/query_embeddings", "version": 3, "rows": 9}],
+        "outputs": [{"table": "query_embeddings", "uri": f"{warehouse}/query_embeddings", "version": 3, "rows": 9}],
         "rejected": {"queries: null_id": 1}, "settings": {"dates": {"as_of": "2026-03-01"}},
         "figures": {"encoder": "lsa-1", "texts_encoded": 3, "embedding_spaces": {"search": "lsa-1"}},
     }  # fmt: skip
-    write_bytes(f"{tmp_path}/_runs/embed_queries.json", json.dumps(old).encode())
-    assert read_record(Warehouse(str(tmp_path)), EMBED_QUERIES) == RECORD
+
+
+def test_a_record_of_version_0_1_is_read(tmp_path: Path) -> None:
+    write_bytes(f"{tmp_path}/_runs/embed_queries.json", json.dumps(old_record(tmp_path)).encode())
+    outputs = (TableVersion("query_embeddings", f"{tmp_path}/query_embeddings", 3, 9),)
+    expected = replace(RECORD, outputs=outputs, made_with={}, code="")
+    assert read_record(Warehouse(str(tmp_path)), EMBED_QUERIES) == expected
+
+
+@pytest.mark.fault("copy", "refused", "a warehouse copied whose records, of version 0.1, name the original's files")
+def test_a_record_of_version_0_1_in_a_copied_warehouse_is_refused(tmp_path: Path) -> None:
+    write_bytes(f"{tmp_path}/copy/_runs/embed_queries.json", json.dumps(old_record(tmp_path / "original")).encode())
+    with pytest.raises(
+        InputError, match=r"found \S+/original/query_embeddings: .* copied or moved\. .*FROM=embed_queries"
+    ):
+        read_record(Warehouse(f"{tmp_path}/copy"), EMBED_QUERIES)
+    model = {"stage": "train", "metrics": {"model_id": "m", "model_uri": "/original/models/m", "vocabulary_hash": "v"}}
+    write_bytes(f"{tmp_path}/copy/_runs/train.json", json.dumps(model).encode())
+    with pytest.raises(InputError, match=r"found /original/models/m: .*FROM=train"):
+        read_record(Warehouse(f"{tmp_path}/copy"), TRAIN)
+
+
+@pytest.mark.fault("copy", "recovered", "a warehouse copied, the original spoilt: records name the copy's own files")
+def test_a_copied_warehouse_is_whole(tmp_path: Path) -> None:
+    original, copy = Warehouse(f"{tmp_path}/original"), Warehouse(f"{tmp_path}/copy")
+    inside, outside = TableVersion("items", original.table("items"), 1, 2), TableVersion("log", f"{tmp_path}/log", 1, 2)
+    metrics = TrainMetrics("m", f"{original.models}/m", "abc")
+    write_record(original, RunRecord("train", metrics, inputs=(outside,), outputs=(inside,)))
+    shutil.copytree(original.place(), copy.place())
+    shutil.rmtree(original.place())
+    record = read_record(copy, TRAIN)
+    assert record.metrics.model_uri == f"{tmp_path}/copy/models/m"
+    assert record.output("items").uri == f"{tmp_path}/copy/items"
+    assert record.input("log") == outside
+
+
+@pytest.mark.fault("D5b", "refused", "any byte of a run record changed: 400 of them")
+def test_a_record_with_any_byte_changed_is_refused_or_says_the_same(tmp_path: Path) -> None:
+    warehouse = Warehouse(str(tmp_path))
+    write_record(warehouse, RECORD)
+    whole, refused = read_bytes(warehouse.record("embed_queries")), 0
+    for place in range(0, len(whole), max(1, len(whole) // 400)):
+        write_bytes(warehouse.record("embed_queries"), whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            assert read_record(warehouse, EMBED_QUERIES) == RECORD, place
+        except InputError as error:
+            refused += "run record of embed_queries" in str(error)
+    assert refused > 300
+
+
+def test_a_stage_without_a_record_is_none_where_that_may_be(tmp_path: Path) -> None:
+    assert find_record(Warehouse(str(tmp_path)), EMBED_QUERIES) is None
 
 
 def test_a_stage_that_has_not_run_is_named_with_the_command(tmp_path: Path) -> None:

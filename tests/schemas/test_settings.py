@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -155,3 +157,37 @@ def test_tables_lie_in_the_warehouse_unless_named(load: Load, tmp_path: Path, mo
     assert settings.table_uri("items") == "s3://shop/items"
     assert settings.table_uri("queries") == f"{tmp_path}/warehouse/queries"
     assert settings.table_uri("item_features") == f"{tmp_path}/warehouse/item_features"
+
+
+@pytest.mark.parametrize("name", ["#1", "50%20x", "a?b", "a`b", "a\\b", "[1]", "a\tb", "a\nb", "a^b", "a|b"])
+@pytest.mark.parametrize("key", ["warehouse.uri", "inputs.items"])
+@pytest.mark.fault("t12", "refused", "a path with # % ? [ ] or a line break, which engines read differently")
+def test_a_path_that_engines_read_differently_is_refused_before_anything_runs(
+    name: str, key: str, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SettingsError, match=f"{key}: not every engine reads a path with .* alike: rename the folder"):
+        load("", f"{key}={json.dumps(f'/shops/{name}/here')}")
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(SettingsError, match=f"warehouse.uri: .* in {re.escape(str(tmp_path))}"):
+        load("", "warehouse.uri=here")
+
+
+@pytest.mark.parametrize("name", ["my shop", "w\u00e4re", "\U0001fa91", "a,b;c", "{a} *", "it's (1) & 2 = 3 + !"])
+def test_a_path_that_all_engines_read_alike_is_taken(name: str, load: Load) -> None:
+    uri = f"/shops/{name}/here"
+    assert load("", f"warehouse.uri={json.dumps(uri, ensure_ascii=False)}").table_uri("items") == f"{uri}/items"
+
+
+@pytest.mark.parametrize("is_override", [False, True])
+def test_the_share_of_rejected_events_may_still_stand_where_it_stood(
+    load: Load, capsys: pytest.CaptureFixture[str], is_override: bool
+) -> None:
+    text, override = "[training_tables]\nmax_reject_share = 0.5\n", "training_tables.max_reject_share=0.5"
+    settings = load("", override) if is_override else load(text)
+    assert settings.max_reject_share.engagement_logs == 0.5
+    assert settings.max_reject_share.items == 0.1
+    moved = "training_tables.max_reject_share is now max_reject_share.engagement_logs"
+    assert f"warning: {moved}" in capsys.readouterr().err
+    with pytest.raises(SettingsError, match=f"{moved}: give only that"):
+        load(text + "[max_reject_share]\nengagement_logs = 0.4\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,8 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from itemsage_model.data.pinned_files import pin_files
 from schemas.errors import InputError
-from schemas.storage import absolute_uri, data_files, file_system, read_bytes, read_columns, version_files, write_bytes
+from schemas.storage import (
+    absolute_uri,
+    data_files,
+    file_system,
+    read_bytes,
+    read_columns,
+    read_first_rows,
+    version_files,
+    write_bytes,
+)
 
 
 def test_a_path_is_made_absolute_and_a_uri_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,3 +65,50 @@ def test_a_version_is_the_files_of_its_log_with_their_rows(tmp_path: Path, folde
     DeltaTable(uri).delete()
     assert data_files(uri) == []
     assert read_columns(uri, None, ["price"]).to_pydict() == {"price": []}
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+LOG = "_delta_log/0000000000000000000"
+
+
+@pytest.mark.fault("B7", "refused", "a log's JSON or checkpoint cut short or lost; a log that was cleaned up")
+@pytest.mark.parametrize(
+    ("damage", "version", "said"),
+    [
+        (lambda table: cut(table / f"{LOG}3.json"), 3, r"a damaged file of its log, .*0003\.json"),
+        (
+            lambda table: cut(table / f"{LOG}2.checkpoint.parquet"),
+            3,
+            r"a damaged file of its log, .*2\.checkpoint\.par",
+        ),
+        (lambda table: (table / f"{LOG}2.checkpoint.parquet").write_bytes(b""), 3, r"a damaged file .*2\.checkpoint"),
+        (lambda table: (table / f"{LOG}3.json").unlink(), 3, r"no file 0+3\.json in its log, which goes from 0 to 2"),
+        (lambda table: [(table / f"{LOG}{n}.json").unlink() for n in (0, 1)], 1, r"no file 0+\.json.*from 2 to 3"),
+    ],
+)
+def test_what_is_wrong_with_a_log_is_named_with_the_cure(
+    tmp_path: Path, damage: Callable[[Path], object], version: int, said: str
+) -> None:
+    for number in range(3):
+        write_deltalake(tmp_path / "t", pa.table({"a": [number]}), mode="overwrite")
+    DeltaTable(tmp_path / "t").create_checkpoint()
+    write_deltalake(tmp_path / "t", pa.table({"a": [3]}), mode="overwrite")
+    damage(tmp_path / "t")
+    with pytest.raises(InputError, match=rf"expected version {version}.*found {said}.*FROM=<stage>"):
+        version_files(f"{tmp_path}/t", version)
+    with pytest.raises(InputError, match=rf"table item_features, .*{said}.*FROM=build_item_features"):
+        pin_files("item_features", f"{tmp_path}/t", version)
+
+
+def test_the_first_rows_are_read_without_the_files_behind_them(tmp_path: Path) -> None:
+    for number in range(3):
+        write_deltalake(tmp_path / "t", pa.table({"a": range(10 * number, 10 * number + 10)}), mode="append")
+    whole = read_columns(f"{tmp_path}/t", None, ["a"])
+    for rows in (1, 10, 15, 100):
+        assert read_first_rows(f"{tmp_path}/t", None, ["a"], rows).equals(whole.slice(0, rows))
+    for file in data_files(f"{tmp_path}/t")[2:]:
+        Path(file).unlink()
+    assert len(read_first_rows(f"{tmp_path}/t", None, ["a"], 20)) == 20

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -17,12 +15,13 @@ from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from itemsage_model.encoders.frozen_text.text_encoder import Vectors, hash8, unit
+from itemsage_model.text.tokens import clean, has_uncased_letter, separate_letters
 from schemas.tables import EMBEDDING_DIM
 
 
 @dataclass(frozen=True, eq=False)
 class LsaEncoder:
-    """Latent semantic analysis: tf-idf of words, word pairs and letter trigrams, times the leading singular vectors.
+    """Latent semantic analysis: tf-idf of words and parts of words, times the leading singular vectors.
 
     Attributes:
         tokens: The vocabulary, in column order.
@@ -77,11 +76,18 @@ def fit_lsa(texts: list[str], *, vocabulary_size: int) -> LsaEncoder:
 
 
 def _tokens(text: str) -> list[str]:
-    """Words, pairs of neighbouring words, and the letter trigrams of each word with its blanks, marked by #."""
-    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+    """Words, pairs of neighbouring words, and the letter trigrams of each word with its blanks, marked by #.
+
+    Of words in scripts without capitals also each character and each two neighbours, marked by ^: whatever text of one
+    or two characters the catalog holds is then known. An ideograph is a word of its own.
+    """
+    words = separate_letters(clean(text)).split()
     pairs = [f"{first} {second}" for first, second in pairwise(words)]
     padded = [f" {word} " for word in words]
-    return words + pairs + [f"#{word[i : i + 3]}" for word in padded for i in range(len(word) - 2)]
+    trigrams = [f"#{word[i : i + 3]}" for word in padded for i in range(len(word) - 2)]
+    uncased = filter(has_uncased_letter, words)
+    shorter = [f"^{word[i : i + n]}" for word in uncased for n in (1, 2) for i in range(len(word) + 1 - n)]
+    return words + pairs + trigrams + shorter
 
 
 def _tfidf(tokens: tuple[str, ...]) -> TfidfVectorizer:

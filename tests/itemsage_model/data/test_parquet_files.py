@@ -9,12 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from itemsage_model.data.parquet_files import file_batches
+from schemas.columns import Column, Table
 from schemas.errors import TableError
+
+NUMBERS = Table("numbers", "three numbers", tuple(Column(name, "int64", "a number") for name in "abc"))
 
 
 def test_batches_hold_the_asked_for_columns_in_file_order(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": range(5), "b": range(5), "c": range(5)}), tmp_path / "part.parquet", row_group_size=4)
-    batches = list(file_batches((tmp_path / "part.parquet").as_uri(), ["c", "a"], 2))
+    batches = list(file_batches((tmp_path / "part.parquet").as_uri(), ["c", "a"], 2, NUMBERS))
     assert pa.Table.from_batches(batches).to_pydict() == {"c": list(range(5)), "a": list(range(5))}
     assert max(map(len, batches)) == 2
 
@@ -22,4 +25,4 @@ def test_batches_hold_the_asked_for_columns_in_file_order(tmp_path: Path) -> Non
 def test_a_file_without_a_column_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "part.parquet")
     with pytest.raises(TableError, match=r"part.parquet, column b: expected this column; found a\."):
-        list(file_batches((tmp_path / "part.parquet").as_uri(), ["a", "b"], 2))
+        list(file_batches((tmp_path / "part.parquet").as_uri(), ["a", "b"], 2, NUMBERS))

@@ -22,7 +22,8 @@ from itemsage_model.data.ragged import PackedItems
 from itemsage_model.data.reader import RowStream, catalog_format, pair_format, read_catalog
 from schemas.elements import IMAGES
 from schemas.errors import TableError
-from tests.itemsage_model.factories import ELEMENTS, packed_items, write_catalog, write_pairs
+from schemas.tables import TRAINING_PAIRS
+from tests.itemsage_model.factories import ELEMENTS, packed_items, with_checksums, write_catalog, write_pairs
 
 PAIRS, CATALOG = pair_format(ELEMENTS), catalog_format(ELEMENTS)
 IMAGES_OF_4 = tuple(replace(element, slots=4) if element.element is IMAGES else element for element in ELEMENTS)
@@ -202,6 +203,8 @@ def test_a_poisoned_cell_is_an_error_that_names_the_column(tmp_path: Path, colum
     values[1] = value
     place = table.column_names.index(column)
     poisoned = table.set_column(place, column, pa.array(values, table.schema.field(column).type))
+    # Written so, and not damaged since.
+    poisoned = poisoned if value is None else with_checksums(poisoned, TRAINING_PAIRS)
     write_deltalake(str(tmp_path / "t"), poisoned, mode="overwrite")
     with pytest.raises(TableError, match=message):
         next(stream(pin_files("training_a", str(tmp_path / "t"), 1)).batches(3))

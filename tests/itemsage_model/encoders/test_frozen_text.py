@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
+import unicodedata
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from itemsage_model.encoders.frozen_text import lsa as lsa_module
 from itemsage_model.encoders.frozen_text import sentence
 from itemsage_model.encoders.frozen_text.lsa import LsaEncoder, fit_lsa
 from itemsage_model.encoders.frozen_text.stored import fit_encoder, from_bytes, load, load_if_saved, save, to_bytes
+from itemsage_model.text.tokens import token_kinds
 from schemas.errors import InputError, SettingsError
 from schemas.settings import QueryEncoderSettings
 
@@ -80,6 +84,51 @@ def test_a_vector_is_the_weighted_sum_of_its_tokens(lsa: LsaEncoder) -> None:
         idf = np.log((1 + len(CATALOG)) / (1 + documents)) + 1
         expected += (1 + np.log(counts[token])) * idf * lsa.components[row] if token in counts else 0
     np.testing.assert_allclose(lsa.encode(["red red mug"])[0], expected / np.linalg.norm(expected), atol=1e-6)
+
+
+WRITTEN = {
+    "Chinese": ["新款跑鞋红色", "适合家用的台灯质量好"],
+    "Japanese": ["ランニングシューズ 赤い", "子供用の靴ひも、白いＴシャツ"],
+    "Korean": ["여성운동화신발을", "빨간 머그컵"],
+    "Thai": ["รองเท้าวิ่งสีแดง", "เก้าอี้ไม้สำหรับเด็ก"],
+    "Arabic": ["والقطط الحذاء الأحمر", "كوب شاي"],
+    "Hindi": ["लाल जूते और चाय का प्याला", "बच्चों की कुर्सी"],
+    "Hebrew": ["נעלי ריצה אדומות", "ספל תה"],
+    "Khmer": ["ស្បែកជើងរត់", "ពែងតែ"],
+}
+
+
+@pytest.mark.fault("t17", "recovered", "search texts of one and two characters, in scripts without blanks or capitals")
+@pytest.mark.parametrize("script", WRITTEN)
+def test_whatever_one_or_two_letters_a_catalog_holds_are_known(script: str) -> None:
+    texts = WRITTEN[script]
+    encoder = fit_lsa([*texts, *CATALOG], vocabulary_size=2_000)
+    parts = {text[i : i + n] for text in texts for n in (1, 2) for i in range(len(text) + 1 - n)}
+    asked = sorted(part for part in parts if any(unicodedata.category(letter) in ("Lo", "Lm") for letter in part))
+    vectors = encoder.encode(asked)
+    assert [part for part, vector in zip(asked, vectors, strict=True) if not vector.any()] == []
+    word = asked[-1]
+    own, other = encoder.encode([next(text for text in texts if word in text), CATALOG[0]])
+    assert encoder.encode([word])[0] @ own > encoder.encode([word])[0] @ other + 0.2
+
+
+LATIN = st.text(st.sampled_from([*map(chr, [*range(32, 127), *range(0xA0, 0xAD), *range(0xAE, 0x149)])]), max_size=40)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=LATIN)
+def test_latin_texts_keep_the_tokens_that_they_had(text: str) -> None:
+    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+    pairs = [f"{first} {second}" for first, second in pairwise(words)]
+    trigrams = [f"#{f' {word} '[i : i + 3]}" for word in words for i in range(len(word))]
+    assert lsa_module._tokens(text) == words + pairs + trigrams
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.sampled_from("aÉß中文跑한ไท้जूकِ ,.\t\u3000\u200b\u00ad-'"), max_size=20))
+def test_the_encoder_has_the_words_of_the_model(text: str) -> None:
+    _, words, pairs = token_kinds(text)
+    assert lsa_module._tokens(text)[: len(words) + len(pairs)] == words + [pair.replace("#", " ") for pair in pairs]
 
 
 @settings(max_examples=30, deadline=None)

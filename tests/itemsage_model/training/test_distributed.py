@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from itemsage_model.training.frequency import CountMinSketch, log_inclusion_prob
 from itemsage_model.training.loss import Columns, Form, pair_losses, weighted_mean
 from itemsage_model.training.masks import first_rows, same_item_mask, same_query_mask
 from itemsage_model.training.ranks import MEETING_PLACE
+from schemas.errors import DeadlineError
 
 ROOT = Path(__file__).resolve().parents[3]
 FORMS: tuple[Form, ...] = ("sum", "literal", "mixed", "corrected", "full")
@@ -130,17 +132,21 @@ def main(folder: str) -> None:
     torch.save(found, Path(folder) / f"{rank}.pt")
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the two processes found."""
-    folder = tmp_path_factory.mktemp("two_ranks")
-    environment = os.environ | {
+def environment_of_two(folder: Path) -> dict[str, str]:
+    return os.environ | {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         MEETING_PLACE: str(folder / "store"),
         "WORLD_SIZE": "2",
     }
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the two processes found."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    environment = environment_of_two(folder)
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, str(folder)],
@@ -210,11 +216,43 @@ def test_a_single_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     distributed.stop()
 
 
-@pytest.mark.parametrize("timeout_seconds", [0, 301])
-def test_nobody_waits_longer_than_five_minutes(timeout_seconds: int) -> None:
-    with pytest.raises(ValueError, match="timeout_seconds must be above 0 and at most 300"):
+@pytest.mark.parametrize("timeout_seconds", [0, 3601])
+def test_nobody_waits_longer_than_an_hour(timeout_seconds: int) -> None:
+    with pytest.raises(ValueError, match="timeout_seconds must be above 0 and at most 3600"):
         distributed.start(timeout_seconds)
 
 
+def wait_for_a_frozen_rank() -> None:
+    """Rank 1 stops as a hung machine does; rank 0 waits for it, and prints the error."""
+    distributed.start(timeout_seconds=3)
+    distributed.barrier()
+    if distributed.rank() == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    distributed._SIGN_SECONDS = 0.5
+    try:
+        with distributed.naming_silent_ranks(3):
+            distributed.sum_over_ranks(torch.ones(1))
+    except DeadlineError as error:
+        print(error, flush=True)
+        os._exit(7)
+
+
+@pytest.mark.fault("D7", "refused", "a frozen rank (SIGSTOP) and a deadline of 3 s")
+def test_a_frozen_rank_is_named_within_the_deadline(tmp_path: Path) -> None:
+    environment = environment_of_two(tmp_path)
+    command = [sys.executable, __file__, "frozen"]
+    frozen = subprocess.Popen(command, env=environment | {"RANK": "1"})
+    try:
+        waiting = subprocess.run(
+            command, env=environment | {"RANK": "0"}, capture_output=True, text=True, timeout=100, check=False
+        )
+    finally:
+        frozen.kill()
+        frozen.wait()
+    assert waiting.returncode == 7, waiting.stderr[-2000:]
+    assert "rank 0 of 2: expected the other processes within 3 s (deadlines.rank_seconds)" in waiting.stdout
+    assert "no sign of rank 1" in waiting.stdout
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    wait_for_a_frozen_rank() if sys.argv[1] == "frozen" else main(sys.argv[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,6 @@ import torch
 from deltalake import DeltaTable, write_deltalake
 
 from itemsage_model.data.mixing import MixedBatches
-from itemsage_model.encoders.model_files import CheckpointError
 from itemsage_model.training import run as training
 from itemsage_model.training.checkpoint import checkpoint_steps
 from itemsage_model.training.inputs import make_batches, pin_inputs
@@ -99,17 +99,39 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path: Path, monkeypa
         assert torch.equal(tensor, trained_weights(whole)[name]), name
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.fault("D5", "recovered", "the newest checkpoint damaged; all checkpoints damaged")
+@pytest.mark.parametrize(
+    ("damaged", "said"),
+    [
+        (["16/weights.safetensors"], "passing over the checkpoint after step 16: .*weights.safetensors is damaged"),
+        (["16/checkpoint.json"], "resuming after step 12"),
+        (["16/optimizer.safetensors", "12/weights.safetensors"], "training starts anew, from step 0"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damaged: list[str], said: str
+):
     settings = make_warehouse(tmp_path, {"click": [30]}, train={"checkpoint_every": 4})
-    monkeypatch.setattr(training, "_save_trained", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+    save = training._save_trained
+    left: list[dict[str, torch.Tensor]] = []
+
+    def killed(trainer: Trainer, *_: Any) -> None:
+        left.append({name: tensor.clone() for name, tensor in trainer.tower.state_dict().items()})
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(training, "_save_trained", killed)
     with pytest.raises(RuntimeError, match="killed"):
         training.train(settings, torch.device("cpu"))
-    (weights,) = tmp_path.glob("checkpoints/*/step_000000016/weights.safetensors")
-    content = bytearray(weights.read_bytes())
-    content[-5] ^= 1
-    weights.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"weights\.safetensors is damaged"):
-        training.train(settings, torch.device("cpu"))
+    for name in damaged:
+        (file,) = tmp_path.glob(f"checkpoints/*/step_0000000{name}")
+        content = bytearray(file.read_bytes())
+        content[-5] ^= 1
+        file.write_bytes(content)
+    monkeypatch.setattr(training, "_save_trained", save)
+    training.train(settings, torch.device("cpu"))
+    assert re.search(said, capsys.readouterr().out)
+    for name, tensor in trained_weights(settings).items():
+        assert torch.equal(tensor, left[0][name]), name
 
 
 def test_a_gradient_that_is_never_finite_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""Where the tests of storage keep their table: a path with a blank and letters beyond ASCII."""
+"""Where the tests of storage keep their table: a path with a blank, letters beyond ASCII and signs of patterns."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ import pytest
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
-    return f"{tmp_path}/ein Laden 🪑/prices"
+    return f"{tmp_path}/ein Laden 🪑 {{a,b}} *~+=&'/prices"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,11 +11,14 @@ import pytest
 from pyspark.sql import SparkSession
 
 from jobs.runtime.job_run import JobRun
+from jobs.runtime.publish import OvertakenError
+from schemas.code_version import code_version
 from schemas.errors import InputError, TableError
-from schemas.metrics import VocabularyMetrics
+from schemas.lease import LeaseError
+from schemas.metrics import EventCounts, ItemMetrics, QueryMetrics, TrainingTableMetrics, VocabularyMetrics
 from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.settings import Settings
-from schemas.stages import BUILD_ITEM_FEATURES, BUILD_VOCABULARY
+from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, BUILD_VOCABULARY
 from schemas.tables import ITEMS, QUERIES, VOCABULARY
 
 MakeSettings = Callable[..., Settings]
@@ -62,3 +66,38 @@ def test_a_run_that_fails_or_counts_nothing_leaves_no_record(
     with pytest.raises(ValueError, match="has ended without its VocabularyMetrics"), counts_nothing:
         counts_nothing.count_input(TableVersion("items", "items", 0, 1))
     assert not list(tmp_path.rglob("build_vocabulary.json"))
+
+
+@pytest.mark.fault("B3", "refused", "the stage before completes once more while a job runs")
+def test_an_input_that_was_replaced_while_the_job_ran_stops_it(
+    spark: SparkSession, make_settings: MakeSettings
+) -> None:
+    settings = make_settings()
+    write = partial(write_record, settings.layout)
+    uri = settings.table_uri(VOCABULARY.name)
+    write(RunRecord("build_vocabulary", VocabularyMetrics(), outputs=(TableVersion(VOCABULARY.name, uri, 1, 1),)))
+    overtaken = JobRun(spark, settings, BUILD_ITEM_FEATURES)
+    with pytest.raises(OvertakenError, match=r"table vocabulary: expected version 1, .*; found version 2"), overtaken:
+        overtaken.count_input(TableVersion(VOCABULARY.name, uri, 2, 1))
+    assert not Path(settings.layout.record("build_item_features")).exists()
+
+
+def test_a_job_hands_on_what_its_inputs_were_made_with(spark: SparkSession, make_settings: MakeSettings) -> None:
+    settings = make_settings(tasks=[{"query_kind": "search", "engagement": "click"}])
+    queries = QueryMetrics("lsa-1", 1, {"search": "lsa-1", "closeup": "pinsage-1"})
+    write_record(settings.layout, RunRecord("embed_queries", queries))
+    write_record(settings.layout, RunRecord("build_item_features", ItemMetrics(1, "abc"), code="0.1.0+other"))
+    with JobRun(spark, settings, BUILD_TRAINING_TABLES) as job:
+        job.metrics = TrainingTableMetrics({}, EventCounts(0, 0, 0, 0, 0))
+    record = read_record(settings.layout, BUILD_TRAINING_TABLES)
+    assert record.made_with == {"vocabulary": "abc", "space of search queries": "lsa-1"}
+    assert record.code == code_version()
+
+
+@pytest.mark.fault("F1", "refused", "one stage started twice at once on one warehouse")
+def test_the_same_stage_twice_at_once_is_refused(spark: SparkSession, make_settings: MakeSettings) -> None:
+    settings = make_settings()
+    with JobRun(spark, settings, BUILD_VOCABULARY) as job:
+        with pytest.raises(LeaseError, match="found build_vocabulary of"), JobRun(spark, settings, BUILD_VOCABULARY):
+            pass
+        job.metrics = VocabularyMetrics()

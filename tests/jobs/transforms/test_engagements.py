@@ -10,7 +10,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.transforms.engagements import BAD_REASONS, checked_engagements
+from jobs.transforms.engagements import EVERYDAY_REASONS, checked_engagements
 from schemas.settings import Settings
 from schemas.spark import struct_type
 from schemas.tables import ENGAGEMENT_LOGS
@@ -43,12 +43,13 @@ def check(spark: SparkSession, make_settings: Callable[..., Settings]) -> Callab
     )
     items = spark.createDataFrame([("i1", 101), ("i2", 102)], "item_id string, item_key long")
 
-    def run(*rows: tuple[Any, ...]) -> DataFrame:
+    def run(*rows: tuple[Any, ...], event_id_is: str = "event") -> DataFrame:
         # As a file may hold it: NOT NULL is a promise that Parquet does not keep.
         schema = struct_type(ENGAGEMENT_LOGS).simpleString()
         events = spark.createDataFrame(list(rows), schema)
         dates = make_settings().dates
-        return checked_engagements(events, queries, items, dates=dates, tasks=TASKS, hot=NO_HOT_KEYS)
+        return checked_engagements(events, queries, items, dates=dates, tasks=TASKS, hot=NO_HOT_KEYS,
+                                   event_id_is=event_id_is)  # fmt: skip
 
     return run
 
@@ -74,7 +75,7 @@ def test_an_event_gets_its_task_window_and_keys(check: Callable[..., DataFrame])
 def test_a_null_is_named(check: Callable[..., DataFrame], column: str) -> None:
     [(_, reason)] = reasons(check(event(**{column: None})))
     assert reason == f"null_{column}"
-    assert reason in BAD_REASONS
+    assert reason not in EVERYDAY_REASONS
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_an_event_that_no_task_takes_is_rejected(
 ) -> None:
     [(_, found)] = reasons(check(event(**fields)))
     assert found == reason
-    assert (reason in BAD_REASONS) == (reason != "no_task")
+    assert (reason in EVERYDAY_REASONS) == (reason == "no_task")
 
 
 def test_windows_include_their_start_and_exclude_their_end(check: Callable[..., DataFrame]) -> None:
@@ -119,11 +120,44 @@ def test_of_repeated_deliveries_the_first_is_counted(check: Callable[..., DataFr
     checked = check(event(event_ts=last), event(event_ts=later), event(), event(), event(event_id="e2"))
     assert reasons(checked) == [
         ("e1", None),
-        *[("e1", "duplicate_event")] * 3,
+        ("e1", "duplicate_event"),
+        *[("e1", "reused_event_id")] * 2,
         ("e2", None),
     ]
     [counted] = checked.where("reject IS NULL AND event_id = 'e1'").collect()
     assert counted["event_ts"].astimezone(timezone.utc) == TRAINING_DAY
+
+
+@pytest.mark.fault("t08", "refused", "event_id is the order's id: rows that differ share it")
+@pytest.mark.parametrize("fields", [{"item_id": "i2"}, {"query_id": "photo"}, {"engagement": "save"},
+                                    {"event_ts": HELD_OUT_DAY}])  # fmt: skip
+def test_rows_that_differ_are_no_repeats(check: Callable[..., DataFrame], fields: dict[str, Any]) -> None:
+    rows = [event(), event(**fields), event(user_id="u2")]
+    [(_, reason)] = set(reasons(check(*rows))) - {("e1", None), ("e1", "duplicate_event")}
+    assert reason == "reused_event_id"
+    assert reason not in EVERYDAY_REASONS
+
+
+@pytest.mark.fault("t08", "recovered", "event_id is the order's id, and the settings say so")
+def test_rows_of_one_order_are_counted_each_that_differs(check: Callable[..., DataFrame]) -> None:
+    rows = [event(), event(item_id="i2"), event(item_id="i2"), event(item_id="i2", event_ts=HELD_OUT_DAY)]
+    assert reasons(check(*rows, event_id_is="order")) == [*[("e1", None)] * 3, ("e1", "duplicate_event")]
+
+
+@pytest.mark.fault("t08", "refused", "every event_id is blank")
+@pytest.mark.parametrize("column", ["event_id", "query_id", "item_id", "engagement"])
+def test_a_blank_is_no_value(check: Callable[..., DataFrame], column: str) -> None:
+    assert reasons(check(event(**{column: ""}), event(**{column: " \t"}))) == [
+        ("" if column == "event_id" else "e1", f"null_{column}"),
+        (" \t" if column == "event_id" else "e1", f"null_{column}"),
+    ]
+
+
+@pytest.mark.fault("t22", "refused", "a query_id of 45,000 characters in the log")
+@pytest.mark.parametrize("column", ["event_id", "query_id", "item_id", "engagement"])
+def test_a_long_id_is_named(check: Callable[..., DataFrame], column: str) -> None:
+    assert [reason for _, reason in reasons(check(event(**{column: "x" * 513})))] == ["long_id"]
+    assert [reason for _, reason in reasons(check(event(event_id="e" * 512)))] == [None]
 
 
 def test_a_delivery_with_a_null_does_not_displace_a_complete_one(check: Callable[..., DataFrame]) -> None:

@@ -11,7 +11,7 @@ from pyspark.errors import PythonException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.transforms.training_pairs import capped, laid_out, packed, pairs_of, with_file
+from jobs.transforms.training_pairs import FileLayout, capped, laid_out, packed, pairs_of, with_file
 
 TRAIN_END = datetime(2026, 2, 20, tzinfo=timezone.utc)
 EVENT = (
@@ -62,21 +62,33 @@ def test_capped_pairs_of_one_item_lie_in_all_files(spark: SparkSession) -> None:
     # The pairs a cap keeps have the smallest hashes; placing by the same hash would put them in the first file.
     pairs = grid(spark, 400, 1).union(grid(spark, 6, 20).where("item_id != 'i0'"))
     kept = capped(pairs, per_item=20, per_query=0)
-    files = with_file(kept, rows_per_file=34).where("item_id = 'i0'").groupBy("file").count().collect()
+    files = (
+        with_file(kept, FileLayout({"t": 34}, {"t": 0}, 4)).where("item_id = 'i0'").groupBy("file").count().collect()
+    )
     assert len(files) == 4
     assert max(row["count"] for row in files) < 14
 
 
 @pytest.mark.parametrize("partitions", [1, 5])
 def test_each_file_is_one_partition_of_exact_size(spark: SparkSession, partitions: int) -> None:
-    placed = with_file(grid(spark, 10, 10).repartition(partitions), rows_per_file=30)
-    rows = laid_out(placed, files=4).withColumn("partition", F.spark_partition_id()).collect()
-    assert [sum(row["file"] == file for row in rows) for file in range(4)] == [30, 30, 30, 10]
+    click = grid(spark, 10, 10)
+    save = grid(spark, 7, 10).withColumn("task", F.lit("closeup_save"))
+    layout = FileLayout({"t": 30, "closeup_save": 70}, {"t": 0, "closeup_save": 4}, 5)
+    placed = with_file(click.union(save).repartition(partitions), layout)
+    rows = laid_out(placed, layout.file_count).withColumn("partition", F.spark_partition_id()).collect()
+    assert [sum(row["file"] == file for row in rows) for file in range(5)] == [30, 30, 30, 10, 70]
     assert all(row["partition"] == row["file"] for row in rows)
-    assert sorted(row["position"] for row in rows) == list(range(100))
-    for partition in range(4):
+    assert all((row["file"] == 4) == (row["task"] == "closeup_save") for row in rows)
+    assert sorted(row["position"] for row in rows if row["file"] < 4) == list(range(100))
+    for partition in range(5):
         positions = [row["position"] for row in rows if row["partition"] == partition]
         assert positions == sorted(positions)
+
+
+def test_files_are_numbered_through_the_tasks() -> None:
+    layout = FileLayout.of({"a": 100, "b": 0, "c": 5}, 30)
+    assert (layout.rows_per_file, layout.file_count) == ({"a": 25, "b": 1, "c": 5}, 5)
+    assert layout.first_file == {"a": 0, "b": 4, "c": 4}
 
 
 def queries(spark: SparkSession, *vectors: list[float]) -> DataFrame:

@@ -1,0 +1,174 @@
+"""Gates before a catalog's embeddings are published: what is about to replace the published version must resemble it.
+
+A catalog of one item, or half of one, looks like any other to the stages before. Each gate compares with the run that
+published last, as its record says; the first publication has nothing to be compared with. `[gates]` holds the limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from schemas.contracts import date_of
+from schemas.errors import InputError, TableError
+from schemas.metrics import ItemMetrics, ScoreMetrics
+from schemas.records import RunRecord, find_record
+from schemas.settings import GateSettings, Settings
+from schemas.stages import SCORE_CATALOG
+from schemas.tables import ITEM_EMBEDDINGS
+
+OVERRIDE = "If it is meant so, publish this once with `--set gates.override=true`."
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A gate that did not open: what it expected and what it found, with the numbers."""
+
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True)
+class IdCounts:
+    """Distinct item ids of the version that was published before and of the log, and how many are in the new one."""
+
+    previous: int = 0
+    previous_kept: int = 0
+    logged: int = 0
+    logged_kept: int = 0
+
+
+def published(settings: Settings) -> RunRecord[ScoreMetrics] | None:
+    """The record of the run that published last; None where nothing is published.
+
+    Raises:
+        InputError: the record is damaged; with the override it counts as none.
+    """
+    try:
+        return find_record(settings.layout, SCORE_CATALOG)
+    except InputError as error:
+        if settings.gates.override:
+            return None
+        cure = f"Without it nothing says what is published. {OVERRIDE}"
+        raise InputError(error.subject, error.part, expected=error.expected, found=error.found, cure=cure) from error
+
+
+def require_newer_date(previous: RunRecord[ScoreMetrics] | None, settings: Settings) -> None:
+    """Refuse to publish an older logical date over a newer one; cheap, so that a run asks before all its work.
+
+    Raises:
+        TableError: the published version is of a later date, and the override is not set.
+    """
+    stop([*_date(previous, settings)], settings.gates)
+
+
+def require_sound_catalog(
+    previous: RunRecord[ScoreMetrics] | None, made: ItemMetrics, row_count: int, settings: Settings
+) -> None:
+    """Ask every gate that needs no table: dates, rows, shares of items without text and without images.
+
+    Args:
+        previous: The run that published last.
+        made: What build_item_features counted of the items to be published.
+        row_count: How many there are.
+        settings: The settings.
+
+    Raises:
+        TableError: a gate did not open, and the override is not set.
+    """
+    stop([*_date(previous, settings), *_rows(previous, made, row_count, settings.gates)], settings.gates)
+
+
+def require_known_ids(counts: IdCounts, gates: GateSettings) -> None:
+    """Ask the gates that compare ids: with the published version, and with the log.
+
+    Raises:
+        TableError: a gate did not open, and the override is not set.
+    """
+    failures = []
+    if counts.previous_kept < gates.min_id_overlap * counts.previous:
+        share = counts.previous_kept / counts.previous
+        expected = f"{gates.min_id_overlap:.0%} of the {counts.previous:,} published ids (gates.min_id_overlap)"
+        failures.append(Failure(expected, f"{counts.previous_kept:,} of them ({share:.1%})"))
+    if counts.logged_kept < gates.min_log_coverage * counts.logged:
+        share = counts.logged_kept / counts.logged
+        expected = (
+            f"{gates.min_log_coverage:.0%} of the {counts.logged:,} items in item_counts (gates.min_log_coverage)"
+        )
+        failures.append(Failure(expected, f"{counts.logged_kept:,} of them ({share:.1%})"))
+    stop(failures, gates)
+
+
+def count_ids(new: DataFrame, previous: DataFrame | None, logged: DataFrame) -> IdCounts:
+    """Count, in one pass over three columns of ids.
+
+    Args:
+        new: item_id of what is about to be published.
+        previous: item_id of what is published; None = nothing is.
+        logged: item_id of the items that the log names, repeated or not.
+    """
+    sides = {"new": new, "previous": previous, "logged": logged}
+    marked = [
+        ids.select("item_id", *[F.lit(name == side).alias(side) for side in sides])
+        for name, ids in sides.items()
+        if ids is not None
+    ]
+    flags = [F.bool_or(side).alias(side) for side in sides]
+    by_id = reduce(DataFrame.unionByName, marked).groupBy("item_id").agg(*flags)
+    row = by_id.agg(
+        F.count_if("previous").alias("previous"),
+        F.count_if(F.col("previous") & F.col("new")).alias("previous_kept"),
+        F.count_if("logged").alias("logged"),
+        F.count_if(F.col("logged") & F.col("new")).alias("logged_kept"),
+    ).first()
+    return IdCounts(**row.asDict()) if row else IdCounts()
+
+
+def stop(failures: list[Failure], gates: GateSettings) -> None:
+    """Raise for the gates that did not open, all in one; where they are overridden, say them."""
+    if not failures:
+        return
+    if gates.override:
+        for failure in failures:
+            print(f"  gate overridden: expected {failure.expected}; found {failure.found}", flush=True)
+        return
+    raise TableError(
+        ITEM_EMBEDDINGS.name,
+        "(all)",
+        expected="; ".join(failure.expected for failure in failures),
+        found="; ".join(failure.found for failure in failures),
+        cure=f"Nothing was published, the version before stands. Look for the cause in the inputs. {OVERRIDE}",
+    )
+
+
+def _date(previous: RunRecord[ScoreMetrics] | None, settings: Settings) -> Iterator[Failure]:
+    date, published = str(settings.dates.as_of), date_of(previous) if previous else ""
+    if published > date:
+        yield Failure(f"dates.as_of of {published} or later, which is published", date)
+
+
+def _rows(
+    previous: RunRecord[ScoreMetrics] | None, made: ItemMetrics, row_count: int, gates: GateSettings
+) -> Iterator[Failure]:
+    if previous is None:
+        return
+    before = previous.output(ITEM_EMBEDDINGS.name).rows
+    low, high = before * (1 - gates.max_row_loss), before * (1 + gates.max_row_gain)
+    if not low <= row_count <= high:
+        limits = f"gates.max_row_loss {gates.max_row_loss:g}, max_row_gain {gates.max_row_gain:g}"
+        expected = f"{low:,.0f} to {high:,.0f} items, as {before:,} are published ({limits})"
+        yield Failure(expected, f"{row_count:,} items ({row_count / max(before, 1) - 1:+.1%})")
+    for name, was, now, key, limit in (
+        ("text", previous.metrics.items_without_text, made.items_without_text, "max_rise_without_text",
+         gates.max_rise_without_text),
+        ("images", previous.metrics.items_without_images, made.items_without_images, "max_rise_without_images",
+         gates.max_rise_without_images),
+    ):  # fmt: skip
+        if was is None or not before or now / row_count - was / before <= limit + 1e-9:
+            continue
+        expected = f"at most {was / before + limit:.1%} of the items without {name} (gates.{key} {limit:g})"
+        yield Failure(expected, f"{now:,} of {row_count:,} ({now / row_count:.1%}; before {was / before:.1%})")

@@ -1,0 +1,139 @@
+"""What stages must agree on before their outputs may meet, and the refusal that says which of them to run again.
+
+Token ids mean something only with the vocabulary that made them, and embeddings only in their space. Each stage's
+record says what its outputs were made with (`RunRecord.made_with`, name -> identity). A stage that reads the outputs of
+several refuses those that differ, before any work, and hands on what it was made with in its own record. Names:
+
+    vocabulary                  128-bit hash of the vocabulary of the token ids; from build_item_features
+    space of <kind> queries     embedding space of the queries of a kind; from embed_queries
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from schemas.code_version import code_version
+from schemas.errors import InputError
+from schemas.metrics import ItemMetrics, QueryMetrics, TrainMetrics
+from schemas.records import RunRecord, find_record
+from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES, PIPELINE, Stage
+from schemas.tables import ITEM_FEATURES, QUERY_EMBEDDINGS
+from schemas.warehouse import Warehouse
+
+VOCABULARY = "vocabulary"
+_SPACE = "space of "
+
+
+def space_of(query_kind: str) -> str:
+    """The name under which `made_with` keeps the embedding space of a kind of queries."""
+    return f"{_SPACE}{query_kind} queries"
+
+
+def identities(record: RunRecord[Any]) -> dict[str, str]:
+    """What a stage's outputs were made with: what its record inherited, and what the stage itself has made."""
+    metrics = record.metrics
+    if isinstance(metrics, QueryMetrics):
+        return record.made_with | {space_of(kind): space for kind, space in metrics.embedding_spaces.items()}
+    if isinstance(metrics, ItemMetrics | TrainMetrics):
+        return record.made_with | {VOCABULARY: metrics.vocabulary_hash}
+    return record.made_with
+
+
+def agreed(
+    warehouse: Warehouse, reader: Stage[Any], records: Iterable[RunRecord[Any]], query_kinds: Iterable[str]
+) -> dict[str, str]:
+    """What the outputs of several stages were made with, if it is the same.
+
+    Args:
+        warehouse: Where the records lie.
+        reader: The stage that is about to read these outputs.
+        records: The records of the stages that wrote them.
+        query_kinds: The kinds of queries that the reader's tasks have; the spaces of others do not matter.
+
+    Raises:
+        InputError: two of them differ. The message names both, and the stages to run again.
+    """
+    kinds = {space_of(kind) for kind in query_kinds}
+    found: dict[str, tuple[str, str]] = {}
+    for record in records:
+        for name, identity in identities(record).items():
+            if name.startswith(_SPACE) and name not in kinds:
+                continue
+            stage, known = found.setdefault(name, (record.stage, identity))
+            if known != identity:
+                raise InputError(
+                    reader.name,
+                    name,
+                    expected=f"one {name} in all that it reads",
+                    found=f"{known} in what {stage} wrote, and {identity} in what {record.stage} wrote",
+                    cure=cure(warehouse, reader, name),
+                )
+    return {name: identity for name, (_, identity) in sorted(found.items())}
+
+
+def cure(warehouse: Warehouse, reader: Stage[Any], name: str) -> str:
+    """Which stages to run again, in order, so that all that a stage reads has the identity that its maker gave last."""
+    maker = BUILD_ITEM_FEATURES if name == VOCABULARY else EMBED_QUERIES
+    before = PIPELINE[: PIPELINE.index(reader)]
+    recorded = [record for stage in before if (record := find_record(warehouse, stage))]
+    newest = next((identities(record).get(name) for record in recorded if record.stage == maker.name), None)
+    # What was trained on outdated tables is outdated too, whatever it says: from the first one on.
+    carriers = [record for record in recorded if name in identities(record) and record.stage != maker.name]
+    outdated = [record.stage for record in carriers if identities(record)[name] != newest]
+    if newest is None or not outdated:
+        return run_again([stage.name for stage in before])
+    names = [record.stage for record in carriers]
+    return run_again(names[names.index(outdated[0]) :])
+
+
+def run_again(stages: Sequence[str]) -> str:
+    """A cure: stages to run again, in order, before the one that refuses."""
+    return f"Run {', then '.join(stages)} again, such as by `make pipeline SETTINGS=... FROM={stages[0]}`."
+
+
+def require_cut_from(
+    tables: RunRecord[Any], features: RunRecord[ItemMetrics], queries: RunRecord[QueryMetrics]
+) -> RunRecord[Any]:
+    """Refuse training tables that were cut from other item_features than those that training draws its negatives from.
+
+    Returns:
+        The record of the training tables; one of before contracts gets the identities of what it was cut from.
+
+    Raises:
+        InputError: another version, or a record that does not say.
+    """
+    wanted, cut_from = features.output(ITEM_FEATURES.name), tables.input(ITEM_FEATURES.name)
+    if cut_from is None or cut_from.version != wanted.version:
+        found = "a record that does not say from which" if cut_from is None else f"version {cut_from.version}"
+        raise InputError(
+            "training tables",
+            ITEM_FEATURES.name,
+            expected=f"tables cut from version {wanted.version}, which build_item_features completed last",
+            found=found,
+            cure=run_again([BUILD_TRAINING_TABLES.name]),
+        )
+    if tables.made_with:
+        return tables
+    used = tables.input(QUERY_EMBEDDINGS.name)
+    if used is None or used.version != queries.output(QUERY_EMBEDDINGS.name).version:
+        raise InputError(
+            "training tables",
+            QUERY_EMBEDDINGS.name,
+            expected="a record that says which embedding spaces they hold",
+            found="one of before they did, and other query_embeddings since",
+            cure=run_again([BUILD_TRAINING_TABLES.name]),
+        )
+    return RunRecord(tables.stage, tables.metrics, made_with=identities(features) | identities(queries))
+
+
+def other_code(records: Iterable[RunRecord[Any]]) -> str:
+    """A line that names the stages whose outputs other code has made, or nothing: said, not refused."""
+    others = {record.stage: record.code for record in records if record.code not in ("", code_version())}
+    named = ", ".join(f"{stage} ({code})" for stage, code in sorted(others.items()))
+    return f"  made by other code than this ({code_version()}): {named}" if others else ""
+
+
+def date_of(record: RunRecord[Any]) -> str:
+    """The logical date of a run, ISO; empty where its record has none."""
+    return str(record.settings.get("dates", {}).get("as_of", ""))

@@ -1,0 +1,36 @@
+"""What a run reads besides its rows: item counts, as numbers, and only where the settings ask for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from deltalake import DeltaTable
+
+from itemsage_model.data.mixing import pairs_per_task
+from itemsage_model.training import inputs as training_inputs
+from itemsage_model.training.inputs import pin_inputs
+from tests.itemsage_model.warehouses import make_warehouse
+
+
+@pytest.mark.parametrize("sections", [{"loss": {"frequency": "exact"}}, {"train": {"negatives_from": "engaged"}}])
+def test_shares_are_those_of_a_slow_sum(tmp_path: Path, sections: dict) -> None:
+    settings = make_warehouse(tmp_path, {"click": [30, 11], "save": [9]}, **sections)
+    inputs = pin_inputs(settings)
+    rows = DeltaTable(tmp_path / "item_counts").to_pyarrow_table().to_pylist()
+    sizes = dict(zip(("closeup_click", "closeup_save"), pairs_per_task(8, [1.0, 1.0]), strict=True))
+    totals = {task: sum(row["pair_count"] for row in rows if row["task"] == task) for task in sizes}
+    expected: dict[int, float] = {}
+    for row in rows:
+        share = sizes[row["task"]] / 8 * row["pair_count"] / totals[row["task"]]
+        expected[row["item_key"]] = expected.get(row["item_key"], 0) + share
+    assert inputs.item_keys.tolist() == sorted(expected)
+    np.testing.assert_allclose(inputs.item_shares, [expected[key] for key in sorted(expected)], rtol=1e-12)
+    assert inputs.item_shares.sum() == pytest.approx(1)
+
+
+def test_item_counts_are_not_read_where_nothing_asks_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = make_warehouse(tmp_path, {"click": [30]})
+    monkeypatch.setattr(training_inputs, "_item_shares", lambda *_: pytest.fail("read"))
+    assert len(pin_inputs(settings).item_keys) == 0
