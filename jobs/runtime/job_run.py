@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
+from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
@@ -22,6 +23,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.runtime import input_tables, publish, table_io
+from jobs.runtime.deadline import TaskDeadline
+from jobs.runtime.lost_worker import lost_worker
 from jobs.runtime.worker_rows import Place, WorkerRows
 from schemas import lease
 from schemas.columns import Table
@@ -59,6 +62,7 @@ class JobRun(Generic[Metrics]):
         self._outputs: list[TableVersion] = []
         self._started = time.monotonic()
         self._held = ExitStack()
+        self._deadline = TaskDeadline(spark.sparkContext, settings.deadlines.task_seconds)
         self.made_with: dict[str, str] = {}
         self._records: dict[str, RunRecord[Any]] = {}
 
@@ -70,10 +74,16 @@ class JobRun(Generic[Metrics]):
         except BaseException:
             self._held.close()
             raise
+        self._deadline.__enter__()
         return self
 
-    def __exit__(self, kind: object, value: object, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with self._held:
+            self._deadline.__exit__(kind, error, trace)
+            if error is not None and (lost := lost_worker(error)):
+                raise lost from error
             if kind is None:
                 self._save()
 

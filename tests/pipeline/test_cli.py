@@ -16,7 +16,7 @@ from schemas.errors import SettingsError
 from schemas.lease import WHOLE_RUN, hold
 from schemas.metrics import ScoreMetrics
 from schemas.records import RunRecord, write_record
-from schemas.settings import Settings
+from schemas.settings import Settings, load_settings
 from schemas.stages import EVALUATE, PIPELINE, TRAIN
 from tests.pipeline.shop import write_shop
 
