@@ -30,7 +30,7 @@ from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
 from schemas.settings.section import Section
 from schemas.settings.serving import EvaluateSettings, GateSettings, ScoreSettings
 from schemas.storage import absolute_uri
-from schemas.tables import EMBEDDING_DIM
+from schemas.tables import EMBEDDING_DIM, ENGAGEMENT_LOGS, ITEM_IMAGES, ITEMS, QUERIES
 from schemas.tasks import PAPER_TASKS, Task
 from schemas.warehouse import Warehouse
 
@@ -98,7 +98,8 @@ class Settings(Section):
 
     def with_absolute_places(self) -> Settings:
         """The same settings with every relative path made absolute: for a process that runs in another folder."""
-        named = {key: absolute_uri(uri) for key, uri in self.inputs if isinstance(uri, str) and uri}
+        tables = (ITEMS, ITEM_IMAGES, QUERIES, ENGAGEMENT_LOGS)
+        named = {table.name: absolute_uri(uri) for table in tables if (uri := getattr(self.inputs, table.name))}
         folder = self.query_encoder.folder
         return self.model_copy(
             update={

@@ -191,3 +191,17 @@ def test_the_share_of_rejected_events_may_still_stand_where_it_stood(
     assert f"warning: {moved}" in capsys.readouterr().err
     with pytest.raises(SettingsError, match=f"{moved}: give only that"):
         load(text + "[max_reject_share]\nengagement_logs = 0.4\n")
+
+
+@pytest.mark.fault("C15", "recovered", "relative places in the settings of a process that runs in another folder")
+def test_settings_travel_with_absolute_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "shop.toml"
+    path.write_text('[warehouse]\nuri = "./w"\n[inputs]\nitems = "in/items"\nqueries = "s3://shop/queries"\n'
+                    "[dates]\nas_of = 2026-03-01\ntrain_days = 20\ntest_days = 7\n")  # fmt: skip
+    sent = Settings.model_validate_json(load_settings(path).with_absolute_places().model_dump_json())
+    monkeypatch.chdir("/")
+    assert sent.layout.uri == f"{tmp_path}/w"
+    assert sent.table_uri("items") == f"{tmp_path}/in/items"
+    assert sent.table_uri("queries") == "s3://shop/queries"
+    assert sent.table_uri("engagement_logs") == f"{tmp_path}/w/engagement_logs"
