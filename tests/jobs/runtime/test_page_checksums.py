@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pyspark.errors import PySparkException
+from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
 FLIPS = 20
@@ -31,7 +31,7 @@ def test_no_flipped_bit_of_a_file_of_sparks_becomes_a_value(spark: SparkSession,
         file.write_bytes(damaged)
         try:
             found = read()
-        except PySparkException as error:
+        except Py4JJavaError as error:
             said.append(str(error))
         else:
             assert found == expected
