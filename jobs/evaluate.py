@@ -55,10 +55,9 @@ def run(spark: SparkSession, settings: Settings) -> None:
     """Evaluate every task that has held-out pairs; where none has, the table stays without a row, and it is said."""
     with JobRun(spark, settings, STAGE) as job:
         job.require_agreement([TRAIN])
-        encoder = _query_encoder(settings)
         all_pairs = side_by_side([partial(collect_pairs, job, task) for task in settings.task_list])
         task_pairs = [pairs for pairs in all_pairs if len(pairs.query)]
-        rows, distractors = _measured(job, task_pairs, encoder) if task_pairs else ([], 0)
+        rows, distractors = _measured(job, task_pairs) if task_pairs else ([], 0)
         job.metrics = EvaluationMetrics(distractors, notes_of(all_pairs, distractors, settings.evaluate.k))
         for note in job.metrics.notes:
             print(f"  note: {note}", flush=True)
@@ -86,11 +85,9 @@ def _query_encoder(settings: Settings) -> TextEncoder | None:
     return encoder
 
 
-def _measured(
-    job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs], encoder: TextEncoder | None
-) -> tuple[list[EvaluationRow], int]:
+def _measured(job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs]) -> tuple[list[EvaluationRow], int]:
     """Rows of EVALUATION of tasks that all have pairs, and the number of distractors."""
-    k = job.settings.evaluate.k
+    encoder, k = _query_encoder(job.settings), job.settings.evaluate.k
     with ThreadPoolExecutor() as threads:
         found = threads.submit(collect_candidates, job, task_pairs, encoder)
         asked = threads.submit(_collect_queries, job, task_pairs, encoder)

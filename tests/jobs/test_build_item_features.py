@@ -23,6 +23,7 @@ from jobs import build_item_features
 from jobs.build_item_features import ItemFeatures, packed_vocabulary
 from jobs.transforms.item_images import packed_images
 from schemas.arrow import conform_batch
+from schemas.checksums import with_checksums
 from schemas.errors import TableError
 from schemas.metrics import VocabularyMetrics
 from schemas.records import RunRecord, TableVersion, read_record, write_record
@@ -62,7 +63,8 @@ def collected(result: ItemFeatures) -> tuple[list[Row], dict[str, int]]:
 
     def both(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in make(batches):
-            columns = dict(zip(ITEM_FEATURES.column_names, conform_batch(batch, ITEM_FEATURES).columns, strict=True))
+            whole = conform_batch(with_checksums(batch, ITEM_FEATURES), ITEM_FEATURES)
+            columns = dict(zip(ITEM_FEATURES.column_names, whole.columns, strict=True))
             yield pa.RecordBatch.from_pydict(columns | {name: batch.column(name).cast(pa.int64()) for name in sums})
 
     schema = reduce(lambda known, name: known.add(name, "long"), sums, struct_type(ITEM_FEATURES))

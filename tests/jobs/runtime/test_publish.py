@@ -174,10 +174,9 @@ def test_another_run_in_between_is_not_overwritten(
     assert rows_at(spark, uri) == [("b", 2)]
 
 
-def test_row_groups_are_bounded_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_rows, "_ROW_GROUP_BYTES", 100)
+def test_row_groups_are_bounded_by_bytes(tmp_path: Path) -> None:
     batches = [pa.RecordBatch.from_pydict({"item_id": ["a", "b"], "price": [1, n]}) for n in range(7)]
-    facts = worker_rows.write_part(batches, str(tmp_path), 0, PRICES, ("price",))
+    facts = worker_rows.write_part(batches, str(tmp_path), 0, PRICES, ("price",), group_bytes=100)
     assert facts is not None
     assert {name: facts[name] for name in ("rows", "price")} == {"rows": 14, "price": 28}
     stored = pq.ParquetFile(tmp_path / facts["path"])

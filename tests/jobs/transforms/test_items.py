@@ -137,7 +137,7 @@ def test_an_id_with_the_key_of_another_is_rejected_and_both_are_named(spark: Spa
     usable, rejected = split_items(conform(rows, ITEMS))
     assert sorted(map(tuple, usable.select("item_id", "title").collect())) == [(ours, "a"), ("other", "d")]
     found = {(row["item_id"], row["reason"]): row["expected"] for row in rejected.collect()}
-    assert set(found) == {(forged, "key_collision"), (ours, "duplicate_item")}
+    assert set(found) == {(forged, "key_collision"), (ours, "conflicting_item")}
     assert f"it is also that of item {ours}" in found[forged, "key_collision"]
 
 
