@@ -27,9 +27,6 @@ from schemas.settings import Settings
 
 def train_on_this_rank(settings: Settings) -> None:
     """Join the other ranks, train to the end, and leave them whatever happens."""
-    # oneDNN keeps what it prepares for each new shape of a batch, 1,024 of them by default: a gigabyte that no step
-    # asks for again, as hardly two batches have as many distinct items. It looks here when it is first used.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     device = distributed.start(settings.deadlines.rank_seconds)
     try:
         with distributed.naming_silent_ranks(settings.deadlines.rank_seconds):
