@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 
 from pipeline.commands import ROOT, jars_on_disk
+from pipeline.litter import find_litter
 from schemas.arrow import arrow_type
 from schemas.columns import Table
 from schemas.errors import EXIT_INPUT, InputError
@@ -69,6 +70,11 @@ def all_findings(settings: Settings) -> Iterator[Finding]:
         if sample is not None:
             samples[table.name] = sample
     yield from content_findings(settings, samples)
+    for litter in find_litter(settings):
+        text = (
+            f"{len(litter.paths):,} files, {litter.size / 1e6:,.1f} MB, which nothing reads; to remove: {litter.cure}"
+        )
+        yield Finding("look", litter.what, text)
 
 
 # ---------------------------------------------------------------- the machine

@@ -116,11 +116,13 @@ def test_a_worker_that_dies_is_replaced_and_no_row_is_there_twice(
     assert {str(path) for path in Path(uri).glob("*.parquet")} > set(data_files(uri))
 
 
+@pytest.mark.fault("A2", "refused", "constraints, column mapping or deletion vectors given to a table of ours")
 @pytest.mark.parametrize(
     ("rule", "found"),
     [
         ("ALTER TABLE delta.`{}` ADD CONSTRAINT positive CHECK (price > 0)", "delta.constraints.positive"),
         ("ALTER TABLE delta.`{}` SET TBLPROPERTIES ('delta.columnMapping.mode' = 'name')", "columnMapping"),
+        ("ALTER TABLE delta.`{}` SET TBLPROPERTIES ('delta.enableDeletionVectors' = 'true')", "deletionVectors"),
     ],
 )
 def test_a_table_with_rules_that_workers_do_not_keep_is_refused(

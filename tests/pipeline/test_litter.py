@@ -1,0 +1,53 @@
+"""What nothing reads any more is listed with its size and with how to remove it; what is in use is not."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from deltalake import write_deltalake
+
+from pipeline import doctor, litter
+from schemas.metrics import TrainMetrics
+from schemas.records import RunRecord, write_record
+from schemas.settings import Settings, load_settings
+from tests.pipeline.shop import write_shop
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A warehouse with one of everything that runs leave behind."""
+    settings = load_settings(write_shop(tmp_path))
+    root = Path(settings.layout.uri)
+    for name in ("models/used/w", "models/old/w", "checkpoints/gone/step_1/w", "_runs/train.json.1.staged"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"12345")
+    metrics = TrainMetrics("used", f"{root}/models/used", "abc")
+    write_record(settings.layout, RunRecord("train", metrics))
+    for number in range(2):
+        write_deltalake(f"{root}/item_embeddings", pa.table({"a": [number]}), mode="overwrite")
+    orphan = root / "item_embeddings" / "orphan.parquet"
+    orphan.write_bytes(b"1234567")
+    before = time.time() - 3600 * (litter.RETENTION_HOURS + 1)
+    os.utime(orphan, (before, before))
+    return settings
+
+
+@pytest.mark.fault("F6", "refused", "checkpoints, models and files of failed runs, which nothing would ever mention")
+def test_what_nothing_reads_is_listed_with_its_size(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {one.what.split()[0]: one for one in litter.find_litter(settings)}
+    assert {name: (len(one.paths), one.size) for name, one in found.items()} == {
+        "checkpoints": (1, 5), "models": (1, 5), "half-written": (1, 5), "files": (1, 7),
+    }  # fmt: skip
+    assert [path.parent.name for path in found["models"].paths] == ["old"]
+    assert doctor.examine(settings) == 0
+    assert "look  models that no record names: 1 files, 0.0 MB, which nothing reads; to remove: rm -r" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_warehouse_that_is_not_there_has_no_litter(tmp_path: Path) -> None:
+    assert litter.find_litter(load_settings(write_shop(tmp_path), [f"warehouse.uri={tmp_path}/none"])) == []
