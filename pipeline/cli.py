@@ -26,6 +26,7 @@ from schemas.settings import Settings
 from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, TRAIN, Stage
 
 _WATCH = [sys.executable, "-I", "-S", str(ROOT / "pipeline" / "watch.py")]
+_GRACE_SECONDS = 20.0
 _SINGLE: dict[str, Stage[Any]] = {"train": TRAIN, "score": SCORE_CATALOG, "evaluate": EVALUATE}
 
 
@@ -49,18 +50,31 @@ def run_command(command: list[str], log: Path) -> None:
                 watch.stdin.flush()
                 code = child.wait()
             finally:
-                # Before the pipe is closed: the group is ended from here.
+                # A second signal must not keep the group from being ended.
+                for number in signals:
+                    signal.signal(number, signal.SIG_IGN)
+                _end_group(child)
                 watch.kill()
                 watch.communicate()
-                with suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGTERM)
-                child.wait()
     finally:
         for number, handler in zip(signals, before, strict=True):
             signal.signal(number, handler)
     if code:
         print(f"  failed with exit code {code}; further messages: {log}", flush=True)
         sys.exit(code if code > 0 else EXIT_FAILED)
+
+
+def _end_group(leader: subprocess.Popen[bytes]) -> None:
+    """End a process group and wait until nothing is left of it; after a while, make it."""
+    deadline = time.monotonic() + _GRACE_SECONDS
+    with suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGTERM)
+        while time.monotonic() < deadline:
+            leader.poll()
+            os.killpg(leader.pid, 0)
+            time.sleep(0.05)
+        os.killpg(leader.pid, signal.SIGKILL)
+    leader.wait()
 
 
 def run_stages(settings: Settings, stages: list[str], passed: list[str], prepare: str = "") -> None:

@@ -53,11 +53,17 @@ def sources_of(
         name = spelled(schema.names, table, column, where)
         if name is not None:
             kind = pa.timestamp("us", "UTC") if name in instants else schema.field(name).type
-            if not pa.types.is_null(kind):
+            if not _says_nothing(kind):
                 found[column.name] = Source(name, kind)
         elif column.name in folders:
             found[column.name] = Source(column.name, pa.string(), is_folder=True)
     return found
+
+
+def _says_nothing(kind: pa.DataType) -> bool:
+    """Whether no row of a column of this type can hold a value: only nulls, or only lists without a value."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(pa.types.is_null(kind) or (is_list and pa.types.is_null(kind.value_type)))
 
 
 def column_faults(table: Table, places: Sequence[tuple[Sources, tuple[str, ...], str]]) -> Iterator[TableError]:

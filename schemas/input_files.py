@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -100,7 +101,26 @@ def _listed(system: fs.FileSystem, place: fs.FileInfo, uri: str, table: Table) -
             kind = f"{_OTHER_FORMATS[last]} at {folder or uri}"
             cure = "Name a Delta table itself in the settings; export any other as Parquet."
             raise refusal(table, f"one Delta table, or Parquet files alone, at {uri}", kind, cure)
-    return {name: found[name] for name in sorted(found) if found[name].type == fs.FileType.File}
+    listed = {name: found[name] for name in sorted(found) if found[name].type == fs.FileType.File}
+    if isinstance(system, fs.LocalFileSystem):
+        _refuse_links(root, listed, uri, table)
+    return listed
+
+
+def _refuse_links(root: str, listed: dict[str, fs.FileInfo], uri: str, table: Table) -> None:
+    """Links that lead nowhere, which pyarrow does not list, and links to a file that is there already."""
+    cure = "Remove the link."
+    for folder, _, names in os.walk(root):
+        for path in (f"{folder}/{name}" for name in names if not name.startswith((".", "_"))):
+            if os.path.islink(path) and not os.path.exists(path):
+                raise refusal(table, f"files that can be read at {uri}", f"a link to nothing: {path}", cure)
+    places: dict[str, str] = {}
+    for name, info in listed.items():
+        place = os.path.realpath(info.path)
+        if place in places:
+            twice = f"{_uri_within(uri, name)}, which is {_uri_within(uri, places[place])} once more"
+            raise refusal(table, f"each file once at {uri}", twice, cure)
+        places[place] = name
 
 
 def _uri_within(uri: str, name: str) -> str:

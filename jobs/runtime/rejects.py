@@ -14,6 +14,9 @@ from jobs.runtime.job_run import JobRun
 from schemas.columns import Table
 from schemas.errors import TableError
 
+_MUCH = 0.5
+"""Share of rows left out from which on a warning says so."""
+
 _REASONS, _SAMPLES, _SAMPLE_CHARACTERS = 5, 3, 60
 """Most reasons of a message, values that each shows, and characters of a value."""
 
@@ -44,10 +47,11 @@ def require_few_rejects(
     if counts:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in _by_count(counts))
         print(f"  rejected {sum(counts.values()):,} of {total:,} rows of {source.name}: {reasons}", flush=True)
+    uri = job.settings.table_uri(rejects.name)
     bad = {reason: count for reason, count in counts.items() if reason not in harmless}
     if not bad or (sum(bad.values()) <= share * total and sum(bad.values()) < total):
+        _require_some_left(job, source, uri, counts, total)
         return
-    uri = job.settings.table_uri(rejects.name)
     stored = table_io.read(job.spark, uri, rejects).where(F.col("source_table") == source.name)
     key = f"max_reject_share.{source.name}"
     raise refusal(
@@ -58,6 +62,25 @@ def require_few_rejects(
         found=f"{sum(bad.values()):,} of {total:,}",
         cure=f"{hint(stored)}See {uri}" + ("." if sum(bad.values()) == total else f", or raise {key}."),
     )
+
+
+def _require_some_left(job: JobRun[Any], source: Table, uri: str, counts: dict[str, int], total: int) -> None:
+    """Bound what is left out for whatever reason, everyday ones too; say so from half of the rows on.
+
+    Raises:
+        TableError: more rows are left out than `max_reject_share.all_reasons`.
+    """
+    left_out, share = sum(counts.values()), job.settings.max_reject_share.all_reasons
+    if left_out > share * total:
+        raise TableError(
+            source.name,
+            "(all)",
+            expected=f"at most {share:.1%} of the rows left out, for whatever reason (max_reject_share.all_reasons)",
+            found=f"{left_out:,} of {total:,}: " + ", ".join(f"{reason} {n:,}" for reason, n in _by_count(counts)),
+            cure=f"See {uri}, each row with its cure; look at [dates] and [[tasks]], or raise the share.",
+        )
+    if left_out > _MUCH * total:
+        print(f"  warning: {left_out:,} of {total:,} rows of {source.name} are left out; see {uri}", flush=True)
 
 
 def refusal(

@@ -70,6 +70,7 @@ class RejectShareSettings(Section):
     item_images: float = Field(default=0.2, ge=0, le=1)
     queries: float = Field(default=0.2, ge=0, le=1)
     engagement_logs: float = Field(default=0.2, ge=0, le=1)
+    all_reasons: float = Field(default=0.95, ge=0, le=1)
 
 
 class DateSettings(Section):

@@ -309,3 +309,14 @@ def test_a_lost_event_stops_the_job(spark: SparkSession, shop: Shop, monkeypatch
     with pytest.raises(TableError, match="expected 8 events; found 7"):
         job.run(spark, settings)
     assert records(settings) == INPUT_RECORDS
+
+
+@pytest.mark.fault("t08", "refused", "a log of which hardly an event lies in the windows")
+def test_a_log_of_which_hardly_anything_is_left_stops_the_job(
+    spark: SparkSession, shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = [event(f"old{n}", "photo", "i1", event_ts=datetime(2020, 1, 1, tzinfo=timezone.utc)) for n in range(40)]
+    with pytest.raises(TableError, match=r"at most 80\.0% .*max_reject_share\.all_reasons.*late 40"):
+        job.run(spark, shop(PLAIN + old, max_reject_share={"all_reasons": 0.8}))
+    job.run(spark, shop(PLAIN + old))
+    assert "warning: 42 of 48 rows of engagement_logs are left out" in capsys.readouterr().out

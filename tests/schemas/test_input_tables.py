@@ -183,3 +183,23 @@ def test_a_text_that_is_no_utf8_does_not_stop_a_reader(tmp_path: Path) -> None:
     _, offsets, content = pa.array([b"a", b"caf\xe9"]).buffers()
     put(tmp_path, visit_id=pa.Array.from_buffers(pa.string(), 2, [None, offsets, content]))
     assert [row[0] for row in rows_of(tmp_path)] == ["a", "caf�"]
+
+
+@pytest.mark.fault("door", "refused", "a link to nothing, and a link by which a folder holds itself")
+def test_links_that_hide_or_repeat_rows_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, visit_id=["a"])
+    (tmp_path / "part-9.parquet").symlink_to(tmp_path / "gone.parquet")
+    with pytest.raises(TableError, match=r"found a link to nothing: .*part-9\.parquet"):
+        find_input(str(tmp_path), VISITS)
+    (tmp_path / "part-9.parquet").unlink()
+    (tmp_path / "loop").symlink_to(tmp_path)
+    with pytest.raises(TableError, match=r"each file once .*once more"):
+        find_input(str(tmp_path), VISITS)
+    (tmp_path / "loop").unlink()
+    assert rows_of(tmp_path) == [("a", None, None, None, None)]
+
+
+@pytest.mark.fault("t03", "recovered", "lists that are all empty, of which Arrow knows no type")
+def test_a_column_of_empty_lists_says_nothing(tmp_path: Path) -> None:
+    put(tmp_path, visit_id=["a"], pages=pa.array([[]], pa.list_(pa.null())))
+    assert rows_of(tmp_path) == [("a", None, None, None, None)]
