@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 OUTCOMES = ("recovered", "refused")
@@ -21,7 +23,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """Print the faults, if the run was asked for them alone."""
     if config.option.markexpr != "fault":
         return
-    lines, held = [], 0
+    lines: Counter[str] = Counter()
+    held = 0
     for kind in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(kind, []):
             if kind == "passed" and report.when != "call":
@@ -31,8 +34,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             ):
                 held += kind == "passed"
                 verdict = outcome if kind == "passed" else f"NOT {outcome} ({kind})"
-                lines.append(f"{fault:8} {verdict:12} {injected}")
+                lines[f"{fault:8} {verdict:12} {injected}"] += 1
     terminalreporter.section("faults")
-    for line in sorted(lines):
-        terminalreporter.write_line(line)
-    terminalreporter.write_line(f"{len(lines)} faults injected, {len(lines) - held} not held")
+    for line, count in sorted(lines.items()):
+        terminalreporter.write_line(line + (f" ({count} ways)" if count > 1 else ""))
+    silent = sum(lines.values()) - held
+    terminalreporter.write_line(
+        f"{len(lines)} faults, injected in {sum(lines.values())} ways: {silent} silent or not handled"
+    )
