@@ -14,11 +14,11 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.commands import ROOT, environment, has_cluster, spark_submit, train_command
+from pipeline.watch import end_group
 from schemas.command_line import exit_code_of_errors, passed_on, settings_of, settings_parser
 from schemas.errors import EXIT_FAILED, EXIT_SETTINGS, SettingsError
 from schemas.lease import VARIABLE, WHOLE_RUN, hold
@@ -26,7 +26,6 @@ from schemas.settings import Settings
 from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, TRAIN, Stage
 
 _WATCH = [sys.executable, "-I", "-S", str(ROOT / "pipeline" / "watch.py")]
-_GRACE_SECONDS = 20.0
 _SINGLE: dict[str, Stage[Any]] = {"train": TRAIN, "score": SCORE_CATALOG, "evaluate": EVALUATE}
 
 
@@ -53,7 +52,8 @@ def run_command(command: list[str], log: Path) -> None:
                 # A second signal must not keep the group from being ended.
                 for number in signals:
                     signal.signal(number, signal.SIG_IGN)
-                _end_group(child)
+                end_group(child.pid, child.poll)
+                child.wait()
                 watch.kill()
                 watch.communicate()
     finally:
@@ -62,19 +62,6 @@ def run_command(command: list[str], log: Path) -> None:
     if code:
         print(f"  failed with exit code {code}; further messages: {log}", flush=True)
         sys.exit(code if code > 0 else EXIT_FAILED)
-
-
-def _end_group(leader: subprocess.Popen[bytes]) -> None:
-    """End a process group and wait until nothing is left of it; after a while, make it."""
-    deadline = time.monotonic() + _GRACE_SECONDS
-    with suppress(ProcessLookupError):
-        os.killpg(leader.pid, signal.SIGTERM)
-        while time.monotonic() < deadline:
-            leader.poll()
-            os.killpg(leader.pid, 0)
-            time.sleep(0.05)
-        os.killpg(leader.pid, signal.SIGKILL)
-    leader.wait()
 
 
 def run_stages(settings: Settings, stages: list[str], passed: list[str], prepare: str = "") -> None:

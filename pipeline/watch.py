@@ -11,23 +11,36 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 _GRACE_SECONDS = 20
 
 
-def main() -> None:
-    """Wait for the pipe's end; then ask the group to end, and after a while make it."""
-    group = sys.stdin.readline()
-    sys.stdin.read()
+def end_group(group: int, reap: Callable[[], object] = lambda: None) -> None:
+    """Ask a process group to end, wait until nothing is left of it, and after a while make it end.
+
+    Args:
+        group: Its number.
+        reap: Asks for the exit codes of those of the group that this process has started: until then they count.
+    """
     deadline = time.monotonic() + _GRACE_SECONDS
     try:
-        os.killpg(int(group), signal.SIGTERM)
+        os.killpg(group, signal.SIGTERM)
         while time.monotonic() < deadline:
-            time.sleep(0.2)
-            os.killpg(int(group), 0)
-        os.killpg(int(group), signal.SIGKILL)
-    except (ProcessLookupError, PermissionError, ValueError):
-        return  # the group has ended, or never began
+            reap()
+            os.killpg(group, 0)
+            time.sleep(0.05)
+        os.killpg(group, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return  # the group has ended
+
+
+def main() -> None:
+    """Wait for the pipe's end; then end the group, if it ever began."""
+    group = sys.stdin.readline().strip()
+    sys.stdin.read()
+    if group.isdigit():
+        end_group(int(group))
 
 
 if __name__ == "__main__":

@@ -50,9 +50,9 @@ def require_few_rejects(
     uri = job.settings.table_uri(rejects.name)
     bad = {reason: count for reason, count in counts.items() if reason not in harmless}
     if not bad or (sum(bad.values()) <= share * total and sum(bad.values()) < total):
-        _require_some_left(job, source, uri, counts, total)
+        _require_some_left(job, source, rejects, counts, total)
         return
-    stored = table_io.read(job.spark, uri, rejects).where(F.col("source_table") == source.name)
+    stored = _stored(job, source, uri, rejects)
     key = f"max_reject_share.{source.name}"
     raise refusal(
         source,
@@ -64,19 +64,25 @@ def require_few_rejects(
     )
 
 
-def _require_some_left(job: JobRun[Any], source: Table, uri: str, counts: dict[str, int], total: int) -> None:
+def _stored(job: JobRun[Any], source: Table, uri: str, rejects: Table) -> DataFrame:
+    return table_io.read(job.spark, uri, rejects).where(F.col("source_table") == source.name)
+
+
+def _require_some_left(job: JobRun[Any], source: Table, rejects: Table, counts: dict[str, int], total: int) -> None:
     """Bound what is left out for whatever reason, everyday ones too; say so from half of the rows on.
 
     Raises:
         TableError: more rows are left out than `max_reject_share.all_reasons`.
     """
     left_out, share = sum(counts.values()), job.settings.max_reject_share.all_reasons
+    uri = job.settings.table_uri(rejects.name)
     if left_out > share * total:
-        raise TableError(
-            source.name,
-            "(all)",
+        raise refusal(
+            source,
+            _stored(job, source, uri, rejects),
+            counts,
             expected=f"at most {share:.1%} of the rows left out, for whatever reason (max_reject_share.all_reasons)",
-            found=f"{left_out:,} of {total:,}: " + ", ".join(f"{reason} {n:,}" for reason, n in _by_count(counts)),
+            found=f"{left_out:,} of {total:,}",
             cure=f"See {uri}, each row with its cure; look at [dates] and [[tasks]], or raise the share.",
         )
     if left_out > _MUCH * total:
