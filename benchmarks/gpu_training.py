@@ -95,7 +95,7 @@ def training_turn(kind: str, device: str, pairs: int) -> Turn:
 def scoring_turn(kind: str, device: str, pairs: int) -> Turn:
     """Vectors of a batch's items with frozen weights."""
     tower = make_tower(kind, device).eval().requires_grad_(False)
-    fold = cast(tower.encoder.fold(), torch.bfloat16) if kind == FOLDED else None
+    fold = cast(tower.fold(), torch.bfloat16) if kind == FOLDED else None
     tower, items = tower.to(torch.bfloat16), cast(make_batch(pairs).items.to(torch.device(device)), torch.bfloat16)
 
     def score() -> Tensor:

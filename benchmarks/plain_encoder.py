@@ -135,7 +135,7 @@ class PlainHashEmbedding(nn.Module):
 def plain_tower(tower: ItemTower) -> ItemTower:
     """The same tower with the plain encoder and the plain hash embedding in place of ours; changes `tower`."""
     tower.hash_embedding = PlainHashEmbedding(tower.hash_embedding)  # type: ignore[assignment]
-    tower.encoder = PlainEncoder(tower.encoder)  # type: ignore[assignment]
+    tower.encoder = PlainEncoder(tower.encoder)  # type: ignore[assignment, arg-type]
     return tower.train(tower.training)
 
 

@@ -38,9 +38,15 @@ class RaggedTensor:
 
 @dataclass(frozen=True)
 class ItemBatch:
-    """Items as a tower takes them: each element's values under the name of their column."""
+    """Items as a tower takes them.
+
+    Attributes:
+        elements: Each element's values under the name of their column.
+        item_key: The items' identities; None where no tower asks for them.
+    """
 
     elements: dict[str, RaggedTensor]
+    item_key: Int[Tensor, "item"] | None = None
 
     def __getitem__(self, key: str) -> RaggedTensor:
         return self.elements[key]
@@ -98,13 +104,15 @@ class PairBatch:
 Batch = TypeVar("Batch")
 
 
-def to_item_batch(packed: PackedItems, elements: Sequence[SizedElement]) -> ItemBatch:
+def to_item_batch(
+    packed: PackedItems, elements: Sequence[SizedElement], item_key: Int[Tensor, "item"] | None = None
+) -> ItemBatch:
     """Packed items as tensors; of more vectors than an element has slots an item keeps the first."""
     parts = {}
     for element in elements:
         ragged = packed[element.key]
         parts[element.key] = _tensors(ragged if element.element.counts else ragged.first(element.slots))
-    return ItemBatch(parts)
+    return ItemBatch(parts, item_key)
 
 
 def _tensors(ragged: Ragged) -> RaggedTensor:
@@ -120,6 +128,8 @@ def _changed(part: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
         changed = change(part)
     elif isinstance(part, dict):
         changed = {key: _changed(value, change) for key, value in part.items()}
+    elif part is None:
+        changed = None
     else:
         changed = type(part)(*(_changed(getattr(part, field.name), change) for field in fields(part)))  # type: ignore[arg-type]
     return changed  # type: ignore[no-any-return]

@@ -84,10 +84,11 @@ def collate(
     index_of = np.empty_like(order)
     index_of[order] = np.arange(len(order))
     index = index_of[inverse]
+    item_keys = torch.from_numpy(distinct[order])
     return _pair_batch(
         blocks,
-        to_item_batch(items.take(order).gather(), elements),
-        torch.from_numpy(distinct[order]),
+        to_item_batch(items.take(order).gather(), elements, item_keys),
+        item_keys,
         index[: len(item_key)],
         np.unique(index[len(item_key) :]),
         task_of_pair,
@@ -144,8 +145,9 @@ class CatalogBatches:
     def __iter__(self) -> Iterator[PairBatch]:
         bounds = np.linspace(0, len(self.catalog), self.ranks + 1).astype(np.int64)
         own = np.arange(bounds[self.rank], bounds[self.rank + 1])
-        items = to_item_batch(self.catalog.items.take(own).gather(), self.elements).to(self.device)
-        keys = torch.from_numpy(self.catalog.item_key).to(self.device)
+        keys = torch.from_numpy(self.catalog.item_key)
+        items = to_item_batch(self.catalog.items.take(own).gather(), self.elements, keys[own]).to(self.device)
+        keys = keys.to(self.device)
         task_of_pair = torch.from_numpy(np.repeat(np.arange(len(self.pairs)), self.pairs))
         streams = [
             stream.batches(size, self.start_step * size) for stream, size in zip(self.tasks, self.pairs, strict=True)

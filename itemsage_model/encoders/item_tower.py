@@ -3,65 +3,106 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from itemsage_model.data.batch import ItemBatch, PairBatch, RaggedTensor
 from itemsage_model.encoders.encoder import Encoder, Fold, Tokens
 from itemsage_model.encoders.hash_embedding import HashEmbedding
+from itemsage_model.encoders.item_identity import ItemIdentity
+from itemsage_model.encoders.query_adapter import QueryAdapter
+from itemsage_model.encoders.residual import Residual
 from itemsage_model.encoders.tower import Tower
-from schemas.elements import TEXT, SizedElement
+from schemas.elements import FROZEN_TEXT, TEXT, SizedElement
 from schemas.settings import FeatureSettings, LossSettings, ModelSettings, item_elements
 from schemas.tables import EMBEDDING_DIM
 
+ITEM_ID = "item_id"
+"""The name of an item's identity in model.sequence; it is no element, as it has no cell but the column item_key."""
+
 
 class ItemTower(nn.Module):
-    """Hash embeddings of the texts and frozen image vectors, through the encoder, to a unit-length embedding.
+    """The parts of an item's sequence through the encoder to a unit-length embedding; the residual path around it.
 
+    Parts: hash embeddings of the texts, frozen image vectors, the frozen vector of the text, the item's identity.
     Missing images and empty texts are masked. `missing = "zeros"` attends to their zero vectors instead.
     Assumed: which of the two; the paper does not say.
+    Differs from the paper: frozen text, identity, residual path and query adapter, all of them off by default.
 
     Args:
         settings: Sizes.
         loss: Start and cap of the temperature.
         elements: What a batch holds of an item; those that settings.sequence names enter the sequence.
+        task_kinds: Query kind of each task, in the order of the tasks; only the query adapter asks.
+        trained_items: How many items have training pairs; only the item identity asks.
     """
 
-    lookup_tables: ClassVar[frozenset[str]] = frozenset({"hash_embedding.table", "hash_embedding.importance"})
+    lookup_tables: ClassVar[frozenset[str]] = frozenset(
+        {"hash_embedding.table", "hash_embedding.importance", "item_identity.table"}
+    )
+    learning_rate_factors: ClassVar[dict[str, float]] = {"residual.alpha": 10.0}
 
-    def __init__(self, settings: ModelSettings, loss: LossSettings, elements: Sequence[SizedElement]) -> None:
+    def __init__(
+        self,
+        settings: ModelSettings,
+        loss: LossSettings,
+        elements: Sequence[SizedElement],
+        task_kinds: Sequence[str] = (),
+        trained_items: int = 0,
+    ) -> None:
         super().__init__()
         self.settings = settings
         self.max_log_temperature = math.log(loss.max_temperature)
         sized = {element.element.name: element for element in elements}
-        self.elements = {name: sized[name] for name in settings.sequence}
+        self.elements: dict[str, SizedElement] = {name: sized[name] for name in settings.sequence if name != ITEM_ID}
         if TEXT.name in self.elements:
             text = self.elements[TEXT.name]
             self.hash_embedding = HashEmbedding(text.id_count, settings.hash_rows, text.length, settings.hash_functions)
-        self.encoder = Encoder(
-            {name: element.length for name, element in self.elements.items()},
-            width=settings.width,
-            layers=settings.layers,
-            heads=settings.heads,
-            feed_forward_width=settings.feed_forward_width,
-            head_width=settings.head_width,
-            dim=EMBEDDING_DIM,
-        )
+        self.encoder = _encoder(settings, self.elements) if settings.sequence else None
         self.log_temperature = nn.Parameter(torch.tensor(math.log(loss.temperature)))
+        # The paper's tower has none of these; they come last so that a seed gives it the weights it always gave.
+        self.item_identity = (
+            ItemIdentity(settings.id_rows, EMBEDDING_DIM, settings.id_dropout, trained_items)
+            if ITEM_ID in settings.sequence
+            else None
+        )
+        self.residual = (
+            Residual(EMBEDDING_DIM, has_tower=self.encoder is not None, has_map=settings.item_map)
+            if settings.residual
+            else None
+        )
+        self.query_adapter = QueryAdapter(task_kinds, EMBEDDING_DIM) if settings.query_adapter else None
 
     def forward(self, items: ItemBatch, fold: Fold | None = None) -> Float[Tensor, "item dim"]:
         """Embed items; unit length. `fold` may hold the encoder's constants, where the weights are frozen."""
-        sequence = {
-            name: (self._hashed if element.id_count else self._frozen)(items[element.key], element)
-            for name, element in self.elements.items()
-        }
-        embeddings: Tensor = self.encoder(sequence, fold)
+        embeddings: Tensor | None = None if self.encoder is None else self.encoder(self._sequence(items), fold)
+        if self.residual is not None:
+            texts = items[FROZEN_TEXT.values.name]
+            frozen = Tokens(texts.values.float(), texts.counts[:, None] > 0)
+            embeddings = self.residual(frozen.padded()[:, 0], frozen.is_present[:, 0], embeddings)
+        assert embeddings is not None, "the settings refuse a tower with neither a sequence nor a residual path"
         return embeddings
+
+    def fold(self) -> Fold | None:
+        """The encoder's constants, to pass to `forward` while the weights are frozen; None where there are none."""
+        return self.encoder.fold() if self.encoder is not None and len(self.encoder.blocks) == 1 else None
+
+    def remember(self, item_key: Int[Tensor, "item"]) -> None:
+        """Say which items have training pairs: they, and no others, have an identity in the sequence."""
+        if self.item_identity is not None:
+            self.item_identity.remember(item_key)
+
+    def in_precision(self, dtype: torch.dtype) -> ItemTower:
+        """This tower with its encoder and tables in `dtype`; maps of frozen vectors stay in float32."""
+        for part in (self.hash_embedding if TEXT.name in self.elements else None, self.item_identity, self.encoder):
+            if part is not None:
+                part.to(dtype)
+        return self
 
     def inputs(self, batch: PairBatch) -> ItemBatch:
         """What of a batch the tower embeds: its items."""
@@ -70,12 +111,28 @@ class ItemTower(nn.Module):
     def sides(
         self, embedded: Float[Tensor, "item dim"], batch: PairBatch
     ) -> tuple[Float[Tensor, "pair dim"], Float[Tensor, "item dim"]]:
-        """The frozen query vector of each pair, and the items just embedded."""
-        return batch.query_embedding.float(), embedded
+        """The query vector of each pair, frozen or adapted, and the items just embedded."""
+        queries = batch.query_embedding.float()
+        if self.query_adapter is not None:
+            queries = self.query_adapter(queries, self.query_adapter.kind_of_task[batch.task])
+        return queries, embedded
 
     def temperature(self) -> Float[Tensor, ""]:
         """The scale of the cosine in the loss, learned, capped."""
         return self.log_temperature.clamp(max=self.max_log_temperature).exp()
+
+    def _sequence(self, items: ItemBatch) -> dict[str, Tokens]:
+        """Each part of the sequence: its features and its mask."""
+        sequence: dict[str, Tokens] = {
+            name: (self._hashed if element.id_count else self._frozen)(items[element.key], element)
+            for name, element in self.elements.items()
+        }
+        if self.item_identity is not None:
+            assert items.item_key is not None, "a tower with item_id in its sequence needs the items' keys"
+            is_present = self.item_identity.is_present(items.item_key)
+            vectors = self.item_identity(items.item_key[is_present])
+            sequence[ITEM_ID] = Tokens(vectors.to(self._dtype()), is_present[:, None])
+        return sequence
 
     def _hashed(self, texts: RaggedTensor, element: SizedElement) -> Tokens:
         """Lists of token ids, a slot each, summed by the hash embedding."""
@@ -96,9 +153,23 @@ class ItemTower(nn.Module):
 
     def _dtype(self) -> torch.dtype:
         """What the encoder computes in. Autocast would convert every feature twice, to score it and to pool it."""
+        assert self.encoder is not None
         cls = self.encoder.cls
         is_cast = torch.is_autocast_enabled(cls.device.type)
         return torch.get_autocast_dtype(cls.device.type) if is_cast else cls.dtype
+
+
+def _encoder(settings: ModelSettings, elements: Mapping[str, SizedElement]) -> Encoder:
+    """The encoder of a sequence: what an element has as length, and an identity as long as a text."""
+    return Encoder(
+        {name: elements[name].length if name in elements else EMBEDDING_DIM for name in settings.sequence},
+        width=settings.width,
+        layers=settings.layers,
+        heads=settings.heads,
+        feed_forward_width=settings.feed_forward_width,
+        head_width=settings.head_width,
+        dim=EMBEDDING_DIM,
+    )
 
 
 @dataclass(frozen=True)
@@ -111,6 +182,8 @@ class ItemTowerSpec:
         features: Text features and vocabulary limits.
         vocabulary_size: Number of token ids.
         embedding_spaces: Query kind -> frozen query space that the embeddings were fitted to.
+        task_kinds: Query kind of each task that it was trained on, in the order of the tasks.
+        trained_items: Number of items with training pairs.
     """
 
     kind: ClassVar[str] = "item_tower"
@@ -120,6 +193,8 @@ class ItemTowerSpec:
     features: FeatureSettings
     vocabulary_size: int
     embedding_spaces: dict[str, str]
+    task_kinds: tuple[str, ...] = ()
+    trained_items: int = 0
 
     @property
     def elements(self) -> tuple[SizedElement, ...]:
@@ -134,6 +209,8 @@ class ItemTowerSpec:
             "features": self.features.model_dump(mode="json"),
             "vocabulary_size": self.vocabulary_size,
             "embedding_spaces": self.embedding_spaces,
+            "task_kinds": list(self.task_kinds),
+            "trained_items": self.trained_items,
         }
 
     @classmethod
@@ -145,12 +222,15 @@ class ItemTowerSpec:
             FeatureSettings.model_validate(values["features"]),
             int(values["vocabulary_size"]),
             dict(values["embedding_spaces"]),
+            # Absent in models of before version 0.3, which have neither query adapter nor item identity.
+            tuple(values.get("task_kinds", ())),
+            int(values.get("trained_items", 0)),
         )
 
     def build(self, *, seed: int = 1) -> ItemTower:
         """A tower of these sizes with fresh weights, the same for the same seed."""
         torch.manual_seed(seed)
-        return ItemTower(self.model, self.loss, self.elements)
+        return ItemTower(self.model, self.loss, self.elements, self.task_kinds, self.trained_items)
 
 
 def parameter_counts(tower: Tower) -> dict[str, int]:

@@ -22,9 +22,11 @@ class Tower(Protocol):
     Attributes:
         lookup_tables: Names of the parameters that are looked up by id. They have a learning rate of their own, and
             are not decayed: most of their rows do not take part in a step.
+        learning_rate_factors: Parameter -> factor of its learning rate, for those that should learn faster than others.
     """
 
     lookup_tables: ClassVar[frozenset[str]]
+    learning_rate_factors: ClassVar[dict[str, float]]
 
     def inputs(self, batch: PairBatch) -> Any:
         """What of a batch the tower embeds."""

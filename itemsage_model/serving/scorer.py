@@ -13,7 +13,7 @@ import torch
 from itemsage_model.data.batch import to_item_batch
 from itemsage_model.data.feature_cells import unpack_items
 from itemsage_model.data.ragged import PackedItems
-from itemsage_model.encoders.item_tower import ItemTowerSpec
+from itemsage_model.encoders.item_tower import ITEM_ID, ItemTowerSpec
 from itemsage_model.encoders.model_files import build_tower
 from itemsage_model.encoders.precision import Precision
 from schemas.cells import to_list_column
@@ -46,15 +46,16 @@ class Scorer:
         self.spec, self.rows_at_once = spec, rows_at_once
         dtype = getattr(torch, precision)
         tower = build_tower(weights, spec)
-        self.fold = tower.encoder.fold().to(dtype) if spec.model.layers == 1 else None
-        self.tower = tower.to(dtype)
+        fold = tower.fold()
+        self.fold = fold.to(dtype) if fold else None
+        self.tower = tower.in_precision(dtype)
 
-    def score(self, items: PackedItems) -> npt.NDArray[np.float32]:
-        """Embeddings [item, dim] of packed items, unit length."""
+    def score(self, items: PackedItems, item_key: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.float32]:
+        """Embeddings [item, dim] of packed items, unit length; the keys only where the model's sequence has item_id."""
+        keys = None if item_key is None else torch.tensor(item_key)
         with torch.inference_mode():
-            embeddings: npt.NDArray[np.float32] = self.tower(
-                to_item_batch(items, self.spec.elements), self.fold
-            ).numpy()
+            batch = to_item_batch(items, self.spec.elements, keys)
+            embeddings: npt.NDArray[np.float32] = self.tower(batch, self.fold).numpy()
         return embeddings
 
     def score_batch(self, batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
@@ -66,7 +67,8 @@ class Scorer:
         embeddings = np.empty((len(batch), EMBEDDING_DIM), np.float32)
         for first in range(0, len(batch), self.rows_at_once):
             rows = batch.slice(first, self.rows_at_once)
-            embeddings[first : first + len(rows)] = self.score(unpack_rows(rows, self.spec))
+            keys = rows.column("item_key").to_numpy() if ITEM_ID in self.spec.model.sequence else None
+            embeddings[first : first + len(rows)] = self.score(unpack_rows(rows, self.spec), keys)
         _require_unit_length(embeddings)
         return embeddings
 

@@ -14,16 +14,21 @@ import torch
 from itemsage_model.data.mixing import CPU, CatalogBatches, MixedBatches, pairs_per_task
 from itemsage_model.data.pinned_files import TableFiles, pin_files, require_image_length
 from itemsage_model.data.reader import CatalogItems, RowStream, catalog_format, pair_format, read_catalog
-from itemsage_model.encoders.item_tower import ItemTowerSpec
+from itemsage_model.encoders.item_tower import ITEM_ID, ItemTowerSpec
 from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch, ExactFrequency
 from itemsage_model.training.objective import Objective
 from schemas.contracts import VOCABULARY, agreed, other_code, require_cut_from, space_of
-from schemas.records import TableVersion, read_record
+from schemas.errors import InputError
+from schemas.metrics import ItemMetrics
+from schemas.records import RunRecord, TableVersion, read_record
 from schemas.settings import Settings
 from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES, TRAIN
 from schemas.storage import data_files
 from schemas.tables import ITEM_COUNTS, ITEM_FEATURES
+
+ITEM_TEXT_SPACE = "space of item text"
+"""Where a record keeps the embedding space of the frozen item texts; see schemas/contracts.py."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,11 @@ class Inputs:
     versions: tuple[TableVersion, ...]
 
     @property
+    def trained_keys(self) -> npt.NDArray[np.int64]:
+        """The items that training has pairs of; empty like the keys."""
+        return self.item_keys[self.item_shares > 0]
+
+    @property
     def vocabulary_hash(self) -> str:
         """Of the vocabulary that the token ids mean something in."""
         return self.made_with[VOCABULARY]
@@ -71,10 +81,20 @@ def pin_inputs(settings: Settings) -> Inputs:
     tasks = [tables.output(task.training_table) for task in settings.task_list]
     catalog, counts = features.output(ITEM_FEATURES.name), tables.output(ITEM_COUNTS.name)
     spaces = {kind: made_with[space_of(kind)] for kind in sorted(kinds) if space_of(kind) in made_with}
-    spec = ItemTowerSpec(settings.model, settings.loss, settings.features, features.metrics.vocabulary_size, spaces)
+    if settings.model.residual:
+        _require_one_space(spaces, kinds, features)
     keys, shares = np.empty(0, np.int64), np.empty(0)
     if _needs_item_shares(settings):
         keys, shares = _item_shares(counts, settings)
+    spec = ItemTowerSpec(
+        settings.model,
+        settings.loss,
+        settings.features,
+        features.metrics.vocabulary_size,
+        spaces,
+        tuple(task.query_kind for task in settings.task_list),
+        int((shares > 0).sum()),
+    )
     if distributed.rank() == 0 and (line := other_code([tables, features, queries])):
         print(line, flush=True)
     return Inputs(
@@ -86,6 +106,32 @@ def pin_inputs(settings: Settings) -> Inputs:
         made_with,
         (*tasks, catalog, counts),
     )
+
+
+def _require_one_space(spaces: dict[str, str], kinds: set[str], features: RunRecord[ItemMetrics]) -> None:
+    """Refuse a residual path from item texts in another space than that of a task's queries.
+
+    Raises:
+        InputError: it names the kind of query and both spaces.
+    """
+    found = features.made_with.get(ITEM_TEXT_SPACE, "")
+    for kind in sorted(kinds):
+        if not found:
+            problem, cure = "no frozen item texts", "Run embed_items, and all stages after it, or set"
+        elif spaces.get(kind, "") != found:
+            problem, cure = (
+                found,
+                "Take one encoder for queries and item texts ([query_encoder], [item_encoder]), or set",
+            )
+        else:
+            continue
+        raise InputError(
+            TRAIN.name,
+            "model.residual",
+            expected=f"item texts in the space of the {kind} queries, {spaces.get(kind, 'which no record names')}",
+            found=problem,
+            cure=f"{cure} model.residual = false.",
+        )
 
 
 def _item_shares(counts: TableVersion, settings: Settings) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
@@ -111,7 +157,8 @@ def _item_shares(counts: TableVersion, settings: Settings) -> tuple[npt.NDArray[
 
 def _needs_item_shares(settings: Settings) -> bool:
     """Whether anything asks which items have pairs, and how many: a row for each of them on every rank."""
-    return settings.loss.frequency == "exact" or settings.train.negatives_from == "engaged"
+    asks = settings.loss.frequency == "exact", settings.train.negatives_from == "engaged"
+    return any(asks) or ITEM_ID in settings.model.sequence
 
 
 def make_batches(

@@ -17,19 +17,17 @@ def make_optimizer(tower: Tower, settings: TrainSettings) -> torch.optim.Optimiz
     Biases, norms, the [CLS] vector, the temperature and the tables are not decayed.
     Assumed: AdamW with betas .9, .999 (the paper names no optimiser).
     """
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    tables: list[nn.Parameter] = []
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in tower.named_parameters():
-        parameters = tables if name in tower.lookup_tables else decayed if parameter.ndim > 1 else plain
-        parameters.append(parameter)
-    groups = [
-        {"params": decayed, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
-        {"params": plain, "lr": settings.learning_rate, "weight_decay": 0.0},
-        {"params": tables, "lr": settings.table_learning_rate, "weight_decay": 0.0},
-    ]
+        is_table = name in tower.lookup_tables
+        rate = settings.table_learning_rate if is_table else settings.learning_rate
+        decay = settings.weight_decay if parameter.ndim > 1 and not is_table else 0.0
+        key = (rate * tower.learning_rate_factors.get(name, 1.0), decay)
+        groups.setdefault(key, []).append(parameter)
     # Fused: one pass over weights, gradients and moments, where the plain form takes one for each operation.
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+    optimizer = torch.optim.AdamW(
+        [{"params": part, "lr": rate, "weight_decay": decay} for (rate, decay), part in groups.items()], fused=True
+    )
     for group in optimizer.param_groups:
         group["start_rate"] = group["lr"]
     return optimizer

@@ -53,6 +53,7 @@ def _train(settings: Settings, device: torch.device) -> None:
     run_id = _run_id(inputs, settings)
     distributed.same_on_all_ranks("inputs and settings", run_id)
     tower = inputs.spec.build(seed=settings.train.seed).to(device)
+    tower.remember(torch.from_numpy(inputs.trained_keys))
     trainer = Trainer(tower, make_objective(inputs, settings, device), settings.train, len(settings.tasks))
     folder = settings.layout.checkpoints(run_id)
     _resume(trainer, folder)

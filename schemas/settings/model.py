@@ -13,7 +13,7 @@ from schemas.tables import EMBEDDING_DIM, MAX_IMAGES
 class ModelSettings(Section):
     """The item tower. The defaults are the paper's, or assumed where it leaves them open (docs/paper-map.md)."""
 
-    sequence: tuple[Literal["text", "images"], ...] = ("text", "images")
+    sequence: tuple[Literal["text", "images", "frozen_text", "item_id"], ...] = ("text", "images")
     width: int = Field(default=512, ge=8)
     layers: int = Field(default=1, ge=1)
     heads: int = Field(default=8, ge=1)
@@ -24,13 +24,22 @@ class ModelSettings(Section):
     missing: Literal["mask", "zeros"] = "mask"
     max_images: int = Field(default=MAX_IMAGES, ge=1, le=MAX_IMAGES)
     image_length: int = Field(default=EMBEDDING_DIM, ge=1, le=8_192)
+    id_rows: int = Field(default=50_000, ge=1)
+    id_dropout: float = Field(default=0.2, ge=0, lt=1)
+    residual: bool = False
+    item_map: bool = False
+    query_adapter: bool = False
 
     @model_validator(mode="after")
     def _combinations(self) -> ModelSettings:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of heads {self.heads}: change one of them")
-        if not self.sequence or len(set(self.sequence)) != len(self.sequence):
-            raise ValueError("sequence must hold text, images or both, each once")
+        if len(set(self.sequence)) != len(self.sequence):
+            raise ValueError("sequence must hold text, images, frozen_text and item_id at most once each")
+        if not self.sequence and not self.residual:
+            raise ValueError("sequence is empty, which only residual = true allows: name text, images or another part")
+        if self.item_map and not self.residual:
+            raise ValueError("item_map maps the frozen vector of the residual path: also set residual = true")
         return self
 
 

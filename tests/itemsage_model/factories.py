@@ -42,6 +42,7 @@ def item_cells(
         "text_token_ids": [random.integers(0, VOCABULARY, row.sum()).astype("<i4").tobytes() for row in counts],
         "text_token_counts": [row.tobytes() for row in counts],
         "image_embeddings": [random.normal(size=(n, image_length)).astype("<f2").tobytes() for n in images],
+        "text_embedding": [_unit(random).tobytes() if row.sum() else b"" for row in counts],
     }
 
 

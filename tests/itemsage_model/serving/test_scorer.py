@@ -32,7 +32,7 @@ def test_the_one_embedding_of_another_length_is_the_one_named(monkeypatch: pytes
     scorer = Scorer(model_bytes(SPEC.build(seed=1)), SPEC)
     vectors = scorer.score_batch(batch)
     vectors[3] *= 1.5
-    monkeypatch.setattr(scorer, "score", lambda _: vectors)
+    monkeypatch.setattr(scorer, "score", lambda *_: vectors)
     with pytest.raises(TableError, match=r"one of length 1\.5"):
         scorer.score_batch(batch)
 

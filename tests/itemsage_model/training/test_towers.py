@@ -32,6 +32,7 @@ class QueryTower(nn.Module):
     """Learns one vector a query against item vectors that are frozen: the mirror image of an item tower."""
 
     lookup_tables: ClassVar[frozenset[str]] = frozenset({"table.weight"})
+    learning_rate_factors: ClassVar[dict[str, float]] = {"output.bias": 3.0}
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,6 +109,8 @@ def test_its_lookup_table_has_the_learning_rate_of_tables_and_no_decay():
     groups = trainer().optimizer.param_groups
     of_table = next(group for group in groups if group["params"][0].shape == (QUERIES, 32))
     assert (of_table["start_rate"], of_table["weight_decay"]) == (0.05, 0.0)
+    of_bias = next(group for group in groups if group["params"][0].shape == (DIM,))
+    assert (of_bias["start_rate"], of_bias["weight_decay"]) == (pytest.approx(0.06), 0.0)
 
 
 def test_it_is_saved_and_loaded_like_any_tower(tmp_path: Path):

@@ -1,0 +1,81 @@
+"""Who an item is, as one more part of its sequence: a hashed embedding of its key, for the items trained on alone."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_FUNCTIONS = 2
+_BITS_PER_KEY, _PROBES = 10, 7
+"""Of the Bloom filter: 0.8 % of the items never trained on are taken for trained ones."""
+_DROPOUT_SEED = _FUNCTIONS + _PROBES
+_LARGEST = (1 << 63) - 1
+
+
+class ItemIdentity(nn.Module):
+    """Vector of an item = sum of the rows of a small table that its key hashes to (Svenstrup et al. 2017).
+
+    An item that was never a positive has no identity: its rows would hold what other items left there. Which items
+    were, a Bloom filter of their keys says, so that a worker that scores needs no list of them. In training an
+    identity is hidden at random, so that the other parts of the sequence learn to do without.
+
+    The draws follow from the key and a count of forward passes, which is a buffer: a resumed run hides the same.
+
+    Args:
+        rows: Rows of the table.
+        dim: Length of a vector.
+        dropout: Probability that an identity is hidden in training.
+        trained_items: How many keys the filter is made for.
+    """
+
+    filter: Tensor
+    draws: Tensor
+
+    def __init__(self, rows: int, dim: int, dropout: float, trained_items: int) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.table = nn.Parameter(torch.empty(rows, dim))
+        nn.init.xavier_normal_(self.table)
+        self.register_buffer("filter", torch.zeros(max(8, -(-_BITS_PER_KEY * trained_items // 8)), dtype=torch.uint8))
+        self.register_buffer("draws", torch.zeros((), dtype=torch.long))
+
+    def forward(self, item_key: Int[Tensor, "present"]) -> Float[Tensor, "present dim"]:
+        """Embed the keys of items that have an identity."""
+        slots = _hashes(item_key, range(_FUNCTIONS)) % len(self.table)
+        return F.embedding(slots, self.table).sum(dim=1)
+
+    def is_present(self, item_key: Int[Tensor, "item"]) -> Bool[Tensor, "item"]:
+        """Which items have an identity here and now: those trained on, less in training those that are hidden."""
+        places = self._places(item_key)
+        is_known: Tensor = ((self.filter[places >> 3].long() >> (places & 7)) & 1).bool().all(dim=1)
+        if self.training and self.dropout:
+            self.draws += 1
+            draw = _hashes(item_key + _mixed(self.draws), [_DROPOUT_SEED]).squeeze(1)
+            is_known &= draw >= int(self.dropout * _LARGEST)
+        return is_known
+
+    def remember(self, item_key: Int[Tensor, "item"]) -> None:
+        """Give an identity to exactly these items, those that training has pairs of."""
+        bits = torch.zeros(8 * len(self.filter), dtype=torch.bool, device=self.filter.device)
+        bits[self._places(item_key.to(bits.device)).flatten()] = True
+        weights = 1 << torch.arange(8, device=bits.device)
+        self.filter.copy_((bits.view(-1, 8) * weights).sum(dim=1))
+
+    def _places(self, item_key: Tensor) -> Int[Tensor, "item probe"]:
+        """Bits of the filter that stand for each key."""
+        return _hashes(item_key, range(_FUNCTIONS, _FUNCTIONS + _PROBES)) % (8 * len(self.filter))
+
+
+def _hashes(keys: Int[Tensor, "key"], seeds: range | list[int]) -> Int[Tensor, "key seed"]:
+    """Independent hashes of each key, from 0 to 2^63 - 1."""
+    offsets = _mixed(torch.tensor(list(seeds), device=keys.device) + 1)
+    return _mixed(keys[:, None] + offsets) & _LARGEST
+
+
+def _mixed(numbers: Tensor) -> Tensor:
+    """The 64 bits of each number, mixed as by splitmix64; products wrap, and shifts are made unsigned."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        numbers = (numbers ^ (numbers >> shift & (1 << 64 - shift) - 1)) * factor
+    return numbers ^ (numbers >> 31 & (1 << 33) - 1)

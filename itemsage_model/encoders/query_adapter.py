@@ -1,0 +1,45 @@
+"""What the model adds to the frozen query vectors: a linear map a query kind, which starts as no change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class QueryAdapter(nn.Module):
+    """Query vector = unit(q + q W + b), with a W and a b, zero at first, of the query's kind.
+
+    All kinds lie in one parameter: it has a gradient on every rank, whichever kinds a batch holds.
+
+    Args:
+        task_kinds: Query kind of each task, in the order of the tasks.
+        dim: Length of a query vector.
+    """
+
+    kind_of_task: Tensor
+
+    def __init__(self, task_kinds: Sequence[str], dim: int) -> None:
+        super().__init__()
+        self.kinds = sorted(set(task_kinds))
+        self.weight = nn.Parameter(torch.zeros(len(self.kinds), dim, dim))
+        self.bias = nn.Parameter(torch.zeros(len(self.kinds), dim))
+        of_task = torch.tensor([self.kinds.index(kind) for kind in task_kinds], dtype=torch.long)
+        self.register_buffer("kind_of_task", of_task, persistent=False)
+
+    def forward(self, queries: Float[Tensor, "query dim"], kind: Int[Tensor, "query"]) -> Float[Tensor, "query dim"]:
+        """Adapt frozen query vectors, in float32; unit length.
+
+        Args:
+            queries: Frozen vectors.
+            kind: Place of each query's kind in `kinds`.
+        """
+        with torch.autocast(queries.device.type, enabled=False):
+            adapted = queries
+            for number in range(len(self.kinds)):
+                rows = (kind == number).nonzero().squeeze(1)
+                adapted = adapted.index_add(0, rows, queries[rows] @ self.weight[number] + self.bias[number])
+            return F.normalize(adapted, dim=-1)
