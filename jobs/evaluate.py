@@ -20,9 +20,14 @@ from pyspark.sql import functions as F
 
 from itemsage_model.encoders.frozen_text.stored import load_if_saved
 from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
+from itemsage_model.encoders.item_tower import ItemTowerSpec
+from itemsage_model.encoders.model_files import load_model
 from itemsage_model.evaluation import baselines
+from itemsage_model.serving.query_vectors import adapt_queries
 from jobs.evaluation.candidates import (
+    Names,
     TaskPairs,
+    Vectors,
     by_query,
     collect_candidates,
     collect_pairs,
@@ -112,6 +117,7 @@ def _collect_queries(
         return job.read(table).join(wanted, on="query_id", how="left_semi")
 
     embeddings = by_query(known(QUERY_EMBEDDINGS).select("query_id", "query_embedding"), ids)
+    adapted = _adapted(job.settings, task_pairs, ids, embeddings)
     texts, has_text = None, np.zeros(len(ids), bool)
     if encoder is not None:
         # Another row of the query may hold a text that is no text: that row was rejected.
@@ -127,7 +133,18 @@ def _collect_queries(
         for engagement in sorted({pairs.task.engagement for pairs in task_pairs}):
             of_engagement = rows_of.where(F.col("engagement") == engagement).select("query_id", "true_vector")
             true_vectors[engagement] = by_query(of_engagement, ids)
-    return Queries(ids, embeddings, texts, has_text, true_vectors)
+    return Queries(ids, embeddings, adapted, texts, has_text, true_vectors)
+
+
+def _adapted(settings: Settings, task_pairs: list[TaskPairs], ids: Names, embeddings: Vectors) -> Vectors:
+    """The queries as the trained model reads them; a query has one kind, whichever tasks it stands in."""
+    model = load_model(read_record(settings.layout, TRAIN).metrics.model_uri, ItemTowerSpec)
+    adapted = embeddings.copy()
+    for kind in sorted({pairs.task.query_kind for pairs in task_pairs}):
+        of_kind = np.concatenate([pairs.query_ids for pairs in task_pairs if pairs.task.query_kind == kind])
+        rows = np.searchsorted(ids, np.unique(of_kind))
+        adapted[rows] = adapt_queries(model, kind, embeddings[rows])
+    return adapted
 
 
 def _collect_engagements(job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs]) -> baselines.ItemPairs:

@@ -1,8 +1,10 @@
-"""Score the whole catalog with the trained model.
+"""Score the whole catalog with the trained model, and publish the query vectors that its embeddings answer.
 
-Reads: item_features at the version that its record names, item_counts, and the model that the record of train names.
-Writes: item_embeddings; one row is one product of the catalog with its published embedding.
-Safe to rerun: one Delta commit replaces the table, and equal inputs give equal rows (scored_ts is the logical date).
+Reads: item_features at the version that its record names, item_counts, query_embeddings, and the model that the record
+of train names.
+Writes: item_embeddings, query_vectors; one row is one product of the catalog with its published embedding, or one query
+with the vector to compare them with.
+Safe to rerun: one Delta commit replaces each table, and equal inputs give equal rows (scored_ts is the logical date).
 Before the work it compares with what is published, and stops where a gate does not open: [gates] of the settings.
 
     spark-submit --properties-file spark-defaults.conf jobs/score_catalog.py --settings pipeline.toml
@@ -17,13 +19,15 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from itemsage_model.data.parquet_files import file_batches
 from itemsage_model.data.pinned_files import TableFiles, deal, pieces_of, pin_files, require_image_length
 from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import SavedModel, load_model
 from itemsage_model.encoders.precision import Precision, choose_precision
+from itemsage_model.serving.query_vectors import query_batches, saved_adapter
 from itemsage_model.serving.scorer import batch_function, load_once
 from jobs.runtime import command_line, gates, table_io
 from jobs.runtime.job_run import JobRun
@@ -35,7 +39,15 @@ from schemas.metrics import ScoreMetrics
 from schemas.records import RunRecord, TableVersion, read_record
 from schemas.settings import Settings
 from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES, SCORE_CATALOG, TRAIN
-from schemas.tables import FEATURES_HASH, ITEM_COUNTS, ITEM_EMBEDDINGS, ITEM_FEATURES, ROW_CHECKSUM
+from schemas.tables import (
+    FEATURES_HASH,
+    ITEM_COUNTS,
+    ITEM_EMBEDDINGS,
+    ITEM_FEATURES,
+    QUERY_EMBEDDINGS,
+    QUERY_VECTORS,
+    ROW_CHECKSUM,
+)
 
 STAGE = SCORE_CATALOG
 MAX_BROADCAST_BYTES = 1 << 30
@@ -91,6 +103,28 @@ def build(
     return WorkerRows(spark.range(0, len(dealt), 1, len(dealt)).toDF("id"), score_files)
 
 
+def build_queries(queries: DataFrame, model: SavedModel[ItemTowerSpec], kinds: set[str]) -> WorkerRows:
+    """The vectors of the queries of some kinds; the adapter, a few hundred kilobytes, travels with the function.
+
+    Args:
+        queries: Rows of QUERY_EMBEDDINGS.
+        model: The trained model.
+        kinds: Query kinds of the tasks; the items were fitted to no others.
+
+    Returns:
+        Rows of QUERY_VECTORS.
+
+    Raises:
+        InputError: the model adapts queries, and was not trained on one of these kinds.
+    """
+    adapter = saved_adapter(model)
+    if adapter is not None:
+        for kind in sorted(kinds):
+            adapter.number_of(kind)
+    asked = queries.where(F.col("query_kind").isin(*kinds)).select("query_id", "query_kind", "query_embedding")
+    return WorkerRows(asked, query_batches(adapter, model.model_id))
+
+
 def run(spark: SparkSession, settings: Settings) -> None:
     """Score and publish."""
     with JobRun(spark, settings, STAGE) as job:
@@ -112,8 +146,11 @@ def run(spark: SparkSession, settings: Settings) -> None:
         # Decided once, so that all rows of a version are computed alike.
         precision = choose_precision(settings.score.precision, torch.device("cpu"))
         constants = {"model_id": model.model_id, "scored_ts": settings.dates.end}
+        kinds = {task.query_kind for task in settings.task_list}
+        queries = build_queries(job.read(QUERY_EMBEDDINGS), model, kinds)
         scored = build(spark, files, model, constants, settings.score.rows_per_batch, precision)
         job.write_worker_rows(scored, ITEM_EMBEDDINGS, row_count=files.row_count)
+        job.write_worker_rows(queries, QUERY_VECTORS)
         counted = made.metrics.items_without_text, made.metrics.items_without_images
         job.metrics = ScoreMetrics(model.model_id, precision, *counted)
 

@@ -78,8 +78,11 @@ TRAIN = Stage(
 )  # fmt: skip
 
 SCORE_CATALOG = Stage(
-    "score_catalog", (t.ITEM_FEATURES, t.ITEM_COUNTS), (t.ITEM_EMBEDDINGS,), ScoreMetrics
-)  # fmt: skip
+    "score_catalog",
+    (t.ITEM_FEATURES, t.ITEM_COUNTS, t.QUERY_EMBEDDINGS),
+    (t.ITEM_EMBEDDINGS, t.QUERY_VECTORS),
+    ScoreMetrics,
+)
 
 EVALUATE = Stage(
     "evaluate",

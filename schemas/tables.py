@@ -303,6 +303,23 @@ ITEM_EMBEDDINGS = Table(
     key=("item_id",),
 )
 
+QUERY_VECTORS = Table(
+    "query_vectors",
+    "one query of the tasks' kinds with the vector to compare item_embeddings with",
+    (
+        _QUERY_ID,
+        Column("query_kind", "string", "as in queries"),
+        Column(
+            "query_vector",
+            "vector",
+            "the frozen query embedding, adapted where the model has a query adapter; unit length",
+            shape=_EMBEDDING,
+        ),
+        Column("model_id", "string", "as in item_embeddings: vectors of two models are not to be compared"),
+    ),
+    key=("query_id",),
+)
+
 EVALUATED_SYSTEMS = (
     "itemsage", "untrained", "random", "popularity", "co_occurrence", "frozen_query", "sum", "oracle"
 )  # fmt: skip

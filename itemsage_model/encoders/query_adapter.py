@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from schemas.errors import InputError
+
 
 class QueryAdapter(nn.Module):
     """Query vector = unit(q + q W + b), with a W and a b, zero at first, of the query's kind.
@@ -29,6 +31,22 @@ class QueryAdapter(nn.Module):
         self.bias = nn.Parameter(torch.zeros(len(self.kinds), dim))
         of_task = torch.tensor([self.kinds.index(kind) for kind in task_kinds], dtype=torch.long)
         self.register_buffer("kind_of_task", of_task, persistent=False)
+
+    def number_of(self, kind: str) -> int:
+        """The place of a kind in `kinds`.
+
+        Raises:
+            InputError: no task that the model was trained on has queries of this kind.
+        """
+        if kind not in self.kinds:
+            raise InputError(
+                "model",
+                "query_adapter",
+                expected=f"one trained on {kind} queries",
+                found=f"one trained on {', '.join(self.kinds)}",
+                cure="Put the tasks back with which the model was trained, or run train again with these.",
+            )
+        return self.kinds.index(kind)
 
     def forward(self, queries: Float[Tensor, "query dim"], kind: Int[Tensor, "query"]) -> Float[Tensor, "query dim"]:
         """Adapt frozen query vectors, in float32; unit length.

@@ -33,6 +33,7 @@ class Queries:
     Attributes:
         ids: Sorted.
         embeddings: From query_embeddings.
+        adapted: The same through the model's query adapter, where it has one.
         texts: The frozen text encoder's vectors of their texts; None where there is no encoder or no text.
         has_text: Whether the query has a text.
         true_vectors: Engagement -> vectors of true_query_vectors; empty but on the demo world.
@@ -40,6 +41,7 @@ class Queries:
 
     ids: Names
     embeddings: Vectors
+    adapted: Vectors
     texts: Vectors | None
     has_text: npt.NDArray[np.bool_]
     true_vectors: dict[str, Vectors]
@@ -98,10 +100,10 @@ def systems_of(
 ) -> dict[str, ScoreQueries]:
     """Every system that applies to the task."""
     rows = np.searchsorted(queries.ids, pairs.query_ids)
-    vectors, of_items = queries.embeddings[rows], candidates.vectors
+    vectors, adapted, of_items = queries.embeddings[rows], queries.adapted[rows], candidates.vectors
     systems = {
-        "itemsage": baselines.dot_product(vectors, of_items["itemsage"]),
-        "untrained": baselines.dot_product(vectors, of_items["untrained"]),
+        "itemsage": baselines.dot_product(adapted, of_items["itemsage"]),
+        "untrained": baselines.dot_product(adapted, of_items["untrained"]),
         "random": baselines.random(len(candidates.item_key), seed=1),
         "popularity": baselines.popularity(candidates.engagement_count),
     }

@@ -35,7 +35,7 @@ class ModelSettings(Section):
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of heads {self.heads}: change one of them")
         if len(set(self.sequence)) != len(self.sequence):
-            raise ValueError("sequence must hold text, images, frozen_text and item_id at most once each")
+            raise ValueError("sequence may hold text, images, frozen_text and item_id, each once")
         if not self.sequence and not self.residual:
             raise ValueError("sequence is empty, which only residual = true allows: name text, images or another part")
         if self.item_map and not self.residual:
