@@ -101,6 +101,15 @@ class TrainingTableMetrics:
 
 
 @dataclass(frozen=True)
+class CandidateMetrics:
+    """What one candidate configuration reached on the validation window: its best step, recall@10 then."""
+
+    steps: int
+    recall: float
+    unseen_recall: float | None = None
+
+
+@dataclass(frozen=True)
 class TrainMetrics:
     """Of train.
 
@@ -115,6 +124,10 @@ class TrainMetrics:
         processes: Ranks.
         precision: What the tower was computed in.
         skipped_steps: Steps without an update, because the gradient was not finite.
+        preset: The configuration that was trained.
+        choice: What was chosen and why, in words.
+        candidates: Configuration -> what it reached on the validation window; empty where nothing was validated.
+        validated_model_uri: The chosen configuration trained on what came before that window; empty where it was not.
     """
 
     model_id: str
@@ -127,6 +140,10 @@ class TrainMetrics:
     processes: int = 1
     precision: str = "float32"
     skipped_steps: int = 0
+    preset: str = "paper"
+    choice: str = ""
+    candidates: dict[str, CandidateMetrics] = field(default_factory=dict)
+    validated_model_uri: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,47 @@
-"""Two named sets of sizes: the paper's, and one that trains in minutes on two cores."""
+"""Named sets of settings, and the choice among them by what a shop is like.
+
+A preset fills the keys of [model], [loss] and [train] that the settings file does not name; a key that it names wins.
+"""
 
 from __future__ import annotations
 
-from schemas.settings import FeatureSettings, ModelSettings
+from dataclasses import dataclass
+from typing import Any
+
+from schemas.settings import FeatureSettings, LossSettings, ModelSettings, Settings, TrainSettings
+
+MAX_FULL_SOFTMAX_ITEMS = 12_000
+"""Engaged items up to which the softmax runs over all of them; beyond, a step would take longer than a batch is worth."""
+_STEPS_PER_VALIDATION = 8
+_LEAST_STEPS = 40
+
+
+@dataclass(frozen=True)
+class Shop:
+    """What the choice goes by.
+
+    Attributes:
+        training_pairs: Rows of all training tables.
+        items: Items of the catalog.
+        engaged_items: Those with a training pair.
+        has_images: Whether items have image vectors.
+        is_one_space: Whether queries of all kinds and item texts are embedded by one encoder.
+    """
+
+    training_pairs: int
+    items: int
+    engaged_items: int
+    has_images: bool
+    is_one_space: bool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A preset with its settings for one shop, and the reason for it in words."""
+
+    name: str
+    settings: Settings
+    reason: str
 
 
 def paper() -> tuple[ModelSettings, FeatureSettings]:
@@ -17,3 +56,111 @@ def demo() -> tuple[ModelSettings, FeatureSettings]:
     """The demo's sizes: every part of the paper's model, narrower."""
     model = ModelSettings(width=256, heads=8, feed_forward_width=512, head_width=512, hash_rows=10_000)
     return model, FeatureSettings(char_trigrams=10_000, word_unigrams=10_000, word_bigrams=20_000)
+
+
+def candidates(settings: Settings, shop: Shop) -> list[Candidate]:
+    """The configurations to try: the one that is named, or for "auto" those that suit shops like this one."""
+    if settings.preset == "paper":
+        return [Candidate("paper", settings, "the settings file names it")]
+    if settings.preset != "auto":
+        return [_candidate(settings.preset, settings, shop, "the settings file names it")]
+    small = "linear maps on the frozen vectors cannot forget what the encoder knows of items that nobody bought yet"
+    large = "a tower with item identities learns what is engaged with together"
+    return [_candidate("small_log", settings, shop, small), _candidate("large_log", settings, shop, large)]
+
+
+def _candidate(name: str, settings: Settings, shop: Shop, reason: str) -> Candidate:
+    filled = {"small_log": _small_log, "large_log": _large_log}[name](shop)
+    return Candidate(name, with_defaults(settings, filled), reason)
+
+
+def with_defaults(settings: Settings, filled: dict[str, dict[str, Any]]) -> Settings:
+    """Settings with some keys of some sections changed, but for those that the settings file names."""
+    sections: dict[str, Any] = {}
+    for name, values in filled.items():
+        section = getattr(settings, name)
+        free = {key: value for key, value in values.items() if key not in section.model_fields_set}
+        sections[name] = type(section).model_validate(section.model_dump() | free)
+    return Settings.model_validate(settings.model_dump() | {name: part.model_dump() for name, part in sections.items()})
+
+
+def _small_log(shop: Shop) -> dict[str, dict[str, Any]]:
+    """Maps on the frozen vectors of both sides that start as no change, held near them; no tower.
+
+    Where queries and items are no neighbours in one space there is nothing to start from, and a narrow tower is left.
+    """
+    batch = _batch_size(shop, 4_096)
+    model: dict[str, Any] = {"query_adapter": True}
+    loss = _loss(shop)
+    if shop.is_one_space:
+        model |= {"sequence": (), "residual": True, "item_map": True}
+        loss |= {"distillation": 0.5}
+    else:
+        model |= _narrow(_parts(shop, ["text", "images", "frozen_text"]), 128)
+    return {
+        "model": model,
+        "loss": loss,
+        "train": _train(shop, batch, steps=400) | {"learning_rate": 1e-3, "weight_decay": 0.1},
+    }
+
+
+def _large_log(shop: Shop) -> dict[str, dict[str, Any]]:
+    """A tower of a quarter of the paper's width that also knows who an item is, beside the frozen vectors."""
+    batch = _batch_size(shop, 8_192)
+    model = _narrow(_parts(shop, ["text", "images", "frozen_text", "item_id"]), 256) | {
+        "query_adapter": True,
+        "residual": shop.is_one_space,
+        "item_map": shop.is_one_space,
+        "id_rows": max(1_000, 2 * shop.engaged_items),
+    }
+    return {
+        "model": model,
+        "loss": _loss(shop),
+        "train": _train(shop, batch, steps=1_200) | {"learning_rate": 3e-3, "table_learning_rate": 1e-2},
+    }
+
+
+def _parts(shop: Shop, sequence: list[str]) -> tuple[str, ...]:
+    return tuple(name for name in sequence if name != "images" or shop.has_images)
+
+
+def _narrow(sequence: tuple[str, ...], width: int) -> dict[str, Any]:
+    return {
+        "sequence": sequence, "width": width, "heads": 8, "feed_forward_width": 2 * width, "head_width": 2 * width,
+        "hash_rows": 20_000,
+    }  # fmt: skip
+
+
+def _batch_size(shop: Shop, most: int) -> int:
+    """A power of two of at most an eighth of the pairs."""
+    size = 256
+    while 2 * size <= min(most, shop.training_pairs // 8):
+        size *= 2
+    return size
+
+
+def _loss(shop: Shop) -> dict[str, Any]:
+    """The softmax over all engaged items where it is affordable, else over a sample."""
+    return {"form": "full" if shop.engaged_items <= MAX_FULL_SOFTMAX_ITEMS else "mixed", "frequency": "exact"}
+
+
+def _train(shop: Shop, batch: int, steps: int) -> dict[str, Any]:
+    """Up to so many steps, or thirty passes over a small log; negatives are items that somebody engaged with.
+
+    An item that is never a positive would be pushed away from every query each time it is drawn, and in a small
+    catalog it is drawn again and again.
+    """
+    steps = max(_LEAST_STEPS, min(steps, 30 * shop.training_pairs // batch))
+    every = max(5, steps // (3 * _STEPS_PER_VALIDATION))
+    return {
+        "batch_size": batch, "negative_count": batch, "negatives_from": "engaged", "steps": steps,
+        "warmup_steps": max(1, min(30, steps // 10)), "schedule": "constant",
+        "average_decay": 0.98 if steps >= 200 else 0.9, "validate_every": every, "log_every": every,
+        "checkpoint_every": 4 * every,
+    }  # fmt: skip
+
+
+__all__ = [
+    "MAX_FULL_SOFTMAX_ITEMS", "Candidate", "LossSettings", "ModelSettings", "Shop", "TrainSettings", "candidates",
+    "demo", "paper", "with_defaults",
+]  # fmt: skip

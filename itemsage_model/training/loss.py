@@ -119,6 +119,34 @@ def pair_losses(
         return margin.sigmoid().detach() * margin
 
 
+def distillation_losses(
+    queries: Float[Tensor, "row dim"],
+    items: Float[Tensor, "column dim"],
+    frozen_queries: Float[Tensor, "row dim"],
+    frozen_items: Float[Tensor, "column dim"],
+    scale: float,
+) -> Float[Tensor, "row"]:
+    """How far each query's ranking of some items is from that of the frozen vectors: the Kullback-Leibler divergence
+
+        sum over c of P_c (log P_c - log p_c),   P = softmax(scale <f_q, f_c>),   p = softmax(scale <q, v_c>)
+
+    The items need no label, so those that nobody engages with keep the neighbours that the frozen encoder gave them.
+
+    Differs from the paper: it has no such term (Hinton et al. 2015, arXiv 1503.02531). Assumed: one scale for both.
+
+    Args:
+        queries: Query vectors; gradient flows.
+        items: Item vectors, in practice a random sample of the catalog; gradient flows.
+        frozen_queries: The frozen encoder's vectors of the same queries.
+        frozen_items: The frozen encoder's vectors of the same items.
+        scale: What both cosines are multiplied by.
+    """
+    with torch.no_grad():
+        target = (scale * frozen_queries @ frozen_items.T).log_softmax(dim=1)
+    found = (scale * queries @ items.T).log_softmax(dim=1)
+    return F.kl_div(found, target, reduction="none", log_target=True).sum(dim=1)
+
+
 def weighted_mean(
     losses: Float[Tensor, "pair"],
     weights: Float[Tensor, "pair"],

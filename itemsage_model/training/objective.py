@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from itemsage_model.data.batch import PairBatch
 from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch, ExactFrequency, log_inclusion_probability
-from itemsage_model.training.loss import Columns, pair_losses, weighted_mean
+from itemsage_model.training.loss import Columns, distillation_losses, pair_losses, weighted_mean
 from itemsage_model.training.masks import first_rows, same_item_mask, same_query_mask
+from schemas.elements import FROZEN_TEXT
 from schemas.settings import LossSettings
+
+_DISTILLED_QUERIES, _DISTILLED_ITEMS = 2_048, 1_024
+"""Most of a batch that are compared with the frozen vectors: more say no more, and cost time."""
 
 
 class Objective(nn.Module):
@@ -67,7 +71,32 @@ class Objective(nn.Module):
             negatives = self._negatives(all_vectors, all_keys, batch)
             losses = pair_losses(queries, positive, in_batch, negatives, temperature, self.settings.form)
         weight_sum = distributed.sum_over_ranks(batch.pair_weight.sum())
-        return losses.detach(), weighted_mean(losses, batch.pair_weight, weight_sum, distributed.world_size())
+        mean = weighted_mean(losses, batch.pair_weight, weight_sum, distributed.world_size())
+        if self.settings.distillation:
+            mean = mean + self.settings.distillation * self._distillation(queries, items, batch)
+        return losses.detach(), mean
+
+    def _distillation(self, queries: Tensor, items: Tensor, batch: PairBatch) -> Tensor:
+        """Mean divergence of this rank's queries from the frozen ranking of some items, each query once.
+
+        The items are the random negatives, or as many evenly spaced ones of the catalog, from another start each time.
+        """
+        keys = torch.unique(batch.query_key)
+        rows = first_rows(batch.query_key, keys)[:_DISTILLED_QUERIES]
+        texts = batch.items[FROZEN_TEXT.values.name]
+        chosen = batch.negatives
+        if self.settings.form == "full":
+            spacing = max(1, len(items) // _DISTILLED_ITEMS)
+            start = int(batch.query_key[0]) % spacing
+            chosen = torch.arange(start, len(items), spacing, device=items.device)
+        has_text = texts.counts > 0
+        chosen = chosen[has_text[chosen]]
+        if not len(chosen):
+            return items.sum() * 0
+        frozen = texts.values[has_text.cumsum(0)[chosen] - 1].float()
+        frozen_queries = batch.query_embedding[rows].float()
+        scale = self.settings.distillation_scale
+        return distillation_losses(queries[rows], items[chosen], frozen_queries, frozen, scale).mean()
 
     def _in_batch(self, all_vectors: Tensor, all_keys: Tensor, batch: PairBatch) -> tuple[Tensor, Columns]:
         """Column of each pair's item, and the distinct items of all ranks' pairs."""

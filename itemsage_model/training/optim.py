@@ -1,4 +1,4 @@
-"""Optimiser and schedule: AdamW, warm-up and cosine."""
+"""Optimiser and schedule: AdamW, warm-up, then a cosine or the same rate on."""
 
 from __future__ import annotations
 
@@ -34,9 +34,15 @@ def make_optimizer(tower: Tower, settings: TrainSettings) -> torch.optim.Optimiz
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, settings: TrainSettings) -> None:
-    """Set the rates of a step, from 0: linear warm-up over `warmup_steps`, then a cosine to zero at `steps`."""
+    """Set the rates of a step, from 0: linear warm-up over `warmup_steps`, then a cosine to zero at `steps`.
+
+    With the "constant" schedule the rates stay, so that training may end at any step: averaged weights settle what a
+    falling rate would.
+    """
     if step < settings.warmup_steps:
         factor = (step + 1) / settings.warmup_steps
+    elif settings.schedule == "constant":
+        factor = 1.0
     else:
         progress = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
         factor = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

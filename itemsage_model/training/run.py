@@ -1,4 +1,4 @@
-"""One training run: pin the inputs, resume, fit, save the model, and the record that points to it."""
+"""One training run: choose what to train, fit it on all but the validation window, train it on all, save the model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -15,19 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from itemsage_model.data.batch import PairBatch
-from itemsage_model.data.parquet_files import reading_now
-from itemsage_model.data.prefetch import Prefetch
 from itemsage_model.encoders.item_tower import parameter_counts
-from itemsage_model.encoders.model_files import CheckpointError, save_model
+from itemsage_model.encoders.model_files import save_model
 from itemsage_model.training import distributed
-from itemsage_model.training.checkpoint import checkpoint_steps, load_checkpoint, remove_checkpoints, save_checkpoint
-from itemsage_model.training.inputs import Inputs, make_batches, make_objective, pin_inputs
-from itemsage_model.training.progress import Progress
-from itemsage_model.training.trainer import Trainer
+from itemsage_model.training.checkpoint import remove_checkpoints
+from itemsage_model.training.inputs import Inputs, pin_inputs, shop_of, validation_of
+from itemsage_model.training.passes import Outcome, Pass, run_pass
 from schemas.lease import hold, require_held
-from schemas.metrics import TrainMetrics
+from schemas.metrics import CandidateMetrics, TrainMetrics
 from schemas.orphans import end_with_parent
+from schemas.presets import Candidate, candidates
 from schemas.records import RunRecord, write_record
 from schemas.settings import Settings
 from schemas.stages import TRAIN as STAGE
@@ -52,93 +48,81 @@ def _train(settings: Settings, device: torch.device) -> None:
     inputs = pin_inputs(settings)
     run_id = _run_id(inputs, settings)
     distributed.same_on_all_ranks("inputs and settings", run_id)
-    tower = inputs.spec.build(seed=settings.train.seed).to(device)
-    tower.remember(torch.from_numpy(inputs.trained_keys))
-    trainer = Trainer(tower, make_objective(inputs, settings, device), settings.train, len(settings.tasks))
-    folder = settings.layout.checkpoints(run_id)
-    _resume(trainer, folder)
-    is_first = distributed.rank() == 0
-    names = [task.name for task in settings.task_list]
-    if is_first:
-        print(f"  parameters: {parameter_counts(tower)['total']:,}; run {run_id}", flush=True)
-    progress = (
-        Progress(settings.train.steps, names, settings.layout.tensorboard(run_id), trainer.step) if is_first else None
-    )
-    batches = _prefetched(inputs, settings, trainer.step, device)
-
-    def save() -> None:
-        if is_first:
-            save_checkpoint(folder, trainer.step, _state(trainer), trainer.optimizer, {"run_id": run_id})
-
-    try:
-        trainer.fit(batches, progress or (lambda _: None), save)
-    finally:
-        batches.close()
-        if progress:
-            progress.close()
-    if progress:
+    tried = candidates(settings, shop_of(inputs, settings))
+    fitted = _fit(tried, settings, run_id, device)
+    chosen = max(fitted, key=lambda name: fitted[name].best.of_all) if fitted else tried[0].name
+    candidate = next(one for one in tried if one.name == chosen)
+    outcome = _final(candidate, fitted.get(chosen), run_id, device)
+    if distributed.rank() == 0:
         require_held()
-        metrics = _save_trained(trainer, inputs, settings, progress)
+        metrics = _save_trained(inputs, candidate, outcome, fitted, tried)
+        print(f"  chosen: {metrics.choice}", flush=True)
         seconds = round(time.monotonic() - started, 2)
-        values = settings.model_dump(mode="json")
-        record = RunRecord(STAGE.name, metrics, run_id, seconds, inputs.versions, settings=values,
-                           made_with=inputs.made_with)  # fmt: skip
+        record = RunRecord(STAGE.name, metrics, run_id, seconds, inputs.versions,
+                           settings=settings.model_dump(mode="json"), made_with=inputs.made_with)  # fmt: skip
         write_record(settings.layout, record)
         print(f"  saved model {metrics.model_id}", flush=True)
-        remove_checkpoints(folder)
+        for one in tried:
+            remove_checkpoints(_folder(settings.layout, run_id, one.name))
+        remove_checkpoints(settings.layout.checkpoints(run_id))
     distributed.barrier()
 
 
-def _prefetched(inputs: Inputs, settings: Settings, start_step: int, device: torch.device) -> Prefetch[PairBatch]:
-    """Batches made ahead of use, in the memory that their device copies from."""
-    batches = make_batches(inputs, settings, start_step, device)
-    made: Iterable[PairBatch] = map(PairBatch.pin_memory, batches) if device.type == "cuda" else batches
-    return Prefetch(made, settings.train.prefetch_batches, settings.deadlines.read_seconds, reading_now)
+def _fit(tried: list[Candidate], settings: Settings, run_id: str, device: torch.device) -> dict[str, Outcome]:
+    """Each candidate trained on what came before the validation window; none where nothing is validated."""
+    validated = [one for one in tried if one.settings.train.validate_every]
+    if not validated or not (validation := validation_of(settings)).pair_count:
+        if validated and distributed.rank() == 0:
+            print("  warning: no validation pair, so training ends at its last step: raise dates.validation_days")
+        return {}
+    outcomes = {}
+    for one in validated:
+        _say(f"fitting {one.name}: {one.reason}")
+        outcomes[one.name] = run_pass(
+            Pass(
+                one.name,
+                one.settings,
+                pin_inputs(one.settings, "fit_weight"),
+                _folder(settings.layout, run_id, one.name),
+                settings.layout.tensorboard(f"{run_id}-{one.name}"),
+                run_id,
+                is_validated=True,
+                validation=validation if distributed.rank() == 0 else None,
+            ),
+            device,
+        )
+    return outcomes
 
 
-def _state(trainer: Trainer) -> dict[str, torch.Tensor]:
-    tower = {f"tower.{name}": tensor for name, tensor in trainer.tower.state_dict().items()}
-    objective = {f"objective.{name}": tensor for name, tensor in trainer.objective.state_dict().items()}
-    return tower | objective | {"skipped_steps": torch.tensor(trainer.skipped_steps)}
+def _final(candidate: Candidate, fitted: Outcome | None, run_id: str, device: torch.device) -> Outcome:
+    """The chosen candidate over the whole training period, for as many steps as were best; or as it was fitted."""
+    settings = candidate.settings
+    if fitted is not None and not settings.train.final_pass:
+        return fitted
+    if fitted is not None:
+        _say(f"training {candidate.name} on the whole period, {fitted.steps} steps")
+        train_settings = settings.train.model_copy(update={"steps": fitted.steps})
+        settings = settings.model_copy(update={"train": train_settings})
+    layout = settings.layout
+    inputs = pin_inputs(settings)
+    return run_pass(
+        Pass("", settings, inputs, layout.checkpoints(run_id), layout.tensorboard(run_id), run_id), device
+    )
 
 
-def _resume(trainer: Trainer, folder: str) -> None:
-    """Continue from the newest intact checkpoint of the same run, the same on all ranks; start anew where none is.
-
-    A damaged one is passed over, loudly: the run comes to the same weights from an older one, or from the start.
-    """
-    steps, is_first = checkpoint_steps(folder), distributed.rank() == 0
-    found = bool(steps)
-    while (step := distributed.min_over_ranks(torch.tensor(steps[-1] if steps else -1, device=trainer.device))) >= 0:
-        steps = [older for older in steps if older < step]
-        try:
-            tensors, damage = load_checkpoint(folder, int(step), trainer.optimizer, {}), ""
-        except (CheckpointError, LookupError, TypeError, ValueError) as error:
-            tensors, damage = {}, str(error)
-        if distributed.min_over_ranks(torch.tensor(int(not damage), device=trainer.device)):
-            _take(trainer, tensors, int(step))
-            if is_first:
-                print(f"  resuming after step {trainer.step}", flush=True)
-            return
-        if is_first:
-            said = damage or "another process cannot read it"
-            print(f"  warning: passing over the checkpoint after step {int(step)}: {said}", flush=True)
-    if found and is_first:
-        print(f"  warning: no checkpoint in {folder} is intact: training starts anew, from step 0", flush=True)
+def _folder(layout: Warehouse, run_id: str, candidate: str) -> str:
+    """Where the checkpoints of a candidate's pass lie, beside those of the last pass."""
+    return layout.checkpoints(f"{run_id}-{candidate}")
 
 
-def _take(trainer: Trainer, tensors: dict[str, torch.Tensor], step: int) -> None:
-    """Go on from the tensors of a checkpoint; its optimiser's state is loaded."""
-    for prefix, module in (("tower.", trainer.tower), ("objective.", trainer.objective)):
-        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        module.load_state_dict(own)
-    trainer.step = step
-    trainer.skipped_steps = int(tensors.get("skipped_steps", 0))
+def _say(line: str) -> None:
+    if distributed.rank() == 0:
+        print(f"  {line}", flush=True)
 
 
 def _run_id(inputs: Inputs, settings: Settings) -> str:
     """Hash of everything that determines the result: inputs, sizes, tasks and number of ranks."""
-    sections = settings.model_dump(mode="json", include={"tasks", "features", "model", "loss", "train"})
+    sections = settings.model_dump(mode="json", include={"preset", "tasks", "features", "model", "loss", "train"})
     for name in ("log_every", "checkpoint_every", "threads", "prefetch_batches"):
         del sections["train"][name]
     versions = _versions(inputs, settings.layout)
@@ -151,21 +135,52 @@ def _versions(inputs: Inputs, layout: Warehouse) -> list[dict[str, Any]]:
     return [asdict(version) | {"uri": layout.relative(version.uri)} for version in inputs.versions]
 
 
-def _save_trained(trainer: Trainer, inputs: Inputs, settings: Settings, progress: Progress) -> TrainMetrics:
-    """Save the model under its own id; returns what the run record says of it."""
+def _save_trained(
+    inputs: Inputs, candidate: Candidate, outcome: Outcome, fitted: dict[str, Outcome], tried: list[Candidate]
+) -> TrainMetrics:
+    """Save the model under its own id, and the one that was validated; returns what the run record says of them."""
+    settings = candidate.settings
     facts = {"trained_on": _versions(inputs, settings.layout), "made_with": inputs.made_with}
-    model_uri, identity = save_model(settings.layout.models, trainer.tower, inputs.spec, facts)
-    rates = [report.pairs_per_second for report in progress.history]
-    waits = [report.waiting for report in progress.history]
+    model_uri, identity = save_model(settings.layout.models, outcome.tower, outcome.spec, facts)
+    validated = fitted.get(candidate.name)
+    validated_uri = save_model(settings.layout.models, validated.tower, validated.spec, facts)[0] if validated else ""
+    rates = [report.pairs_per_second for report in outcome.reports]
+    waits = [report.waiting for report in outcome.reports]
     return TrainMetrics(
         identity,
         model_uri,
         inputs.vocabulary_hash,
-        parameter_counts(trainer.tower),
-        trainer.step,
+        parameter_counts(outcome.tower),
+        outcome.steps,
         round(float(np.median(rates))) if rates else 0,
         round(float(np.mean(waits)), 3) if waits else 0,
         distributed.world_size(),
-        trainer.precision,
-        trainer.skipped_steps,
+        outcome.precision,
+        outcome.skipped_steps,
+        preset=candidate.name,
+        choice=_choice(candidate, fitted, tried),
+        candidates={name: _figures(one) for name, one in fitted.items()},
+        validated_model_uri=validated_uri,
+    )
+
+
+def _figures(one: Outcome) -> CandidateMetrics:
+    assert one.best is not None
+    unseen = None if one.best.of_unseen != one.best.of_unseen else round(one.best.of_unseen, 5)
+    return CandidateMetrics(one.steps, round(one.best.of_all, 5), unseen)
+
+
+def _choice(candidate: Candidate, fitted: dict[str, Outcome], tried: list[Candidate]) -> str:
+    """What was chosen and why, in one paragraph."""
+    if not fitted:
+        return f"{candidate.name}: {candidate.reason}; nothing was validated."
+    best = fitted[candidate.name].best
+    assert best is not None
+    others = [
+        f"{name} {one.best.of_all:.4f}" for name, one in fitted.items() if name != candidate.name and one.best
+    ]  # fmt: skip
+    against = f", against {' and '.join(others)}" if others else ""
+    return (
+        f"{candidate.name}: recall@10 of {best.of_all:.4f} on the validation window after {best.step} steps{against}. "
+        f"Chosen because {candidate.reason}."
     )

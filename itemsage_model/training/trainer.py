@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from itemsage_model.data.batch import PairBatch
 from itemsage_model.encoders.precision import Precision, choose_precision, tensor_float32
@@ -91,21 +92,29 @@ class Trainer:
         self.optimizer = make_optimizer(tower, settings)
         self.step = self.skipped_steps = 0
         self.precision = self._same_precision()
+        self.average = _average(tower, settings.average_decay)
         self._bad_steps = 0
         self._model: nn.Module = _over_ranks(tower)
+
+    @property
+    def trained(self) -> Tower:
+        """What is validated and saved: the tower with its weights averaged over the steps, where they are."""
+        return cast(Tower, self.average.module) if self.average else self.tower
 
     def fit(
         self,
         batches: Iterable[PairBatch],
         report: Callable[[StepReport], None],
         save: Callable[[], None],
+        is_enough: Callable[[], bool] | None = None,
     ) -> None:
-        """Train until `settings.steps` steps are taken.
+        """Train until `settings.steps` steps are taken, or it is enough.
 
         Args:
             batches: This rank's batches, endless.
             report: Called every `log_every` steps.
             save: Called every `checkpoint_every` steps, except after the last.
+            is_enough: Called every `validate_every` steps and after the last; whether to stop, equal on all ranks.
 
         Raises:
             TrainingError: the gradient is not finite in too many steps in a row.
@@ -121,8 +130,13 @@ class Trainer:
             if self.step % self.settings.log_every == 0 or self.step == self.settings.steps:
                 report(window.report(self.step, float(self.tower.temperature().detach()), norm))
                 window = _Window(self.tasks)
+            if is_enough and self._is_due(self.settings.validate_every) and is_enough():
+                return
             if self.step % self.settings.checkpoint_every == 0 and self.step < self.settings.steps:
                 save()
+
+    def _is_due(self, every: int) -> bool:
+        return bool(every) and (self.step % every == 0 or self.step == self.settings.steps)
 
     def train_step(self, batch: PairBatch) -> tuple[Tensor, float]:
         """One step on one batch; returns the loss of each pair and the norm of the gradient."""
@@ -154,6 +168,8 @@ class Trainer:
                 scale_gradients(self.tower, self.settings.clip_norm / norm)
             set_learning_rates(self.optimizer, self.step, self.settings)
             self.optimizer.step()
+            if self.average:
+                self.average.update_parameters(cast(nn.Module, self.tower))
         self.optimizer.zero_grad(set_to_none=True)
 
     def _same_precision(self) -> Precision:
@@ -161,6 +177,14 @@ class Trainer:
         is_half = choose_precision(self.settings.precision, self.device) == "bfloat16"
         is_half_everywhere = distributed.min_over_ranks(torch.tensor(int(is_half), device=self.device))
         return "bfloat16" if is_half_everywhere else "float32"
+
+
+def _average(tower: Tower, decay: float) -> AveragedModel | None:
+    """The tower with an exponential moving average of its weights (Polyak and Juditsky 1992); None where decay is 0."""
+    if not decay:
+        return None
+    average = AveragedModel(cast(nn.Module, tower), multi_avg_fn=get_ema_multi_avg_fn(decay))
+    return average.requires_grad_(False)
 
 
 def _over_ranks(tower: Tower) -> nn.Module:

@@ -54,6 +54,8 @@ class LossSettings(Section):
     mask_query_item: bool = True
     temperature: float = Field(default=1 / 0.07, gt=0)
     max_temperature: float = Field(default=100.0, gt=0)
+    distillation: float = Field(default=0.0, ge=0)
+    distillation_scale: float = Field(default=20.0, gt=0)
 
     @model_validator(mode="after")
     def _cap_above_start(self) -> LossSettings:
@@ -74,6 +76,11 @@ class TrainSettings(Section):
     table_learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     clip_norm: float = Field(default=0.0, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    average_decay: float = Field(default=0.0, ge=0, lt=1)
+    validate_every: int = Field(default=0, ge=0)
+    patience: int = Field(default=4, ge=1)
+    final_pass: bool = True
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     shuffle_rows: int = Field(default=32_768, ge=1)
     prefetch_batches: int = Field(default=4, ge=1)

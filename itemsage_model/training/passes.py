@@ -1,0 +1,195 @@
+"""One pass of training: from fresh weights over one window of the training tables, with its checkpoints.
+
+A run of training is one pass over the whole training period, or first a pass a candidate over what came before the
+validation window, measured on that window, and then one over the whole period with the number of steps that was best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from itemsage_model.data.batch import PairBatch
+from itemsage_model.data.parquet_files import reading_now
+from itemsage_model.data.prefetch import Prefetch
+from itemsage_model.encoders.item_tower import ItemTowerSpec, parameter_counts
+from itemsage_model.encoders.model_files import CheckpointError
+from itemsage_model.encoders.tower import Tower
+from itemsage_model.training import distributed
+from itemsage_model.training.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
+from itemsage_model.training.inputs import Inputs, make_batches, make_objective
+from itemsage_model.training.progress import Progress
+from itemsage_model.training.trainer import StepReport, Trainer
+from itemsage_model.training.validation import EarlyStopping, Recall, Validation
+from schemas.settings import Settings
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass trains, and on what.
+
+    Attributes:
+        name: Its name in what is printed; empty for the only one.
+        settings: Model, loss and training.
+        inputs: The pinned tables, with the weights of the pass's window.
+        checkpoints: Folder of its checkpoints.
+        tensorboard: Local folder of its curves; empty = none.
+        run_id: Identity of the run; a checkpoint of another run is not resumed.
+        is_validated: Whether it is measured as it goes on, and ends when that is enough.
+        validation: Measures it; rank 0 has it.
+    """
+
+    name: str
+    settings: Settings
+    inputs: Inputs
+    checkpoints: str
+    tensorboard: str
+    run_id: str
+    is_validated: bool = False
+    validation: Validation | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A pass that has ended.
+
+    Attributes:
+        tower: With the weights that count: the best on the validation window, or the last.
+        spec: What it is.
+        steps: Steps after which it had them.
+        best: What was measured then; None without validation.
+        history: All that was measured.
+        reports: What was reported on the way.
+        skipped_steps: Steps without an update.
+        precision: What the tower was computed in.
+    """
+
+    tower: Tower
+    spec: ItemTowerSpec
+    steps: int
+    best: Recall | None
+    history: list[Recall]
+    reports: list[StepReport] = field(default_factory=list)
+    skipped_steps: int = 0
+    precision: str = "float32"
+
+
+def run_pass(one: Pass, device: torch.device) -> Outcome:
+    """Train from fresh weights, or from the newest intact checkpoint of the same pass, to the end of the pass."""
+    settings, inputs, is_first = one.settings, one.inputs, distributed.rank() == 0
+    tower = inputs.spec.build(seed=settings.train.seed).to(device)
+    tower.remember(torch.from_numpy(inputs.trained_keys))
+    trainer = Trainer(tower, make_objective(inputs, settings, device), settings.train, len(settings.tasks))
+    stopping = EarlyStopping(settings.train.patience)
+    _resume(trainer, stopping, one.checkpoints)
+    names = [task.name for task in settings.task_list]
+    if is_first:
+        print(f"  parameters: {parameter_counts(tower)['total']:,}; run {one.run_id}", flush=True)
+    progress = Progress(settings.train.steps, names, one.tensorboard, trainer.step) if is_first else None
+    batches = _prefetched(inputs, settings, trainer.step, device)
+
+    def save() -> None:
+        if is_first:
+            tensors = _state(trainer, stopping)
+            save_checkpoint(one.checkpoints, trainer.step, tensors, trainer.optimizer, {"run_id": one.run_id})
+
+    try:
+        trainer.fit(batches, progress or (lambda _: None), save, _is_enough(one, trainer, stopping, device))
+    finally:
+        batches.close()
+        if progress:
+            progress.close()
+    trained, steps = trainer.trained, trainer.step
+    if stopping.best is not None:
+        trained.load_state_dict(stopping.weights)
+        steps = stopping.best.step
+    reports = progress.history if progress else []
+    return Outcome(
+        trained, inputs.spec, steps, stopping.best, stopping.history, reports, trainer.skipped_steps, trainer.precision
+    )
+
+
+def _is_enough(
+    one: Pass, trainer: Trainer, stopping: EarlyStopping, device: torch.device
+) -> Callable[[], bool] | None:
+    """Measures on rank 0 and tells the others; all keep the best weights, as all have them."""
+    if not one.is_validated:
+        return None
+
+    def measure() -> bool:
+        figures = torch.zeros(2, dtype=torch.float64, device=device)
+        if one.validation is not None:
+            found = one.validation.recall(trainer.trained, trainer.step, device)
+            figures += torch.tensor([found.of_all, found.of_unseen], dtype=torch.float64, device=device)
+            unseen = "" if found.of_unseen != found.of_unseen else f", of unseen items {found.of_unseen:.4f}"
+            line = f"  validation of {one.name or 'the model'}, step {trainer.step}: recall@10 {found.of_all:.4f}{unseen}"
+            print(line, flush=True)
+        of_all, of_unseen = distributed.sum_over_ranks(figures).tolist()
+        return stopping.add(Recall(trainer.step, of_all, of_unseen), trainer.trained)
+
+    return measure
+
+
+def _prefetched(inputs: Inputs, settings: Settings, start_step: int, device: torch.device) -> Prefetch[PairBatch]:
+    """Batches made ahead of use, in the memory that their device copies from."""
+    batches = make_batches(inputs, settings, start_step, device)
+    made: Iterable[PairBatch] = map(PairBatch.pin_memory, batches) if device.type == "cuda" else batches
+    return Prefetch(made, settings.train.prefetch_batches, settings.deadlines.read_seconds, reading_now)
+
+
+def _modules(trainer: Trainer) -> dict[str, Any]:
+    """What a checkpoint holds the weights and buffers of, by the prefix of their names there."""
+    modules = {"tower.": trainer.tower, "objective.": trainer.objective}
+    return modules | ({"average.": trainer.average} if trainer.average else {})
+
+
+def _state(trainer: Trainer, stopping: EarlyStopping) -> dict[str, Tensor]:
+    state = {
+        prefix + name: tensor
+        for prefix, module in _modules(trainer).items()
+        for name, tensor in module.state_dict().items()
+    }
+    stopped = {f"stopping.{name}": tensor for name, tensor in stopping.to_tensors().items()} if stopping.history else {}
+    return state | stopped | {"skipped_steps": torch.tensor(trainer.skipped_steps)}
+
+
+def _resume(trainer: Trainer, stopping: EarlyStopping, folder: str) -> None:
+    """Continue from the newest intact checkpoint of the same pass, the same on all ranks; start anew where none is.
+
+    A damaged one is passed over, loudly: the run comes to the same weights from an older one, or from the start.
+    """
+    steps, is_first = checkpoint_steps(folder), distributed.rank() == 0
+    found = bool(steps)
+    while (step := distributed.min_over_ranks(torch.tensor(steps[-1] if steps else -1, device=trainer.device))) >= 0:
+        steps = [older for older in steps if older < step]
+        try:
+            tensors, damage = load_checkpoint(folder, int(step), trainer.optimizer, {}), ""
+        except (CheckpointError, LookupError, TypeError, ValueError) as error:
+            tensors, damage = {}, str(error)
+        if distributed.min_over_ranks(torch.tensor(int(not damage), device=trainer.device)):
+            _take(trainer, stopping, tensors, int(step))
+            if is_first:
+                print(f"  resuming after step {trainer.step}", flush=True)
+            return
+        if is_first:
+            said = damage or "another process cannot read it"
+            print(f"  warning: passing over the checkpoint after step {int(step)}: {said}", flush=True)
+    if found and is_first:
+        print(f"  warning: no checkpoint in {folder} is intact: training starts anew, from step 0", flush=True)
+
+
+def _take(trainer: Trainer, stopping: EarlyStopping, tensors: dict[str, Tensor], step: int) -> None:
+    """Go on from the tensors of a checkpoint; its optimiser's state is loaded."""
+    for prefix, module in _modules(trainer).items():
+        module.load_state_dict(_without(prefix, tensors))
+    stopping.take(_without("stopping.", tensors))
+    trainer.step = step
+    trainer.skipped_steps = int(tensors.get("skipped_steps", 0))
+
+
+def _without(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
