@@ -116,21 +116,15 @@ def _require_one_space(spaces: dict[str, str], kinds: set[str], features: RunRec
     """
     found = features.made_with.get(ITEM_TEXT_SPACE, "")
     for kind in sorted(kinds):
-        if not found:
-            problem, cure = "no frozen item texts", "Run embed_items, and all stages after it, or set"
-        elif spaces.get(kind, "") != found:
-            problem, cure = (
-                found,
-                "Take one encoder for queries and item texts ([query_encoder], [item_encoder]), or set",
-            )
-        else:
+        if found and spaces.get(kind) == found:
             continue
+        cure = "Encode queries and item texts with one encoder" if found else "Run embed_items, and all stages after it"
         raise InputError(
             TRAIN.name,
             "model.residual",
             expected=f"item texts in the space of the {kind} queries, {spaces.get(kind, 'which no record names')}",
-            found=problem,
-            cure=f"{cure} model.residual = false.",
+            found=found or "no frozen item texts",
+            cure=f"{cure}, or set model.residual = false.",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,15 @@ SPEC = ItemTowerSpec(
     {},
 )
 """A small model that reads the items made here."""
+BEYOND_THE_PAPER = {
+    "sequence": ("text", "images", "frozen_text", "item_id"), "residual": True, "item_map": True, "query_adapter": True,
+    "id_rows": 64,
+}  # fmt: skip
+"""Settings of a model that has all that the paper's has not."""
+FULL_SPEC = replace(
+    SPEC, model=SPEC.model.model_copy(update=BEYOND_THE_PAPER), task_kinds=("search", "closeup", "search"),
+    trained_items=6,
+)  # fmt: skip
 ELEMENTS = SPEC.elements
 CHECKSUMS = (FEATURES_HASH, ROW_CHECKSUM)
 
@@ -42,7 +52,7 @@ def item_cells(
         "text_token_ids": [random.integers(0, VOCABULARY, row.sum()).astype("<i4").tobytes() for row in counts],
         "text_token_counts": [row.tobytes() for row in counts],
         "image_embeddings": [random.normal(size=(n, image_length)).astype("<f2").tobytes() for n in images],
-        "text_embedding": [_unit(random).tobytes() if row.sum() else b"" for row in counts],
+        "text_embedding": [_unit(random).tobytes() if row[0] else b"" for row in counts],
     }
 
 

@@ -61,7 +61,12 @@ def make_warehouse(folder: Path, file_rows: dict[str, list[int]], **sections: An
             outputs=tuple(outputs),
             made_with={"vocabulary": "abc", "space of closeup queries": "pinsage-1"},
         ),
-        RunRecord("build_item_features", ItemMetrics(VOCABULARY, "abc", length), outputs=features),
+        RunRecord(
+            "build_item_features",
+            ItemMetrics(VOCABULARY, "abc", length),
+            outputs=features,
+            made_with={"space of item text": "pinsage-1"},
+        ),
         RunRecord("embed_queries", QueryMetrics(None, 0, {"closeup": "pinsage-1"})),
     ):
         write_record(settings.layout, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,10 @@ from deltalake import DeltaTable
 from itemsage_model.data.mixing import pairs_per_task
 from itemsage_model.training import inputs as training_inputs
 from itemsage_model.training.inputs import pin_inputs
+from schemas.errors import InputError
+from schemas.records import read_record, write_record
+from schemas.settings import Settings
+from schemas.stages import BUILD_ITEM_FEATURES
 from tests.itemsage_model.warehouses import make_warehouse
 
 
@@ -28,6 +33,29 @@ def test_shares_are_those_of_a_slow_sum(tmp_path: Path, sections: dict) -> None:
     assert inputs.item_keys.tolist() == sorted(expected)
     np.testing.assert_allclose(inputs.item_shares, [expected[key] for key in sorted(expected)], rtol=1e-12)
     assert inputs.item_shares.sum() == pytest.approx(1)
+
+
+def with_item_text_space(settings: Settings, made_with: dict[str, str]) -> Settings:
+    """The same warehouse, whose item texts were embedded in another space."""
+    record = read_record(settings.layout, BUILD_ITEM_FEATURES)
+    write_record(settings.layout, replace(record, made_with=made_with))
+    return settings
+
+
+def test_a_residual_path_between_two_spaces_is_refused_by_name(tmp_path: Path) -> None:
+    settings = make_warehouse(tmp_path, {"click": [30]}, model={"residual": True})
+    assert pin_inputs(settings).spec.model.residual
+    other = with_item_text_space(settings, {"space of item text": "lsa-7"})
+    said = r"train, model\.residual: expected item texts in the space of the closeup queries, pinsage-1; found lsa-7\. "
+    with pytest.raises(InputError, match=said + "Encode queries and item texts with one encoder, or set"):
+        pin_inputs(other)
+    with pytest.raises(InputError, match=r"found no frozen item texts\. Run embed_items, .* model\.residual = false"):
+        pin_inputs(with_item_text_space(settings, {}))
+
+
+def test_the_spaces_do_not_matter_without_a_residual_path(tmp_path: Path) -> None:
+    settings = make_warehouse(tmp_path, {"click": [30]}, model={"sequence": ("text", "frozen_text")})
+    pin_inputs(with_item_text_space(settings, {"space of item text": "lsa-7"}))
 
 
 def test_item_counts_are_not_read_where_nothing_asks_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

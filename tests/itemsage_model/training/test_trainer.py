@@ -17,6 +17,8 @@ import torch
 from deltalake import DeltaTable, write_deltalake
 
 from itemsage_model.data.mixing import MixedBatches
+from itemsage_model.encoders.item_tower import ItemTowerSpec
+from itemsage_model.encoders.model_files import load_model
 from itemsage_model.training import run as training
 from itemsage_model.training.checkpoint import checkpoint_steps
 from itemsage_model.training.inputs import make_batches, pin_inputs
@@ -24,7 +26,7 @@ from itemsage_model.training.trainer import Trainer, TrainingError
 from schemas.records import read_record
 from schemas.settings import Settings
 from schemas.stages import TRAIN
-from tests.itemsage_model.factories import write_catalog
+from tests.itemsage_model.factories import BEYOND_THE_PAPER, write_catalog
 from tests.itemsage_model.warehouses import losses_of, make_warehouse, trained_weights
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -65,6 +67,29 @@ def test_negatives_of_a_batch_come_from_all_over_a_file_that_is_sorted_by_item(t
         assert len(row_groups.unique()) >= 8
 
 
+@pytest.mark.parametrize("form", ["sum", "full"])
+def test_a_model_with_all_parts_lowers_the_loss_and_knows_whom_it_was_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+):
+    settings = make_warehouse(
+        tmp_path, {"click": [9, 4], "save": [3]}, model=BEYOND_THE_PAPER, loss={"form": form},
+        train={"steps": 60, "learning_rate": 5e-3, "table_learning_rate": 5e-3},
+    )  # fmt: skip
+    curve = losses_of(settings, monkeypatch)
+    assert sum(sum(row) for row in curve[-10:]) < 0.9 * sum(sum(row) for row in curve[:10])
+    saved = load_model(read_record(settings.layout, TRAIN).metrics.model_uri, ItemTowerSpec)
+    counts = DeltaTable(tmp_path / "item_counts").to_pyarrow_table()
+    trained = set(counts["item_key"].to_pylist())
+    assert (saved.spec.trained_items, saved.spec.task_kinds) == (len(trained), ("closeup", "closeup"))
+    catalog = torch.arange(20) + 1000
+    known = saved.build().item_identity.is_present(catalog)
+    assert len(trained) < 20
+    assert set(catalog[known].tolist()) == trained
+    start = saved.spec.build(seed=settings.train.seed)
+    for name, tensor in saved.build().state_dict().items():
+        assert not torch.equal(tensor, start.state_dict()[name]), name
+
+
 def test_training_lowers_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = make_warehouse(
         tmp_path,
@@ -76,10 +101,18 @@ def test_training_lowers_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert sum(row[0] for row in curve[-10:]) < 0.7 * sum(row[0] for row in curve[:10])
 
 
-def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    whole = make_warehouse(tmp_path / "whole", {"click": [30, 20], "save": [9]}, train={"checkpoint_every": 4})
+MODELS = [{}, BEYOND_THE_PAPER, BEYOND_THE_PAPER | {"sequence": ()}]
+"""The paper's, that with all parts, and that of maps alone."""
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]
+):
+    rows, sections = {"click": [30, 20], "save": [9]}, {"model": model, "train": {"checkpoint_every": 4}}
+    whole = make_warehouse(tmp_path / "whole", rows, **sections)
     training.train(whole, torch.device("cpu"))
-    broken = make_warehouse(tmp_path / "broken", {"click": [30, 20], "save": [9]}, train={"checkpoint_every": 4})
+    broken = make_warehouse(tmp_path / "broken", rows, **sections)
     step = Trainer.train_step
 
     def fail_at_11(self: Trainer, batch: Any) -> Any:
@@ -167,9 +200,11 @@ def run_two_ranks(settings: Settings) -> str:
     return done.stdout
 
 
-def test_two_ranks_finish_on_tables_of_very_unequal_sizes(tmp_path: Path):
+@pytest.mark.parametrize("model", MODELS)
+def test_two_ranks_finish_on_tables_of_very_unequal_sizes(tmp_path: Path, model: dict[str, Any]):
     rows = {"click": [40, 40, 40, 13], "checkout": [3]}
-    settings = make_warehouse(tmp_path / "w", rows, train={"processes": 2, "steps": 12, "checkpoint_every": 5})
+    train = {"processes": 2, "steps": 12, "checkpoint_every": 5}
+    settings = make_warehouse(tmp_path / "w", rows, train=train, model=model)
     output = run_two_ranks(settings)
     assert "step 12/12" in output
     record = read_record(settings.layout, TRAIN)
