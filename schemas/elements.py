@@ -84,7 +84,18 @@ IMAGES = Element(
     "<f2",
 )
 
-ELEMENTS = (TEXT, IMAGES)
+FROZEN_TEXT = Element(
+    "frozen_text",
+    Column(
+        "text_embedding",
+        "binary",
+        "little-endian float16 frozen embedding of the item's text, of 256 numbers, unit length; empty = no text",
+        shape=(-1, 256),
+    ),
+    "<f2",
+)
+
+ELEMENTS = (TEXT, IMAGES, FROZEN_TEXT)
 """All elements, in the order of their columns."""
 
 ELEMENT_COLUMNS = tuple(column for element in ELEMENTS for column in element.columns)

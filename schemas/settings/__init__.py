@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
-from schemas.elements import IMAGES, TEXT, SizedElement
+from schemas.elements import FROZEN_TEXT, IMAGES, TEXT, SizedElement
 from schemas.errors import SettingsError
 from schemas.settings.data import (
     DateSettings,
@@ -45,6 +45,7 @@ def item_elements(model: ModelSettings, features: FeatureSettings, vocabulary_si
     return (
         TEXT.sized(slots=len(features.text_features), length=EMBEDDING_DIM, id_count=vocabulary_size),
         IMAGES.sized(slots=model.max_images, length=model.image_length),
+        FROZEN_TEXT.sized(slots=1, length=EMBEDDING_DIM),
     )
 
 

@@ -42,6 +42,8 @@ def item_cells(
         "text_token_ids": [random.integers(0, VOCABULARY, row.sum()).astype("<i4").tobytes() for row in counts],
         "text_token_counts": [row.tobytes() for row in counts],
         "image_embeddings": [random.normal(size=(n, image_length)).astype("<f2").tobytes() for n in images],
+        # Of a generator of its own; every fifth item has no text.
+        "text_embedding": [_unit(np.random.default_rng(n)).tobytes() if n % 5 else b"" for n in range(items)],
     }
 
 
