@@ -98,7 +98,7 @@ def _rows(
     is_blank = np.array([not text.strip() for text in texts.dictionary.to_pylist()], bool)[row]
     halves = np.array(vectors, "<f2").reshape(-1, EMBEDDING_DIM)[row[is_known]]
     encoded = np.zeros(len(batch), np.int64)
-    encoded[:1] = sum(bool(text.strip()) for text in new)
+    encoded[:1] = sum(bool(text.strip()) for text in new) if space else 0
     columns = {
         "item_id": batch.column("item_id"),
         FROZEN_TEXT.values.name: pack_cells(halves, is_known * np.int64(EMBEDDING_DIM)),

@@ -268,7 +268,8 @@ def test_a_run_writes_tables_figures_and_rejects(spark: SparkSession, make_setti
     }  # fmt: skip
     assert asdict(record.metrics) == {
         "tokens": 2, "out_of_vocabulary_tokens": 2, "truncated_tokens": 0, "images": 1, "images_beyond_limit": 0,
-        "items_without_text": 0, "items_without_images": 0, "items_without_text_embedding": 0, "vocabulary_size": 2, "image_length": 256,
+        "items_without_text": 0, "items_without_images": 0, "items_without_text_embedding": 0,
+        "vocabulary_size": 2, "image_length": 256,
         "vocabulary_hash": "a303fe13e7922036eecbece43c08de18",
     }  # fmt: skip
     kept = [rdd.name() for rdd in spark.sparkContext._jsc.getPersistentRDDs().values()]  # type: ignore[union-attr]

@@ -18,7 +18,8 @@ from schemas.errors import InputError
 from schemas.metrics import ItemTextMetrics, QueryMetrics
 from schemas.records import RunRecord, read_record, write_record
 from schemas.settings import Settings
-from schemas.tables import ITEM_TEXT_EMBEDDINGS
+from schemas.spark import conform
+from schemas.tables import ITEM_TEXT_EMBEDDINGS, ITEMS
 
 MakeSettings = Callable[..., Settings]
 ITEM = "item_id string, title string, brand string, colors array<string>"
@@ -60,7 +61,7 @@ def test_an_items_text_gets_the_encoders_vector_and_other_items_an_empty_cell(
     for name, vector in zip(("mug", "same", "long"), expected, strict=True):
         np.testing.assert_array_equal(np.frombuffer(rows[name]["text_embedding"], "<f2"), vector)
         assert np.linalg.norm(vector.astype(np.float32)) == pytest.approx(1, abs=1e-3)
-    assert {rows[name]["text_embedding"] for name in ("null", "blank", "unknown")} == {b""}
+    assert [rows[name]["text_embedding"] for name in ("null", "blank", "unknown")] == [b""] * 3
     assert {row["embedding_space"] for row in rows.values()} == {encoder.name}
     record = read_record(settings.layout, embed_items.STAGE)
     assert record.metrics == ItemTextMetrics(encoder.name, 3, 2, 1, 1)
@@ -99,7 +100,7 @@ def test_each_distinct_text_is_encoded_once_whatever_the_partitions_and_batches(
 
 def test_texts_are_encoded_in_parts(spark: SparkSession, encoder: LsaEncoder) -> None:
     items = spark.createDataFrame([(f"i{n}", TITLES[n % 3], None, None) for n in range(60)], ITEM)
-    rows = embed_items.build(items, ["title"], encoder, 4)
+    rows = embed_items.build(conform(items, ITEMS), ["title"], encoder, 4)
     assert rows.source.rdd.getNumPartitions() == 4
     per_part = rows.source.rdd.glom().map(lambda part: {row["text"] for row in part}).collect()
     assert sum(map(len, per_part)) == 3
@@ -109,9 +110,8 @@ def test_without_an_encoder_every_cell_is_empty(spark: SparkSession, make_settin
     settings = make_settings()
     write_inputs(spark, settings, [("a", "!!", None, None), ("b", None, None, None)], None)
     embed_items.run(spark, settings)
-    assert {(row["text_embedding"], row["embedding_space"]) for row in embedded(spark, settings).values()} == {
-        (b"", "")
-    }
+    rows = embedded(spark, settings).values()
+    assert [(row["text_embedding"], row["embedding_space"]) for row in rows] == [(b"", "")] * 2
     record = read_record(settings.layout, embed_items.STAGE)
     assert record.metrics == ItemTextMetrics(None, 0, 1, 1, 0)
     assert identities(record) == {ITEM_TEXT: "none"}
