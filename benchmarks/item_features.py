@@ -41,9 +41,9 @@ from jobs.runtime import publish
 from jobs.transforms.items import split_items
 from schemas.presets import demo
 from schemas.settings import Settings
-from schemas.spark import conform
+from schemas.spark import conform, struct_type
 from schemas.storage import data_files
-from schemas.tables import ITEM_FEATURES, ITEMS, TEXT_FEATURES
+from schemas.tables import ITEM_FEATURES, ITEM_TEXT_EMBEDDINGS, ITEMS, TEXT_FEATURES
 
 OURS, ROW_WISE, STOCK = "build_item_features", "row-wise Python UDF", "the same, Spark's own JVM options"
 WHOLE, EIGHTH, FEW = "items", "an eighth", "few items"
@@ -118,7 +118,8 @@ def job_turn(scratch: Path) -> Turn:
     vocabulary = (scratch / "vocabulary").read_bytes()
 
     def write(items: DataFrame) -> None:
-        rows = build_item_features.build(items, None, vocabulary, settings).features
+        no_embeddings = items.sparkSession.createDataFrame([], struct_type(ITEM_TEXT_EMBEDDINGS))
+        rows = build_item_features.build(items, None, no_embeddings, vocabulary, settings).features
         publish.write_worker_rows(rows, str(scratch / OURS), ITEM_FEATURES, run_id=OURS)
 
     def turn() -> Figures:

@@ -21,7 +21,7 @@ from itemsage_model.data.ragged import PackedItems, Ragged
 from schemas.cells import pack_cells
 from schemas.checksums import cells_hashes, row_checksums
 from schemas.columns import Table
-from schemas.elements import FEATURE_CELLS, IMAGES, TEXT, SizedElement
+from schemas.elements import FEATURE_CELLS, FROZEN_TEXT, IMAGES, TEXT, SizedElement
 from schemas.settings import FeatureSettings, ModelSettings, item_elements
 from schemas.tables import EMBEDDING_DIM, FEATURES_HASH, ITEM_FEATURES, ROW_CHECKSUM, TRAINING_PAIRS
 
@@ -73,7 +73,10 @@ class Catalog:
             images = pool[random.integers(len(pool), size=self.images * len(rows))]
             ids = self._token_ids(random, int(counts.sum()))
             image_lists = Ragged(images, np.full(len(rows), self.images))
-            yield rows, PackedItems({TEXT.values.name: Ragged(ids, counts), IMAGES.values.name: image_lists})
+            no_vectors = Ragged(np.empty((0, EMBEDDING_DIM), "<f2"), np.zeros(len(rows), np.int64))
+            texts = Ragged(ids, counts)
+            elements = {TEXT: texts, IMAGES: image_lists, FROZEN_TEXT: no_vectors}
+            yield rows, PackedItems({element.values.name: values for element, values in elements.items()})
 
     def first_items(self, count: int) -> PackedItems:
         """The first `count` items."""
@@ -186,12 +189,13 @@ def item_keys(rows: npt.NDArray[np.int64]) -> pa.Array:
 
 
 def packed_cells(items: PackedItems) -> dict[str, pa.Array]:
-    """The three feature columns as the project packs them."""
-    texts, images = items[TEXT.values.name], items[IMAGES.values.name]
+    """The feature columns as the project packs them."""
+    texts, images, vectors = (items[element.values.name] for element in (TEXT, IMAGES, FROZEN_TEXT))
     return {
         "text_token_ids": pack_cells(texts.values, texts.totals),
         "text_token_counts": pack_cells(texts.counts, np.full(len(items), texts.counts.shape[1])),
         "image_embeddings": pack_cells(images.values, images.counts * EMBEDDING_DIM),
+        "text_embedding": pack_cells(vectors.values, vectors.counts * EMBEDDING_DIM),
     }
 
 

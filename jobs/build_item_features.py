@@ -1,6 +1,6 @@
-"""Turn every usable item into what the model reads: token ids of its texts and its packed images.
+"""Turn every usable item into what the model reads: token ids of its texts, its packed images, its text's embedding.
 
-Reads:  items, item_images (unless inputs.has_images is false), vocabulary
+Reads:  items, item_images (unless inputs.has_images is false), vocabulary, item_text_embeddings
 Writes: item_features, rejected_items
 One row of item_features is one product as the model reads it; one of rejected_items is one row of items or
 item_images that cannot be used, and why.
@@ -33,7 +33,7 @@ from jobs.transforms.items import joined_texts, split_items
 from jobs.transforms.keys import item_key
 from schemas.cells import pack_cells
 from schemas.checksums import cells_hashes
-from schemas.elements import FEATURE_CELLS
+from schemas.elements import FEATURE_CELLS, FROZEN_TEXT
 from schemas.errors import TableError
 from schemas.metrics import ItemMetrics
 from schemas.settings import Settings
@@ -42,6 +42,7 @@ from schemas.tables import (
     FEATURES_HASH,
     ITEM_FEATURES,
     ITEM_IMAGES,
+    ITEM_TEXT_EMBEDDINGS,
     ITEMS,
     REJECTED_ITEMS,
     VOCABULARY,
@@ -54,7 +55,7 @@ _ROWS_AT_ONCE = 512
 
 _COUNTS = (
     "tokens", "out_of_vocabulary_tokens", "truncated_tokens", "images", "images_beyond_limit",
-    "items_without_text", "items_without_images",
+    "items_without_text", "items_without_images", "items_without_text_embedding",
 )  # fmt: skip
 """Summed over all items into the run record; see `ItemMetrics`."""
 
@@ -71,12 +72,15 @@ class ItemFeatures(NamedTuple):
     rejected: DataFrame
 
 
-def build(items: DataFrame, images: DataFrame | None, vocabulary: bytes, settings: Settings) -> ItemFeatures:
+def build(
+    items: DataFrame, images: DataFrame | None, embeddings: DataFrame, vocabulary: bytes, settings: Settings
+) -> ItemFeatures:
     """Turn items and their images into features.
 
     Args:
         items: Rows of ITEMS.
         images: Rows of `packed_images`, read twice: persist them; None = the shop has none.
+        embeddings: Rows of ITEM_TEXT_EMBEDDINGS.
         vocabulary: Bytes of `packed_vocabulary`.
         settings: Names the text features and the most tokens and images of one item.
     """
@@ -100,7 +104,9 @@ def build(items: DataFrame, images: DataFrame | None, vocabulary: bytes, setting
             for start in range(0, len(batch), _ROWS_AT_ONCE):
                 yield pack_items(batch.slice(start, _ROWS_AT_ONCE), tokenizer)
 
-    keyed = with_images.withColumn("item_key", item_key("item_id"))
+    # Both sides are unique by item_id. An item that came after embed_items ran has no embedding, which is counted.
+    whole = with_images.join(embeddings.select("item_id", FROZEN_TEXT.values.name), on="item_id", how="left")
+    keyed = whole.withColumn("item_key", item_key("item_id"))
     return ItemFeatures(WorkerRows(keyed, pack, _COUNTS), rejects)
 
 
@@ -130,18 +136,21 @@ def pack_items(batch: pa.RecordBatch, tokenizer: Tokenizer) -> pa.RecordBatch:
     """Tokenise and pack some items.
 
     Args:
-        batch: item_id, item_key, texts (as many in every row), images (lists of float16 cells), images_beyond_limit.
+        batch: item_id, item_key, texts (as many in every row), images (lists of float16 cells), images_beyond_limit,
+            text_embedding.
         tokenizer: Turns texts into ids.
     """
     encoded = tokenizer.encode_column(batch.column("texts").flatten())
     counts, missing, truncated = (
         column.reshape(len(batch), -1) for column in (encoded.counts, encoded.out_of_vocabulary, encoded.truncated)
     )
-    token_counts = counts.sum(axis=1)
+    token_counts, rows = counts.sum(axis=1), pa.array(np.arange(len(batch)))
     cells = [
         pack_cells(encoded.ids.astype("<i4", copy=False), token_counts),
         pack_cells(counts.astype("<i4"), np.full(len(batch), counts.shape[1])),
         pc.binary_join(batch.column("images"), b"").fill_null(b""),
+        # Copied, for the same reason as the keys below.
+        batch.column(FROZEN_TEXT.values.name).fill_null(b"").take(rows),
     ]
     image_counts = pc.list_value_length(batch.column("images")).fill_null(0).to_numpy()
     counted = {
@@ -152,9 +161,10 @@ def pack_items(batch: pa.RecordBatch, tokenizer: Tokenizer) -> pa.RecordBatch:
         "images_beyond_limit": batch.column("images_beyond_limit").fill_null(0),
         "items_without_text": token_counts == 0,
         "items_without_images": image_counts == 0,
+        "items_without_text_embedding": pc.equal(pc.binary_length(cells[-1]), 0),
     }
     # Copied, as they would keep the whole batch, images included, until their row group is written.
-    keys = batch.select(["item_id", "item_key"]).take(pa.array(np.arange(len(batch))))
+    keys = batch.select(["item_id", "item_key"]).take(rows)
     columns = {
         "item_id": keys.column("item_id"),
         "item_key": keys.column("item_key"),
@@ -182,14 +192,14 @@ def _require_few_rejects(job: JobRun[ItemMetrics], items: DataFrame, images: Dat
 
 
 def run(spark: SparkSession, settings: Settings) -> None:
-    """Read the items, their images and the vocabulary; write the features and what was rejected."""
+    """Read items, images, text embeddings and the vocabulary; write the features and what was rejected."""
     with JobRun(spark, settings, STAGE) as job:
         items = job.read(ITEMS)
         images = None
         if settings.inputs.has_images:
             images = packed_images(job.read(ITEM_IMAGES), settings.model.image_length).persist()
         vocabulary = packed_vocabulary(job.read(VOCABULARY, may_be_empty=True))
-        built = build(items, images, vocabulary, settings)
+        built = build(items, images, job.read(ITEM_TEXT_EMBEDDINGS), vocabulary, settings)
         job.write_rejected(built.rejected, REJECTED_ITEMS)
         _require_few_rejects(job, items, images)
         sums = job.write_worker_rows(built.features, ITEM_FEATURES).sums

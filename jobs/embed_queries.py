@@ -1,6 +1,6 @@
 """Give every query its frozen embedding: its own, brought to unit length, or one made from its text.
 
-Reads: queries; items (to fit the text encoder, where any query has text).
+Reads: queries; items (to fit the text encoder, which embed_items reads too).
 Writes: query_embeddings, rejected_queries; the encoder at `<warehouse>/query_encoder/`, and at
 `<warehouse>/query_projections/` how embeddings of another length than 256 become such of 256, fitted once per space.
 One row is: one query with its embedding; one query that cannot be used, and why.
@@ -174,9 +174,8 @@ def run(spark: SparkSession, settings: Settings) -> None:
         verdicts = with_verdicts(job.read(QUERIES)).persist(StorageLevel.MEMORY_AND_DISK)
         usable = accepted(verdicts)
         texts = count_texts(usable)
-        encoder = None
-        if usable.where("has_text").limit(1).count():
-            encoder = _fit(job.read(ITEMS), settings.query_encoder)
+        is_needed = bool(usable.where("has_text").limit(1).count())
+        encoder = _fit(job.read(ITEMS), settings.query_encoder, is_needed=is_needed)
         name = encoder.name if encoder else None
         spaces = check_spaces(usable, name)
         projections = fit_projections(usable, settings.layout)
@@ -198,13 +197,16 @@ def run(spark: SparkSession, settings: Settings) -> None:
         verdicts.unpersist()
 
 
-def _fit(items: DataFrame, settings: QueryEncoderSettings) -> TextEncoder:
+def _fit(items: DataFrame, settings: QueryEncoderSettings, *, is_needed: bool) -> TextEncoder | None:
+    """The encoder, fitted on the catalog; None where no item has a word, unless queries need it."""
     texts = [row["text"] for row in catalog_texts(items).collect()]
     try:
         return fit_encoder(settings, texts)
     except SettingsError:
         raise
     except ValueError as error:
+        if not is_needed:
+            return None
         raise TableError(
             ITEMS.name,
             "title",

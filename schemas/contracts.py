@@ -6,6 +6,7 @@ several refuses those that differ, before any work, and hands on what it was mad
 
     vocabulary                  128-bit hash of the vocabulary of the token ids; from build_item_features
     space of <kind> queries     embedding space of the queries of a kind; from embed_queries
+    space of item text          frozen encoder of the items' texts, none = they have no embedding; from embed_items
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from typing import Any
 
 from schemas.code_version import code_version
 from schemas.errors import InputError
-from schemas.metrics import ItemMetrics, QueryMetrics, TrainMetrics
+from schemas.metrics import ItemMetrics, ItemTextMetrics, QueryMetrics, TrainMetrics
 from schemas.records import RunRecord, find_record
-from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES, PIPELINE, Stage
+from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_ITEMS, EMBED_QUERIES, PIPELINE, Stage
 from schemas.tables import ITEM_FEATURES, QUERY_EMBEDDINGS
 from schemas.warehouse import Warehouse
 
 VOCABULARY = "vocabulary"
 _SPACE = "space of "
+ITEM_TEXT = f"{_SPACE}item text"
+_MAKERS: dict[str, Stage[Any]] = {VOCABULARY: BUILD_ITEM_FEATURES, ITEM_TEXT: EMBED_ITEMS}
+"""Where an identity comes from, but for the spaces of queries."""
 
 
 def space_of(query_kind: str) -> str:
@@ -35,6 +39,8 @@ def identities(record: RunRecord[Any]) -> dict[str, str]:
     metrics = record.metrics
     if isinstance(metrics, QueryMetrics):
         return record.made_with | {space_of(kind): space for kind, space in metrics.embedding_spaces.items()}
+    if isinstance(metrics, ItemTextMetrics):
+        return record.made_with | {ITEM_TEXT: metrics.encoder or "none"}
     if isinstance(metrics, ItemMetrics | TrainMetrics):
         return record.made_with | {VOCABULARY: metrics.vocabulary_hash}
     return record.made_with
@@ -54,11 +60,11 @@ def agreed(
     Raises:
         InputError: two of them differ. The message names both, and the stages to run again.
     """
-    kinds = {space_of(kind) for kind in query_kinds}
+    spaces = {ITEM_TEXT, *map(space_of, query_kinds)}
     found: dict[str, tuple[str, str]] = {}
     for record in records:
         for name, identity in identities(record).items():
-            if name.startswith(_SPACE) and name not in kinds:
+            if name.startswith(_SPACE) and name not in spaces:
                 continue
             stage, known = found.setdefault(name, (record.stage, identity))
             if known != identity:
@@ -74,7 +80,7 @@ def agreed(
 
 def cure(warehouse: Warehouse, reader: Stage[Any], name: str) -> str:
     """Which stages to run again, in order, so that all that a stage reads has the identity that its maker gave last."""
-    maker = BUILD_ITEM_FEATURES if name == VOCABULARY else EMBED_QUERIES
+    maker = _MAKERS.get(name, EMBED_QUERIES)
     before = PIPELINE[: PIPELINE.index(reader)]
     recorded = [record for stage in before if (record := find_record(warehouse, stage))]
     newest = next((identities(record).get(name) for record in recorded if record.stage == maker.name), None)

@@ -15,7 +15,8 @@ class QueryMetrics:
     """Of embed_queries.
 
     Attributes:
-        encoder: The frozen text encoder's name, which is its embedding space; None where no query has a text.
+        encoder: The frozen text encoder's name, which is its embedding space; None where neither queries nor items
+            have a text.
         texts_encoded: Queries whose embedding was made from their text.
         embedding_spaces: Query kind -> the space of its embeddings.
         explained_variance: What the text encoder's 256 dimensions keep of the texts it was fitted on, 0 to 1.
@@ -28,6 +29,25 @@ class QueryMetrics:
     embedding_spaces: dict[str, str]
     explained_variance: float | None = None
     projected_spaces: dict[str, float] = field(default_factory=dict)
+    truncated_texts: int = 0
+
+
+@dataclass(frozen=True)
+class ItemTextMetrics:
+    """Of embed_items: items, and what became of their texts.
+
+    Attributes:
+        encoder: The frozen text encoder's name, which is the embedding space; None where embed_queries has made none.
+        texts_encoded: Distinct texts.
+        items_without_text: Items whose query_encoder.item_text is blank; their cell is empty.
+        items_of_unknown_text: Items with a text of which the encoder knows nothing; their cell is empty.
+        truncated_texts: Items of whose text only the first 16,384 characters were read.
+    """
+
+    encoder: str | None
+    texts_encoded: int = 0
+    items_without_text: int = 0
+    items_of_unknown_text: int = 0
     truncated_texts: int = 0
 
 
@@ -55,6 +75,7 @@ class ItemMetrics:
         images_beyond_limit: Images beyond model.max_images of an item.
         items_without_text: Items no text of which holds a known token.
         items_without_images: Items without a usable image.
+        items_without_text_embedding: Items whose text has no frozen embedding.
     """
 
     vocabulary_size: int
@@ -67,6 +88,7 @@ class ItemMetrics:
     images_beyond_limit: int = 0
     items_without_text: int = 0
     items_without_images: int = 0
+    items_without_text_embedding: int = 0
 
 
 @dataclass(frozen=True)

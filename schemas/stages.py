@@ -15,6 +15,7 @@ from schemas.columns import Table
 from schemas.metrics import (
     EvaluationMetrics,
     ItemMetrics,
+    ItemTextMetrics,
     NoMetrics,
     QueryMetrics,
     ScoreMetrics,
@@ -57,11 +58,14 @@ EMBED_QUERIES = Stage(
     "embed_queries", (t.QUERIES, t.ITEMS), (t.QUERY_EMBEDDINGS, t.REJECTED_QUERIES), QueryMetrics
 )  # fmt: skip
 
+EMBED_ITEMS = Stage("embed_items", (t.ITEMS,), (t.ITEM_TEXT_EMBEDDINGS,), ItemTextMetrics)
+"""Reads the encoder that embed_queries saved, too."""
+
 BUILD_VOCABULARY = Stage("build_vocabulary", (t.ITEMS,), (t.VOCABULARY,), VocabularyMetrics)
 
 BUILD_ITEM_FEATURES = Stage(
     "build_item_features",
-    (t.ITEMS, t.ITEM_IMAGES, t.VOCABULARY),
+    (t.ITEMS, t.ITEM_IMAGES, t.VOCABULARY, t.ITEM_TEXT_EMBEDDINGS),
     (t.ITEM_FEATURES, t.REJECTED_ITEMS),
     ItemMetrics,
 )
@@ -96,6 +100,7 @@ EVALUATE = Stage(
 
 PIPELINE: tuple[Stage[Any], ...] = (
     EMBED_QUERIES,
+    EMBED_ITEMS,
     BUILD_VOCABULARY,
     BUILD_ITEM_FEATURES,
     BUILD_TRAINING_TABLES,

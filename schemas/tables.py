@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from schemas.columns import Column, Table
-from schemas.elements import ELEMENT_COLUMNS
+from schemas.elements import ELEMENT_COLUMNS, FROZEN_TEXT
 from schemas.tasks import Task
 
 EMBEDDING_DIM = 256
@@ -176,6 +176,17 @@ REJECTED_QUERIES = Table(
         Column("query_id", "string", "the query", nullable=True),
         *_REJECT_COLUMNS,
     ),
+)
+
+ITEM_TEXT_EMBEDDINGS = Table(
+    "item_text_embeddings",
+    "one product with the frozen embedding of its text",
+    (
+        _ITEM_ID,
+        FROZEN_TEXT.values,
+        Column("embedding_space", "string", "name of the frozen text encoder, one a version; empty = there is none"),
+    ),
+    key=("item_id",),
 )
 
 VOCABULARY = Table(

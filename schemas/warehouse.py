@@ -7,7 +7,7 @@
 <warehouse>/models/<model_id>/         model.safetensors and model.json of every trained model
 <warehouse>/checkpoints/<run id>/      what an unfinished training run goes on from; removed when it ends
 <warehouse>/tensorboard/<run id>/      training curves; local warehouses only
-<warehouse>/query_encoder/             the frozen text encoder that embed_queries fitted
+<warehouse>/query_encoder/             the frozen text encoder that embed_queries fitted, and embed_items reads
 <warehouse>/query_projections/<space>/ how embed_queries brings queries of another length to 256 numbers
 """
 

@@ -34,6 +34,7 @@ from schemas.stages import (
     BUILD_ITEM_FEATURES,
     BUILD_TRAINING_TABLES,
     BUILD_VOCABULARY,
+    EMBED_ITEMS,
     EMBED_QUERIES,
     EVALUATE,
     MAKE_DEMO_WORLD,
@@ -91,7 +92,8 @@ seed = 3
 """
 SIDE_BY_SIDE = (
     (MAKE_DEMO_WORLD,),
-    (EMBED_QUERIES, BUILD_VOCABULARY),
+    (EMBED_QUERIES,),
+    (EMBED_ITEMS, BUILD_VOCABULARY),
     (BUILD_ITEM_FEATURES,),
     (BUILD_TRAINING_TABLES, SCORE_CATALOG),
     (EVALUATE,),
@@ -124,7 +126,7 @@ def portal(settings_file: Path) -> Settings:
         LISTENED.update(watched(child, 600))
     done = log.read_text()
     assert child.returncode == 0, done[-6000:]
-    assert re.findall(r"^\[(\d)/8\] (\w+)", done, re.M) == [
+    assert re.findall(r"^\[(\d)/9\] (\w+)", done, re.M) == [
         (str(number), stage.name) for number, stage in enumerate((MAKE_DEMO_WORLD, *PIPELINE), 1)
     ]
     assert "nearest neighbours" in done
@@ -211,7 +213,8 @@ def test_every_job_as_its_own_command_gives_the_same_rows_as_all_in_one_session(
     settings_file: Path, portal: Settings, monkeypatch: pytest.MonkeyPatch
 ):
     """Which is also: a rerun of every job, in another session and with other partitions, gives the same rows."""
-    tables = ["items", "engagement_logs", "query_embeddings", "vocabulary", "item_features", "training_search_inquiry",
+    tables = ["items", "engagement_logs", "query_embeddings", "item_text_embeddings", "vocabulary", "item_features",
+              "training_search_inquiry",
               "held_out_search_tour", "item_counts", "rejected_events", "item_embeddings", "evaluation"]  # fmt: skip
     before = {table: content_hash(portal, table) for table in tables}
     # Three partitions, and plans that are interpreted where the session compiled them.

@@ -18,7 +18,7 @@ from jobs.transforms.quarantine import (
     with_copies,
     with_reject,
 )
-from schemas.tables import ITEMS, REJECTED_ITEMS
+from schemas.tables import ITEMS, MAX_TEXT_CHARACTERS, REJECTED_ITEMS
 
 
 def split_items(items: DataFrame) -> tuple[DataFrame, DataFrame]:
@@ -71,3 +71,10 @@ def joined_texts(items: DataFrame, text_features: Sequence[str]) -> DataFrame:
     Source: ItemSage section 3.1 (several values are concatenated into one string).
     """
     return items.select("item_id", F.array(*[F.concat_ws(" ", name) for name in text_features]).alias("texts"))
+
+
+def item_texts(items: DataFrame, names: Sequence[str]) -> DataFrame:
+    """Each item's `text`, the named text features joined by a blank and cut, and `is_cut`; null as an empty text."""
+    whole = F.concat_ws(" ", *names)
+    text = F.substring(whole, 1, MAX_TEXT_CHARACTERS).alias("text")
+    return items.select("item_id", text, (F.char_length(whole) > MAX_TEXT_CHARACTERS).alias("is_cut"))

@@ -6,7 +6,7 @@ import unicodedata
 from datetime import date, datetime, timedelta, timezone
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from schemas.settings.section import Section, without_secret
 from schemas.storage import absolute_uri
@@ -102,36 +102,40 @@ class DateSettings(Section):
         return self.train_end - timedelta(days=self.train_days)
 
 
+def _distinct_text_features(names: tuple[str, ...]) -> tuple[str, ...]:
+    unknown = [name for name in names if name not in TEXT_FEATURES]
+    if unknown or not names or len(set(names)) != len(names):
+        raise ValueError(f"use distinct names out of {', '.join(TEXT_FEATURES)}; remove {unknown or 'repeats'}")
+    return names
+
+
+TextFeatures = Annotated[tuple[str, ...], AfterValidator(_distinct_text_features)]
+
+
 class FeatureSettings(Section):
     """Text features and vocabulary sizes. The defaults are the paper's."""
 
-    text_features: tuple[str, ...] = tuple(TEXT_FEATURES)
+    text_features: TextFeatures = tuple(TEXT_FEATURES)
     char_trigrams: int = Field(default=64_000, ge=0)
     word_unigrams: int = Field(default=200_000, ge=1)
     word_bigrams: int = Field(default=1_000_000, ge=0)
     min_token_count: int = Field(default=1, ge=1)
     max_tokens_per_feature: int = Field(default=2_000, ge=1)
 
-    @field_validator("text_features")
-    @classmethod
-    def _known_features(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in names if name not in TEXT_FEATURES]
-        if unknown or not names or len(set(names)) != len(names):
-            raise ValueError(f"use distinct names out of {', '.join(TEXT_FEATURES)}; remove {unknown or 'repeats'}")
-        return names
-
 
 class QueryEncoderSettings(Section):
-    """The frozen text encoder that fills missing query embeddings."""
+    """The frozen text encoder: of queries that bring no embedding, and of item texts."""
 
-    kind: Literal["lsa", "sentence_transformers"] = "lsa"
+    kind: Literal["lsa", "sentence_transformers", "joined"] = "lsa"
     folder: str = ""
     lsa_vocabulary: int = Field(default=50_000, ge=EMBEDDING_DIM)
+    lsa_dims: int = Field(default=1_024, ge=1)
+    item_text: TextFeatures = ("title",)
 
     @model_validator(mode="after")
     def _folder_where_needed(self) -> QueryEncoderSettings:
-        if self.kind == "sentence_transformers" and not self.folder:
-            raise ValueError("kind sentence_transformers needs folder = the model's local folder")
+        if self.kind != "lsa" and not self.folder:
+            raise ValueError(f"kind {self.kind} needs folder = the sentence-transformers model's local folder")
         return self
 
 

@@ -22,14 +22,15 @@ from itemsage_model.text.tokens import token_kinds
 from jobs import build_item_features
 from jobs.build_item_features import ItemFeatures, packed_vocabulary
 from jobs.transforms.item_images import packed_images
+from schemas import contracts
 from schemas.arrow import conform_batch
 from schemas.checksums import with_checksums
 from schemas.errors import TableError
-from schemas.metrics import VocabularyMetrics
+from schemas.metrics import ItemTextMetrics, VocabularyMetrics
 from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.settings import Settings
 from schemas.spark import conform, struct_type
-from schemas.tables import ITEM_FEATURES, ITEM_IMAGES, ITEMS, REJECTED_ITEMS, VOCABULARY
+from schemas.tables import ITEM_FEATURES, ITEM_IMAGES, ITEM_TEXT_EMBEDDINGS, ITEMS, REJECTED_ITEMS, VOCABULARY
 
 MakeSettings = Callable[..., Settings]
 ITEM = "item_id string, title string, colors array<string>"
@@ -49,12 +50,15 @@ def built(
     images: list[Any] | None = None,
     vocabulary: bytes = VOCABULARY_BYTES,
     partitions: int = 1,
+    embeddings: list[Any] = [],  # noqa: B006  (never changed)
 ) -> ItemFeatures:
+    embedding_rows = spark.createDataFrame(embeddings, struct_type(ITEM_TEXT_EMBEDDINGS))
     item_rows = conform(spark.createDataFrame(items, ITEM), ITEMS).repartition(partitions)
     if images is None:
-        return build_item_features.build(item_rows, None, vocabulary, settings)
+        return build_item_features.build(item_rows, None, embedding_rows, vocabulary, settings)
     image_rows = conform(spark.createDataFrame(images, IMAGE), ITEM_IMAGES).repartition(partitions)
-    return build_item_features.build(item_rows, packed_images(image_rows, 256), vocabulary, settings)
+    images_of = packed_images(image_rows, 256)
+    return build_item_features.build(item_rows, images_of, embedding_rows, vocabulary, settings)
 
 
 def collected(result: ItemFeatures) -> tuple[list[Row], dict[str, int]]:
@@ -103,7 +107,7 @@ def test_an_item_becomes_ids_counts_and_images_by_position(spark: SparkSession, 
     np.testing.assert_array_equal(embeddings(row["image_embeddings"]), np.float16([vector(1), vector(2, 0.1)]))
     assert figures == {
         "tokens": 9, "out_of_vocabulary_tokens": 22, "truncated_tokens": 0, "images": 2, "images_beyond_limit": 1,
-        "items_without_text": 0, "items_without_images": 0,
+        "items_without_text": 0, "items_without_images": 0, "items_without_text_embedding": 1,
     }  # fmt: skip
 
 
@@ -128,6 +132,21 @@ def test_the_hash_tells_features_apart_and_ignores_the_id(spark: SparkSession, m
     hashes = {row["item_id"]: row["features_hash"] for row in feature_rows(result)}
     assert len({hashes["1"], hashes["2"], hashes["3"]}) == 3
     assert hashes["4"] == hashes["1"] == "4683944263b7115c3d6c527e27bf9b81"
+
+
+def test_the_embedding_of_an_items_text_is_a_feature_and_part_of_its_hash(
+    spark: SparkSession, make_settings: MakeSettings
+) -> None:
+    one, other = (np.float16(vector(*numbers)).tobytes() for numbers in ((1,), (0, 1)))
+    items = [(name, "red", None) for name in "abcd"]
+    vectors = [("a", one, "lsa-1"), ("b", one, "lsa-1"), ("c", other, "lsa-1"), ("gone", one, "lsa-1")]
+    result = built(spark, make_settings(features=FEATURES), items, embeddings=vectors)
+    found, figures = collected(result)
+    rows = {row["item_id"]: row for row in found}
+    assert {name: row["text_embedding"] for name, row in rows.items()} == {"a": one, "b": one, "c": other, "d": b""}
+    assert rows["a"]["features_hash"] == rows["b"]["features_hash"]
+    assert len({row["features_hash"] for row in rows.values()}) == 3
+    assert figures["items_without_text_embedding"] == 1
 
 
 def test_a_shop_without_images(spark: SparkSession, make_settings: MakeSettings) -> None:
@@ -227,6 +246,11 @@ def write_inputs(
     rows.write.format("delta").save(settings.table_uri("vocabulary"))
     version = TableVersion("vocabulary", settings.table_uri("vocabulary"), 0, len(vocabulary))
     write_record(settings.layout, RunRecord("build_vocabulary", VocabularyMetrics(), outputs=(version,)))
+    embeddings = [("1", np.float16(vector(1)).tobytes(), "lsa-1")]
+    uri = settings.table_uri(ITEM_TEXT_EMBEDDINGS.name)
+    spark.createDataFrame(embeddings, struct_type(ITEM_TEXT_EMBEDDINGS)).write.format("delta").save(uri)
+    version = TableVersion(ITEM_TEXT_EMBEDDINGS.name, uri, 0, 1)
+    write_record(settings.layout, RunRecord("embed_items", ItemTextMetrics("lsa-1"), outputs=(version,)))
 
 
 def test_a_run_writes_tables_figures_and_rejects(spark: SparkSession, make_settings: MakeSettings) -> None:
@@ -235,14 +259,17 @@ def test_a_run_writes_tables_figures_and_rejects(spark: SparkSession, make_setti
     build_item_features.run(spark, settings)
     [row] = spark.read.format("delta").load(settings.table_uri(ITEM_FEATURES.name)).collect()
     assert ids(row["text_token_ids"]) == [0, 1]
+    assert embeddings(row["text_embedding"])[0, 0] == 1
     record = read_record(settings.layout, build_item_features.STAGE)
+    assert record.made_with == {contracts.ITEM_TEXT: "lsa-1"}
     assert record.rejected == {"item_images: wrong_length": 1, "items: duplicate_item": 1}
     assert {version.table: version.rows for version in record.outputs} == {
         ITEM_FEATURES.name: 1, REJECTED_ITEMS.name: 2,
     }  # fmt: skip
     assert asdict(record.metrics) == {
         "tokens": 2, "out_of_vocabulary_tokens": 2, "truncated_tokens": 0, "images": 1, "images_beyond_limit": 0,
-        "items_without_text": 0, "items_without_images": 0, "vocabulary_size": 2, "image_length": 256,
+        "items_without_text": 0, "items_without_images": 0, "items_without_text_embedding": 0,
+        "vocabulary_size": 2, "image_length": 256,
         "vocabulary_hash": "a303fe13e7922036eecbece43c08de18",
     }  # fmt: skip
     kept = [rdd.name() for rdd in spark.sparkContext._jsc.getPersistentRDDs().values()]  # type: ignore[union-attr]

@@ -241,17 +241,20 @@ def test_the_job_writes_the_same_rows_whatever_the_partitions(
     assert record.metrics.explained_variance == pytest.approx(1.0, abs=1e-4)
 
 
-def test_the_encoder_is_saved_only_where_a_query_has_text(
+def test_the_encoder_is_saved_where_an_item_has_text_whatever_the_queries_bring(
     spark: SparkSession, make_settings: Callable[..., Settings]
 ) -> None:
     own = {"query_embedding": LONG, "embedding_space": "searchsage-1"}
     settings = make_settings()
-    write_inputs(spark, settings, own)
+    write_inputs(spark, settings, own, titles=["!!"])
     embed_queries.run(spark, settings)
     assert load_if_saved(settings.layout.query_encoder) is None
-    write_inputs(spark, settings, own | {"text": "red"})
+    assert read_record(settings.layout, embed_queries.STAGE).metrics.encoder is None
+    write_inputs(spark, settings, own)
     embed_queries.run(spark, settings)
-    assert load_if_saved(settings.layout.query_encoder) is not None
+    metrics = read_record(settings.layout, embed_queries.STAGE).metrics
+    assert metrics.encoder == load(settings.layout.query_encoder).name
+    assert (metrics.texts_encoded, metrics.embedding_spaces) == (0, {"search": "searchsage-1"})
     assert [row["embedding_space"] for row in embeddings(spark, settings)] == ["searchsage-1"]
 
 

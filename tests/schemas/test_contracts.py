@@ -12,6 +12,7 @@ from schemas.errors import InputError
 from schemas.metrics import (
     EventCounts,
     ItemMetrics,
+    ItemTextMetrics,
     QueryMetrics,
     ScoreMetrics,
     TrainingTableMetrics,
@@ -75,6 +76,18 @@ def test_tables_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
     assert (
         "Run build_training_tables again, such as by `make pipeline SETTINGS=... FROM=build_training_tables`" in message
     )
+
+
+@pytest.mark.fault("B11", "refused", "item texts embedded by another encoder than the model was trained with")
+def test_features_of_another_item_text_encoder_are_refused(tmp_path: Path) -> None:
+    texts = RunRecord("embed_items", ItemTextMetrics("lsa-2"))
+    assert contracts.identities(texts) == {contracts.ITEM_TEXT: "lsa-2"}
+    features, trained = record("build_item_features", "v"), record("train", "v", "a")
+    features.made_with[contracts.ITEM_TEXT], trained.made_with[contracts.ITEM_TEXT] = "lsa-2", "lsa-1"
+    write_record(Warehouse(str(tmp_path)), texts)
+    with pytest.raises(InputError, match=r"score_catalog, space of item text: expected one .*lsa-2 in "
+                       r"what build_item_features wrote, and lsa-1 in what train wrote.*Run train again"):  # fmt: skip
+        agreed(tmp_path, "score_catalog", features, trained)
 
 
 @pytest.mark.fault("B11", "refused", "queries embedded in another space than the model was trained with")

@@ -26,7 +26,7 @@ class LsaEncoder:
     Attributes:
         tokens: The vocabulary, in column order.
         inverse_document_frequencies: float32 [token].
-        components: float32 [token, 256]; columns past the rank of the fitted matrix are zero.
+        components: float32 [token, dimension]; columns past the rank of the fitted matrix are zero.
         explained_variance: See `TextEncoder`.
     """
 
@@ -50,11 +50,11 @@ class LsaEncoder:
     def encode(self, texts: list[str]) -> Vectors:
         """See `TextEncoder`."""
         if not texts:
-            return np.zeros((0, EMBEDDING_DIM), dtype=np.float32)
+            return np.zeros((0, self.components.shape[1]), dtype=np.float32)
         return unit(self._vectorizer.transform(texts) @ self.components)
 
 
-def fit_lsa(texts: list[str], *, vocabulary_size: int) -> LsaEncoder:
+def fit_lsa(texts: list[str], *, vocabulary_size: int, dims: int = EMBEDDING_DIM) -> LsaEncoder:
     """Fit latent semantic analysis on the `vocabulary_size` most frequent tokens, ties broken by token.
 
     Raises:
@@ -63,11 +63,11 @@ def fit_lsa(texts: list[str], *, vocabulary_size: int) -> LsaEncoder:
     tokens, counts = _frequent_tokens(texts, vocabulary_size)
     transformer = TfidfTransformer(sublinear_tf=True)
     weights = transformer.fit_transform(counts)
-    rank = min(EMBEDDING_DIM, *weights.shape)
+    rank = min(dims, *weights.shape)
     # One thread: the order of a threaded sum, and with it the last bits, may change from run to run.
     with threadpool_limits(limits=1):
         _, singular_values, directions = randomized_svd(weights, n_components=rank, random_state=0)
-    components = np.zeros((len(tokens), EMBEDDING_DIM), dtype=np.float32)
+    components = np.zeros((len(tokens), dims), dtype=np.float32)
     # Directions past the matrix's rank are rounding noise.
     real = singular_values > 1e-5 * singular_values[0]
     components[:, : real.sum()] = directions[real].T

@@ -14,21 +14,20 @@ import numpy.typing as npt
 from itemsage_model.encoders.frozen_text.text_encoder import Vectors, hash8, unit
 from itemsage_model.encoders.projection import leading_directions
 from schemas.errors import InputError, SettingsError
-from schemas.tables import EMBEDDING_DIM
 
 _PIECE = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
 class SentenceEncoder:
-    """A local sentence-transformers model, projected to 256 dimensions.
+    """A local sentence-transformers model, projected to 256 dimensions; to none less, as a part of a joined encoder.
 
     Wider models are projected on the leading eigenvectors of the catalog texts' second moments (a PCA without
     centring, which keeps dot products as nearly as 256 dimensions can); narrower ones are padded with zeros.
 
     Attributes:
         folder: The model's local folder, which every Spark worker must see.
-        projection: float32 [model width, 256].
+        projection: float32 [model width, dimension].
         folder_hash: sha256 of the folder's files and their names; each process that loads the model compares it.
         explained_variance: See `TextEncoder`.
     """
@@ -59,7 +58,7 @@ class SentenceEncoder:
     def encode(self, texts: list[str]) -> Vectors:
         """See `TextEncoder`; only a blank text is unknown to it."""
         if not texts:
-            return np.zeros((0, EMBEDDING_DIM), dtype=np.float32)
+            return np.zeros((0, self.projection.shape[1]), dtype=np.float32)
         is_known = np.array([bool(text.strip()) for text in texts], dtype=np.float32)
         return unit(_sentence_vectors(self._model, texts) @ self.projection * is_known[:, None])
 
@@ -79,6 +78,16 @@ def fit_sentence_encoder(folder: str, texts: list[str]) -> SentenceEncoder:
     return SentenceEncoder(folder, projection, folder_sha256(folder), explained)
 
 
+def whole_sentence_encoder(folder: str) -> SentenceEncoder:
+    """A local sentence-transformers model at its own width.
+
+    Raises:
+        SettingsError: the extra is not installed or the folder is missing.
+    """
+    width = _sentence_vectors(_load_sentence_transformer(folder), ["width"]).shape[1]
+    return SentenceEncoder(folder, np.eye(width, dtype=np.float32), folder_sha256(folder), 1.0)
+
+
 def folder_sha256(folder: str) -> str:
     """sha256 over the names and the contents of a folder's files, read piece by piece."""
     root, digest = Path(folder), hashlib.sha256()
@@ -96,8 +105,8 @@ def _load_sentence_transformer(folder: str) -> Any:
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415  (an optional extra, seconds to import)
     except ImportError as error:
         raise SettingsError(
-            "query_encoder.kind = 'sentence_transformers' needs an extra: run `make sentence-transformers` (pip "
-            "install -r requirements-sentence-transformers.txt), or set query_encoder.kind = 'lsa'"
+            "query_encoder.kind = 'sentence_transformers' and 'joined' need an extra: run `make sentence-transformers` "
+            "(pip install -r requirements-sentence-transformers.txt), or set query_encoder.kind = 'lsa'"
         ) from error
     if not Path(folder).is_dir():
         raise SettingsError(f"query_encoder.folder = {folder!r} is no folder: name a local sentence-transformers model")

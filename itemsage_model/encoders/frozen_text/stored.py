@@ -1,7 +1,7 @@
-"""The frozen text encoder: query text -> 256-d vectors. It stands where the paper has SearchSage.
+"""The frozen text encoder: text of a query or an item -> 256-d vectors. It stands where the paper has SearchSage.
 
-Two kinds behind one interface: latent semantic analysis fitted on the catalog's own text (offline, deterministic), and
-any local sentence-transformers folder. Saved as JSON and safetensors, never as a pickle.
+Three kinds behind one interface: latent semantic analysis fitted on the catalog's own text (offline, deterministic),
+any local sentence-transformers folder, and both joined. Saved as JSON and safetensors, never as a pickle.
 
 Differs from the paper: SearchSage is trained on engagement; this encoder never sees any.
 """
@@ -14,17 +14,24 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import safetensors.numpy
 
+from itemsage_model.encoders.frozen_text.joined import JoinedEncoder, fit_joined
 from itemsage_model.encoders.frozen_text.lsa import LsaEncoder, fit_lsa
 from itemsage_model.encoders.frozen_text.sentence import (
     SentenceEncoder,
     fit_sentence_encoder,
 )
 from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
+from itemsage_model.encoders.projection import Projection
+from schemas.contracts import run_again
 from schemas.errors import InputError
+from schemas.records import read_record
 from schemas.settings import QueryEncoderSettings
+from schemas.stages import EMBED_QUERIES
 from schemas.storage import read_bytes, write_bytes
+from schemas.warehouse import Warehouse
 
 _FILES = ("encoder.json", "encoder.safetensors")
 _HASHES = "sha256.json"
@@ -41,6 +48,8 @@ def fit_encoder(settings: QueryEncoderSettings, texts: list[str]) -> TextEncoder
         ValueError: no text holds a word.
         SettingsError: the sentence-transformers extra or folder is missing.
     """
+    if settings.kind == "joined":
+        return fit_joined(settings.folder, texts, vocabulary_size=settings.lsa_vocabulary, lsa_dims=settings.lsa_dims)
     if settings.kind == "sentence_transformers":
         return fit_sentence_encoder(settings.folder, texts)
     return fit_lsa(texts, vocabulary_size=settings.lsa_vocabulary)
@@ -51,18 +60,29 @@ def fit_encoder(settings: QueryEncoderSettings, texts: list[str]) -> TextEncoder
 
 def to_bytes(encoder: TextEncoder) -> tuple[bytes, bytes]:
     """Write the encoder as (JSON description, safetensors arrays)."""
+    described, arrays = _described(encoder)
+    # safetensors writes memory as it lies, so it must lie row by row.
+    stored = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    return json.dumps(described).encode(), stored
+
+
+def _described(encoder: TextEncoder) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
+    """What is stored of an encoder: plain values, and arrays by name; those of a part are named <part>.<array>."""
+    described: dict[str, Any]
     if isinstance(encoder, LsaEncoder):
-        described: dict[str, Any] = {"kind": "lsa", "tokens": encoder.tokens}
+        described = {"kind": "lsa", "tokens": encoder.tokens}
         arrays = {"idf": encoder.inverse_document_frequencies, "components": encoder.components}
     elif isinstance(encoder, SentenceEncoder):
         described = {"kind": "sentence_transformers", "folder": encoder.folder, "folder_hash": encoder.folder_hash}
         arrays = {"projection": encoder.projection}
+    elif isinstance(encoder, JoinedEncoder):
+        described, arrays = {"kind": "joined"}, {"projection": encoder.projection.matrix}
+        for name, part in (("lsa", encoder.lsa), ("sentence", encoder.sentence)):
+            described[name], own = _described(part)
+            arrays |= {f"{name}.{key}": array for key, array in own.items()}
     else:
         raise TypeError(f"no stored form for a {type(encoder).__name__}")
-    described |= {"name": encoder.name, "explained_variance": encoder.explained_variance}
-    # safetensors writes memory as it lies, so it must lie row by row.
-    stored = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-    return json.dumps(described).encode(), stored
+    return described | {"name": encoder.name, "explained_variance": encoder.explained_variance}, arrays
 
 
 @lru_cache(maxsize=1)
@@ -73,18 +93,30 @@ def from_bytes(description: bytes, arrays: bytes) -> TextEncoder:
         ValueError: the two parts do not belong together.
     """
     described, tensors = json.loads(description), safetensors.numpy.load(arrays)
-    explained = described["explained_variance"]
-    encoder: TextEncoder
-    if described["kind"] == "lsa":
-        encoder = LsaEncoder(tuple(described["tokens"]), tensors["idf"], tensors["components"], explained)
-    else:
-        encoder = SentenceEncoder(described["folder"], tensors["projection"], described["folder_hash"], explained)
+    encoder = _rebuilt(described, tensors)
     if encoder.name != described["name"]:
         raise ValueError(
             f"stored query encoder: the description says {described['name']}, the arrays make it {encoder.name}. "
             "Its two files come from different runs: run embed_queries again."
         )
     return encoder
+
+
+def _rebuilt(described: dict[str, Any], arrays: dict[str, npt.NDArray[np.float32]]) -> TextEncoder:
+    """The encoder of `_described`."""
+    explained = described["explained_variance"]
+    if described["kind"] == "lsa":
+        return LsaEncoder(tuple(described["tokens"]), arrays["idf"], arrays["components"], explained)
+    if described["kind"] == "sentence_transformers":
+        return SentenceEncoder(described["folder"], arrays["projection"], described["folder_hash"], explained)
+    lsa, sentence = (_rebuilt(described[part], _own(arrays, part)) for part in ("lsa", "sentence"))
+    assert isinstance(lsa, LsaEncoder)
+    assert isinstance(sentence, SentenceEncoder)
+    return JoinedEncoder(lsa, sentence, Projection("joined", arrays["projection"], explained))
+
+
+def _own(arrays: dict[str, npt.NDArray[np.float32]], part: str) -> dict[str, npt.NDArray[np.float32]]:
+    return {name.removeprefix(f"{part}."): array for name, array in arrays.items() if name.startswith(f"{part}.")}
 
 
 def save(encoder: TextEncoder, uri: str) -> None:
@@ -124,8 +156,27 @@ def _damaged(uri: str, name: str, found: str) -> InputError:
 
 
 def load_if_saved(uri: str) -> TextEncoder | None:
-    """Read what `save` wrote; None where no query had a text, and so nothing was saved."""
+    """Read what `save` wrote; None where nothing had a text, and so nothing was saved."""
     try:
         return load(uri)
     except FileNotFoundError:
         return None
+
+
+def load_recorded(warehouse: Warehouse) -> TextEncoder | None:
+    """The encoder of the recorded run of embed_queries; None where that run made none.
+
+    Raises:
+        InputError: the warehouse holds another one, as a run leaves it that ended before its tables were written.
+    """
+    recorded = read_record(warehouse, EMBED_QUERIES).metrics.encoder
+    encoder = load_if_saved(warehouse.query_encoder) if recorded else None
+    if recorded and (encoder is None or encoder.name != recorded):
+        raise InputError(
+            "query encoder",
+            warehouse.query_encoder,
+            expected=f"{recorded}, as embed_queries recorded",
+            found=encoder.name if encoder else "none",
+            cure=run_again([EMBED_QUERIES.name]),
+        )
+    return encoder

@@ -256,6 +256,55 @@ def test_explained_variance_is_the_share_of_squared_length_kept(
     assert 0.9 < kept < 0.99
 
 
+@pytest.mark.parametrize("width", [8, 300])
+def test_two_encoders_side_by_side_have_the_mean_of_their_cosines(
+    width: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sentence, "_load_sentence_transformer", lambda folder: StubModel(width))
+    texts = [text for text in CATALOG if text]
+    chosen = QueryEncoderSettings(kind="joined", folder=str(tmp_path), lsa_vocabulary=1_000, lsa_dims=300)
+    encoder = fit_encoder(chosen, CATALOG)
+    vectors = encoder.encode([*texts, " "])
+    wide = fit_lsa(CATALOG, vocabulary_size=1_000, dims=300).encode(texts)
+    plain = StubModel(width).encode(texts)
+    plain /= np.linalg.norm(plain, axis=1, keepdims=True)
+    assert (wide.shape[1], vectors.shape, vectors.dtype) == (300, (len(texts) + 1, 256), np.float32)
+    np.testing.assert_allclose(vectors[:-1] @ vectors[:-1].T, (wide @ wide.T + plain @ plain.T) / 2, atol=1e-5)
+    assert not vectors[-1].any()
+    assert encoder.explained_variance == pytest.approx(1.0)
+    assert encoder.encode([]).shape == (0, 256)
+
+
+def test_a_joined_encoder_is_loaded_without_a_change_and_named_by_all_its_parts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sentence, "_load_sentence_transformer", lambda folder: StubModel(300))
+    folder, uri = tmp_path / "model", str(tmp_path / "query_encoder")
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    chosen = QueryEncoderSettings(kind="joined", folder=str(folder), lsa_vocabulary=1_000, lsa_dims=2)
+    encoder = fit_encoder(chosen, CATALOG)
+    save(encoder, uri)
+    from_bytes.cache_clear()
+    loaded = load(uri)
+    assert loaded.name == encoder.name == fit_encoder(chosen, CATALOG).name
+    assert loaded.explained_variance == encoder.explained_variance
+    np.testing.assert_array_equal(loaded.encode(CATALOG), encoder.encode(CATALOG))
+    # Fewer directions, another catalog, other model files: a space of its own each.
+    others = [fit_encoder(chosen.model_copy(update={"lsa_dims": 3}), CATALOG), fit_encoder(chosen, CATALOG[:4])]
+    (folder / "model.safetensors").write_bytes(b"weighty")
+    others.append(fit_encoder(chosen, CATALOG))
+    assert len({encoder.name, *(other.name for other in others)}) == 4
+
+
+def test_a_joined_encoder_knows_a_text_of_which_one_part_knows_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sentence, "_load_sentence_transformer", lambda folder: StubModel(8))
+    encoder = fit_encoder(QueryEncoderSettings(kind="joined", folder=str(tmp_path)), CATALOG)
+    np.testing.assert_allclose(np.linalg.norm(encoder.encode(["12345", "red", ""]), axis=1), [1, 1, 0], atol=1e-6)
+
+
 @pytest.mark.skipif(
     not (HAS_EXTRA and HAS_MODEL), reason="needs the extra sentence-transformers, which brings all-MiniLM-L6-v2"
 )
