@@ -77,7 +77,7 @@ def training_turn(kind: str, device: str, pairs: int) -> Turn:
     """Whole steps of the project's trainer: encode, count, loss, backward, update."""
     tower, batch = make_tower(kind, device), make_batch(pairs).to(torch.device(device))
     loss = LossSettings()
-    objective = Objective(loss, CountMinSketch(loss.sketch_depth, loss.sketch_width), pairs, 0.1).to(device)
+    objective = Objective(loss, CountMinSketch(loss.sketch_depth, loss.sketch_width), 0.1).to(device)
     settings = TrainSettings(batch_size=pairs, negative_count=pairs, precision="bfloat16", warmup_steps=0)
     trainer = Trainer(tower, objective, settings, 1)
     traffic = 2 * _image_bytes(batch.items) + 2 * _token_bytes(batch.items, 4)
@@ -124,7 +124,7 @@ def make_batch(pairs: int) -> PairBatch:
     first, second = np.arange(pairs), np.arange(pairs, 2 * pairs)
     block = Pairs(keys[first], keys[first], zeros, ones, queries, ItemRows([items], first))
     negatives = CatalogItems(keys[second], ItemRows([items], second))
-    batch = collate([block], negatives, torch.zeros(pairs, dtype=torch.long), catalog.elements)
+    batch = collate([block], negatives, catalog.elements)
     length = batch.query_embedding.norm(dim=1, keepdim=True)
     return replace(batch, query_embedding=batch.query_embedding / length)
 

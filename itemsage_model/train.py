@@ -5,7 +5,7 @@
 Starts `train.processes` processes on this machine. Where a launcher has set RANK and WORLD_SIZE, such as torchrun over
 several machines, it is one of that launcher's.
 
-Reads: training_<task>, item_features and item_counts, at the versions that the run records name.
+Reads: training_<task>, validation_<task>, item_features and item_counts, at the versions that the run records name.
 Writes: `<warehouse>/models/<model_id>/` (safetensors + JSON), checkpoints while it runs, TensorBoard, its run record.
 Safe to rerun: the same inputs and settings resume from the last checkpoint of an unfinished run.
 

@@ -1,10 +1,12 @@
-"""Cut the engagement logs into one training table and one held-out table per task.
+"""Cut the engagement logs into one training, one validation and one held-out table per task.
 
 Reads:  engagement_logs, query_embeddings, item_features
-Writes: training_<task> and held_out_<task> for every task of the settings, item_counts, rejected_events
+Writes: training_<task>, validation_<task> and held_out_<task> for every task of the settings, item_counts,
+        rejected_events
 One row of training_<task> is one (query, item) pair with its engagement count, the query's embedding and the item's
-features; one of held_out_<task> is one pair of the held-out window; one of item_counts is one item of one task's
-training table; one of rejected_events is one event that no table counts, with the reason.
+features; one of validation_<task> is one pair of the end of the training window, whose events training_<task> counts
+too, but not in fit_weight; one of held_out_<task> is one pair of the held-out window; one of item_counts is one item of
+one task's training table; one of rejected_events is one event that no table counts, with the reason.
 Safe to rerun because the rows follow from the inputs and the settings alone, and every table is replaced in one commit.
 
     spark-submit --properties-file spark-defaults.conf jobs/build_training_tables.py --settings pipeline.toml
@@ -12,9 +14,7 @@ Safe to rerun because the rows follow from the inputs and the settings alone, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.runtime import command_line
@@ -28,6 +28,7 @@ from jobs.transforms.training_pairs import (
     FileLayout,
     capped,
     laid_out,
+    measured_rows,
     packed,
     pairs_of,
     training_rows,
@@ -40,15 +41,16 @@ from schemas.settings import Settings
 from schemas.stages import BUILD_TRAINING_TABLES
 from schemas.tables import (
     ENGAGEMENT_LOGS,
-    HELD_OUT_PAIRS,
     ITEM_COUNTS,
     ITEM_FEATURES,
     QUERY_EMBEDDINGS,
     REJECTED_EVENTS,
     ROW_CHECKSUM,
     TRAINING_PAIRS,
+    VALIDATION_PAIRS,
     held_out_pairs,
     training_pairs,
+    validation_pairs,
 )
 from schemas.tasks import Task
 
@@ -57,7 +59,9 @@ STAGE = BUILD_TRAINING_TABLES
 _KEYS = ("query_id", "item_id")
 _COLUMNS = [name for name in TRAINING_PAIRS.column_names if name != ROW_CHECKSUM]
 """Of a training row before it is written."""
-_HELD_OUT_ROWS_PER_FILE = 1_000_000
+_MEASURED_COLUMNS = [name for name in VALIDATION_PAIRS.column_names if name != ROW_CHECKSUM]
+"""Of a validation row; a held-out row has most of them."""
+_HELD_OUT_ROWS_PER_FILE, _VALIDATION_ROWS_PER_FILE = 1_000_000, 100_000
 
 
 def build_engagements(
@@ -74,7 +78,8 @@ def build_pairs(engagements: DataFrame, settings: Settings) -> DataFrame:
     return pairs_of(
         accepted(engagements),
         train_end=settings.dates.train_end,
-        half_life_days=settings.training_tables.recency_half_life_days,
+        validation_start=settings.dates.validation_start,
+        half_life_days=settings.training_tables.half_life_days(settings.dates),
     )
 
 
@@ -99,16 +104,21 @@ def build_training(
     return laid_out(rows.select(*_COLUMNS, "file", "position"), layout.file_count)
 
 
-def build_held_out(pairs: DataFrame, layout: FileLayout) -> DataFrame:
-    """The held-out rows of all tasks, laid out like the training rows."""
-    placed = with_file(pairs, layout)
-    return laid_out(placed.select(*HELD_OUT_PAIRS.column_names, "file", "position"), layout.file_count)
+def build_measured(pairs: DataFrame, packed_queries: DataFrame, layout: FileLayout, hot: list[str]) -> DataFrame:
+    """The held-out and validation rows of all tasks, laid out like the training rows; see `measured_rows`."""
+    rows = measured_rows(pairs, packed_queries, layout, hot)
+    return laid_out(rows.select(*_MEASURED_COLUMNS, "file", "position"), layout.file_count)
 
 
 def build_item_counts(pairs: DataFrame) -> DataFrame:
     """How often each item is a positive of each task, from the capped training pairs of all tasks."""
     counts = pairs.groupBy("item_id", "item_key", "task")
-    return counts.agg(F.count("*").alias("pair_count"), F.sum("engagement_count").alias("engagement_count"))
+    return counts.agg(
+        F.count("*").alias("pair_count"),
+        F.sum("engagement_count").alias("engagement_count"),
+        F.count_if(F.col("fit_count") > 0).alias("fit_pair_count"),
+        F.sum("fit_count").alias("fit_engagement_count"),
+    )
 
 
 def run(spark: SparkSession, settings: Settings) -> None:
@@ -144,62 +154,79 @@ def _write_tasks(
     _require_pairs(counts, settings)
     hot = hot_keys(kept, _KEYS, row_count=sum(of_task.training_pairs for of_task in counts.values()))
 
-    def write_training() -> None:
-        row_counts = {name: of_task.training_pairs for name, of_task in counts.items()}
-        layout = FileLayout.of(row_counts, cut.rows_per_file)
-        rows = build_training(kept, packed_queries, features, layout, hot)
-        job.write_tables(rows, _places(job, training_pairs, layout, row_counts))
+    sizes = _sizes(counts, settings.task_list)
 
-    def write_held_out() -> None:
-        row_counts = {name: of_task.held_out_pairs for name, of_task in counts.items()}
-        layout = FileLayout.of(row_counts, _HELD_OUT_ROWS_PER_FILE)
-        rows = build_held_out(pairs.where(F.col("window") == HELD_OUT), layout)
-        job.write_tables(rows, _places(job, held_out_pairs, layout, row_counts))
+    def write_training() -> None:
+        tables = [training_pairs(task) for task in settings.task_list]
+        layout = FileLayout.of({table.name: sizes[table.name] for table in tables}, cut.rows_per_file)
+        rows = build_training(kept, packed_queries, features, layout, hot)
+        job.write_tables(rows, _places(job, tables, layout, sizes))
+
+    def write_measured() -> None:
+        validation = [validation_pairs(task) for task in settings.task_list]
+        held_out = [held_out_pairs(task) for task in settings.task_list]
+        layout = FileLayout.of({table.name: sizes[table.name] for table in validation}, _VALIDATION_ROWS_PER_FILE)
+        layout += FileLayout.of({table.name: sizes[table.name] for table in held_out}, _HELD_OUT_ROWS_PER_FILE)
+        rows = build_measured(pairs, packed_queries, layout, hot["query_id"])
+        job.write_tables(rows, _places(job, [*validation, *held_out], layout, sizes))
 
     def write_counts() -> None:
         job.write(build_item_counts(kept), ITEM_COUNTS)
 
-    side_by_side([write_training, write_held_out, write_counts])
+    side_by_side([write_training, write_measured, write_counts])
+
+
+def _sizes(counts: dict[str, TaskCounts], tasks: list[Task]) -> dict[str, int]:
+    """Rows of every task's tables, by the name of the table."""
+    sizes = {}
+    for task in tasks:
+        of_task = counts[task.name]
+        sizes[task.training_table] = of_task.training_pairs
+        sizes[task.validation_table] = of_task.validation_pairs
+        sizes[task.held_out_table] = of_task.held_out_pairs
+    return sizes
 
 
 def _places(
-    job: JobRun[TrainingTableMetrics],
-    table_of: Callable[[Task], Table],
-    layout: FileLayout,
-    row_counts: dict[str, int],
+    job: JobRun[TrainingTableMetrics], tables: list[Table], layout: FileLayout, sizes: dict[str, int]
 ) -> list[Place]:
-    """The tables of all tasks, each with its files' numbers and its rows."""
-    return [
-        job.place(table_of(task), layout.first_file[task.name], row_counts[task.name])
-        for task in job.settings.task_list
-    ]
+    """The tables, each with its files' numbers and its rows."""
+    return [job.place(table, layout.first_file[table.name], sizes[table.name]) for table in tables]
 
 
 def _task_counts(pairs: DataFrame, kept: DataFrame, tasks: list[Task]) -> dict[str, TaskCounts]:
     """Pairs and events of each task, by its name."""
     before, after = _totals(pairs), _totals(kept)
+    nothing = Row(pairs=0, events=0, fit_pairs=0, fit_events=0, validation_pairs=0)
     counts = {}
     for task in tasks:
-        all_pairs, all_events = before.get((task.name, TRAINING), (0, 0))
-        training_pairs, training_events = after.get((task.name, TRAINING), (0, 0))
-        held_out_pairs, held_out_events = before.get((task.name, HELD_OUT), (0, 0))
+        all_training, held_out = (before.get((task.name, window), nothing) for window in (TRAINING, HELD_OUT))
+        training = after.get((task.name, TRAINING), nothing)
         counts[task.name] = TaskCounts(
-            training_pairs=training_pairs,
-            training_events=training_events,
-            held_out_pairs=held_out_pairs,
-            held_out_events=held_out_events,
-            capped_pairs=all_pairs - training_pairs,
-            capped_events=all_events - training_events,
+            training_pairs=training["pairs"],
+            training_events=training["events"],
+            held_out_pairs=held_out["pairs"],
+            held_out_events=held_out["events"],
+            capped_pairs=all_training["pairs"] - training["pairs"],
+            capped_events=all_training["events"] - training["events"],
+            fit_pairs=training["fit_pairs"],
+            fit_events=training["fit_events"],
+            validation_pairs=all_training["validation_pairs"],
+            validation_events=all_training["events"] - all_training["fit_events"],
         )
     return counts
 
 
-def _totals(pairs: DataFrame) -> dict[tuple[str, str], tuple[int, int]]:
-    """(task, window) -> (pairs, events)."""
+def _totals(pairs: DataFrame) -> dict[tuple[str, str], Row]:
+    """(task, window) -> pairs and events, and how many of them are of before the validation window."""
     sums = pairs.groupBy("task", "window").agg(
-        F.count("*").alias("pair_count"), F.sum("engagement_count").alias("event_count")
+        F.count("*").alias("pairs"),
+        F.sum("engagement_count").alias("events"),
+        F.count_if(F.col("fit_count") > 0).alias("fit_pairs"),
+        F.sum("fit_count").alias("fit_events"),
+        F.count_if(F.col("fit_count") < F.col("engagement_count")).alias("validation_pairs"),
     )
-    return {(row["task"], row["window"]): (row["pair_count"], row["event_count"]) for row in sums.collect()}
+    return {(row["task"], row["window"]): row for row in sums.collect()}
 
 
 def _require_unique(df: DataFrame, table: Table) -> None:
@@ -252,6 +279,10 @@ def _require_pairs(counts: dict[str, TaskCounts], settings: Settings) -> None:
             )
         if not of_task.held_out_pairs:
             print(f"  warning: task {name} has no held-out pair, so its recall cannot be measured", flush=True)
+        if dates.validation_start < dates.train_end and not (of_task.validation_pairs and of_task.fit_pairs):
+            side = "in" if of_task.fit_pairs else "before"
+            print(f"  warning: task {name} has no pair {side} the validation window, from {dates.validation_start} on, "
+                  "so training cannot be measured on it: change dates.validation_days", flush=True)  # fmt: skip
 
 
 def _balanced_events(job: JobRun[TrainingTableMetrics], counts: dict[str, TaskCounts]) -> EventCounts:

@@ -176,6 +176,8 @@ def legal(schema: dict[str, Any]) -> str:
     """What a key's JSON schema allows, in words."""
     if choices := schema.get("enum", [schema["const"]] if "const" in schema else []):
         return " or ".join(f'`"{choice}"`' for choice in choices)
+    if kinds := schema.get("anyOf"):
+        return " or ".join(legal(kind) for kind in kinds)
     if schema["type"] == "array":
         return f"list of {legal(schema['items'])}"
     if schema["type"] == "string":

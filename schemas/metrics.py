@@ -93,7 +93,11 @@ class ItemMetrics:
 
 @dataclass(frozen=True)
 class TaskCounts:
-    """Pairs of one task, and the events behind them: in training, held out, and cut off by the caps."""
+    """Pairs of one task, and the events behind them: in training, held out, and cut off by the caps.
+
+    The last four tell the training window apart: `fit` is what of the training pairs comes from before the validation
+    window, `validation` what was engaged in it, whether a cap cut the pair or not; 0 in records of before.
+    """
 
     training_pairs: int = 0
     training_events: int = 0
@@ -101,6 +105,10 @@ class TaskCounts:
     held_out_events: int = 0
     capped_pairs: int = 0
     capped_events: int = 0
+    fit_pairs: int = 0
+    fit_events: int = 0
+    validation_pairs: int = 0
+    validation_events: int = 0
 
 
 @dataclass(frozen=True)

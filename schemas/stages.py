@@ -33,7 +33,7 @@ class Stage(Generic[Metrics]):
 
     Attributes:
         name: Its name, that of its job file and of its run record.
-        reads: The tables it may read; `training_<task>` and `held_out_<task>` stand for those of all tasks.
+        reads: The tables it may read; `training_<task>`, for one, stands for those of all tasks.
         writes: The tables it replaces; another stage reads them at the version that this one's record names.
         metrics: What it counts.
         launcher: What starts it.
@@ -73,13 +73,17 @@ BUILD_ITEM_FEATURES = Stage(
 BUILD_TRAINING_TABLES = Stage(
     "build_training_tables",
     (t.ENGAGEMENT_LOGS, t.QUERY_EMBEDDINGS, t.ITEM_FEATURES),
-    (t.TRAINING_PAIRS, t.HELD_OUT_PAIRS, t.ITEM_COUNTS, t.REJECTED_EVENTS),
+    (t.TRAINING_PAIRS, t.VALIDATION_PAIRS, t.HELD_OUT_PAIRS, t.ITEM_COUNTS, t.REJECTED_EVENTS),
     TrainingTableMetrics,
 )
 
 TRAIN = Stage(
-    "train", (t.TRAINING_PAIRS, t.ITEM_FEATURES, t.ITEM_COUNTS), (), TrainMetrics, launcher="python"
-)  # fmt: skip
+    "train",
+    (t.TRAINING_PAIRS, t.VALIDATION_PAIRS, t.ITEM_FEATURES, t.ITEM_COUNTS),
+    (),
+    TrainMetrics,
+    launcher="python",
+)
 
 SCORE_CATALOG = Stage(
     "score_catalog",

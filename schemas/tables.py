@@ -45,7 +45,8 @@ _ITEM_KEY = Column("item_key", "int64", "64-bit hash of item_id: the identity us
 _EMBEDDING = (EMBEDDING_DIM,)
 FEATURES_HASH, ROW_CHECKSUM = "features_hash", "row_checksum"
 _CHECKED_ITEM = ("item_id", "item_key")
-_CHECKED_PAIR = ("query_key", "item_key", "query_item_key", "pair_weight", "query_embedding")
+_CHECKED_VALIDATION = ("query_key", "item_key", "query_item_key", "pair_weight", "query_embedding")
+_CHECKED_PAIR = (*_CHECKED_VALIDATION, "fit_weight")
 
 
 def _checksum(columns: tuple[str, ...]) -> Column:
@@ -237,24 +238,35 @@ PAIR_COLUMNS = (
     ),
 )
 
+_PACKED_QUERY = Column(
+    "query_embedding",
+    "binary",
+    "little-endian float16 query embedding",
+    shape=_EMBEDDING,
+    cell_bytes=2 * EMBEDDING_DIM,
+)
+
 TRAINING_PAIRS = Table(
     "training_<task>",
     "one (query, item) pair with its engagement count, the query's embedding and the item's features",
     (
         *PAIR_COLUMNS,
-        Column(
-            "query_embedding",
-            "binary",
-            "little-endian float16 query embedding",
-            shape=_EMBEDDING,
-            cell_bytes=2 * EMBEDDING_DIM,
-        ),
+        Column("fit_weight", "float32", "the part of pair_weight from before the validation window; 0 = none"),
+        _PACKED_QUERY,
         *ELEMENT_COLUMNS,
         Column(FEATURES_HASH, "string", "as in item_features"),
         _checksum(_CHECKED_PAIR),
     ),
     key=("query_id", "item_id"),
     checksummed=_CHECKED_PAIR,
+)
+
+VALIDATION_PAIRS = Table(
+    "validation_<task>",
+    "one (query, item) pair of the validation window, the end of the training window, with its engagement count there",
+    (*PAIR_COLUMNS, _PACKED_QUERY, _checksum(_CHECKED_VALIDATION)),
+    key=("query_id", "item_id"),
+    checksummed=_CHECKED_VALIDATION,
 )
 
 HELD_OUT_PAIRS = Table(
@@ -268,6 +280,11 @@ HELD_OUT_PAIRS = Table(
 def training_pairs(task: Task) -> Table:
     """The training table of one task."""
     return replace(TRAINING_PAIRS, name=task.training_table)
+
+
+def validation_pairs(task: Task) -> Table:
+    """The table of validation pairs of one task."""
+    return replace(VALIDATION_PAIRS, name=task.validation_table)
 
 
 def held_out_pairs(task: Task) -> Table:
@@ -284,6 +301,8 @@ ITEM_COUNTS = Table(
         Column("task", "string", "the task"),
         Column("pair_count", "int64", "rows of the training table with this item"),
         Column("engagement_count", "int64", "engagements behind those rows"),
+        Column("fit_pair_count", "int64", "rows with a fit_weight above 0; 0 = unseen before the validation window"),
+        Column("fit_engagement_count", "int64", "engagements behind those rows from before the validation window"),
     ),
     key=("item_id", "task"),
 )

@@ -26,6 +26,11 @@ class Task:
         return f"training_{self.name}"
 
     @property
+    def validation_table(self) -> str:
+        """Name of the task's table of validation pairs."""
+        return f"validation_{self.name}"
+
+    @property
     def held_out_table(self) -> str:
         """Name of the task's table of held-out pairs."""
         return f"held_out_{self.name}"

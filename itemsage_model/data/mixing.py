@@ -11,7 +11,7 @@ import torch
 
 from itemsage_model.data.batch import ItemBatch, PairBatch, to_item_batch
 from itemsage_model.data.ragged import ItemRows
-from itemsage_model.data.reader import CatalogItems, Pairs, RowStream
+from itemsage_model.data.reader import CatalogItems, Pairs, RowStream, gather_blocks
 from schemas.elements import SizedElement
 
 CPU = torch.device("cpu")
@@ -20,6 +20,8 @@ CPU = torch.device("cpu")
 @dataclass(frozen=True)
 class MixedBatches:
     """An endless iterable of one rank's batches: some pairs of every task, and random negatives they all share.
+
+    Rows of weight 0 are no part of a batch, which then has fewer pairs.
 
     Source: ItemSage section 3.4 and Figure 4.
 
@@ -46,10 +48,8 @@ class MixedBatches:
             stream.batches(size, self.start_step * size) for stream, size in zip(self.tasks, self.pairs, strict=True)
         ]
         negatives = self._negatives()
-        task_of_pair = torch.from_numpy(np.repeat(np.arange(len(self.pairs)), self.pairs))
         while True:
-            blocks: list[Pairs] = [next(stream) for stream in streams]
-            yield collate(blocks, next(negatives), task_of_pair, self.elements)
+            yield collate([_weighing(next(stream)) for stream in streams], next(negatives), self.elements)
 
     def _negatives(self) -> Iterator[CatalogItems | None]:
         if self.catalog is None or not self.negative_count:
@@ -63,15 +63,18 @@ class MixedBatches:
             yield CatalogItems(block.item_key[rows], block.items.take(rows))
 
 
-def collate(
-    blocks: list[Pairs], negatives: CatalogItems | None, task_of_pair: torch.Tensor, elements: Sequence[SizedElement]
-) -> PairBatch:
+def _weighing(block: Pairs) -> Pairs:
+    """The rows whose weight is above 0: in a batch, the item of another one would be a column of the softmax."""
+    rows = np.flatnonzero(block.pair_weight)
+    return block if len(rows) == len(block) else gather_blocks([block], rows)
+
+
+def collate(blocks: list[Pairs], negatives: CatalogItems | None, elements: Sequence[SizedElement]) -> PairBatch:
     """Join the tasks' rows and the negatives into one batch, each distinct item once.
 
     Args:
         blocks: Rows of each task.
         negatives: Random items.
-        task_of_pair: int64 [pair], the task of each row.
         elements: What of an item goes into a batch.
     """
     item_key = np.concatenate([block.item_key for block in blocks])
@@ -91,7 +94,6 @@ def collate(
         item_keys,
         index[: len(item_key)],
         np.unique(index[len(item_key) :]),
-        task_of_pair,
     )
 
 
@@ -101,7 +103,6 @@ def _pair_batch(
     item_keys: torch.Tensor,
     positive: npt.NDArray[np.int64],
     negatives: npt.NDArray[np.int64],
-    task_of_pair: torch.Tensor,
 ) -> PairBatch:
     return PairBatch(
         items=items,
@@ -112,7 +113,7 @@ def _pair_batch(
         query_key=torch.from_numpy(np.concatenate([block.query_key for block in blocks])),
         query_item_key=torch.from_numpy(np.concatenate([block.query_item_key for block in blocks])),
         pair_weight=torch.from_numpy(np.concatenate([block.pair_weight for block in blocks])),
-        task=task_of_pair,
+        task=torch.from_numpy(np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])),
     )
 
 
@@ -120,7 +121,8 @@ def _pair_batch(
 class CatalogBatches:
     """An endless iterable of batches for the full softmax: pairs of every task against the whole catalog.
 
-    The catalog is encoded anew in every step, each rank its slice, which is brought to its device once.
+    The catalog is encoded anew in every step, each rank its slice, which is brought to its device once. Rows of weight
+    0 are no part of a batch, which then has fewer pairs.
 
     Attributes:
         tasks: One stream a task, read without item features.
@@ -148,14 +150,13 @@ class CatalogBatches:
         keys = torch.from_numpy(self.catalog.item_key)
         items = to_item_batch(self.catalog.items.take(own).gather(), self.elements, keys[own]).to(self.device)
         keys = keys.to(self.device)
-        task_of_pair = torch.from_numpy(np.repeat(np.arange(len(self.pairs)), self.pairs))
         streams = [
             stream.batches(size, self.start_step * size) for stream, size in zip(self.tasks, self.pairs, strict=True)
         ]
         while True:
-            blocks: list[Pairs] = [next(stream) for stream in streams]
+            blocks = [_weighing(next(stream)) for stream in streams]
             positive = np.searchsorted(self.catalog.item_key, np.concatenate([block.item_key for block in blocks]))
-            yield _pair_batch(blocks, items, keys, positive, np.empty(0, np.int64), task_of_pair)
+            yield _pair_batch(blocks, items, keys, positive, np.empty(0, np.int64))
 
 
 def pairs_per_task(batch_size: int, shares: list[float]) -> list[int]:

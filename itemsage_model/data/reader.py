@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +33,12 @@ from schemas.tables import EMBEDDING_DIM, FEATURES_HASH, ITEM_FEATURES, ROW_CHEC
 _PREFETCHED_BLOCKS = 2
 """Row groups of a stream that are read and checked while the last ones are used."""
 
-PAIR_ARRAYS = ("query_key", "item_key", "query_item_key", "pair_weight", "query_embedding")
-"""What the trainer reads of a pair, beside the features of its item."""
+PAIR_ARRAYS = ("query_key", "item_key", "query_item_key", "pair_weight", "fit_weight", "query_embedding")
+"""What the trainer reads of a pair, beside the features of its item: one of the weights, and the other one because the
+checksum covers it."""
+
+Weight = Literal["pair_weight", "fit_weight"]
+"""Which column is a pair's weight in the loss; pairs of the validation window alone have a fit_weight of 0."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Pairs:
 
     Attributes:
         query_key, item_key, query_item_key: int64 [pair].
-        pair_weight: float32 [pair].
+        pair_weight: float32 [pair], of the column that was asked for.
         query_embedding: float16 [pair, dim].
         items: The features of each row's item, not yet copied; None where the columns were not read.
     """
@@ -88,8 +92,13 @@ class RowFormat(Generic[Rows]):
     unpack: Callable[[str, pa.Table], Rows]
 
 
-def pair_format(elements: Sequence[SizedElement] | None) -> RowFormat[Pairs]:
-    """Rows of a training table; None = without the features of their items."""
+def pair_format(elements: Sequence[SizedElement] | None, weight: Weight = "pair_weight") -> RowFormat[Pairs]:
+    """Rows of a training table.
+
+    Args:
+        elements: What is read of their items' features; None = nothing.
+        weight: The column that becomes `Pairs.pair_weight`.
+    """
     cells = column_names(elements or ())
 
     def unpack(table: str, raw: pa.Table) -> Pairs:
@@ -97,7 +106,7 @@ def pair_format(elements: Sequence[SizedElement] | None) -> RowFormat[Pairs]:
             _checked(table, raw, "query_key", np.int64),
             _checked(table, raw, "item_key", np.int64),
             _checked(table, raw, "query_item_key", np.int64),
-            _checked(table, raw, "pair_weight", np.float32),
+            _checked(table, raw, weight, np.float32),
             _query_vectors(table, raw["query_embedding"]),
             _item_rows(table, raw, elements) if elements else None,
         )
@@ -210,10 +219,10 @@ class RowStream(Generic[Rows]):
                 skip_rows -= start
                 while start < len(order):
                     missing = size - sum(len(part) for part in pending)
-                    pending.append(_gather(pool, order[start : start + missing]))
+                    pending.append(gather_blocks(pool, order[start : start + missing]))
                     start += len(pending[-1])
                     if sum(len(part) for part in pending) == size:
-                        yield pending[0] if len(pending) == 1 else _gather(pending, np.arange(size))
+                        yield pending[0] if len(pending) == 1 else gather_blocks(pending, np.arange(size))
                         pending = []
         finally:
             blocks.close()
@@ -243,7 +252,7 @@ class RowStream(Generic[Rows]):
         for raw in read_files(self.files, share.files, self.row_format, self._epoch_seed(epoch)):
             block = self.row_format.unpack(self.files.table, raw)
             if share.stride > 1:
-                block = _gather([block], np.arange(share.offset, len(block), share.stride))
+                block = gather_blocks([block], np.arange(share.offset, len(block), share.stride))
             rows += len(block)
             yield block
         if rows != share.rows:
@@ -291,7 +300,7 @@ def read_catalog(
     keys = np.concatenate([part.item_key for part in parts])
     if len(keys) != files.row_count:
         raise unreadable(files.table, "", f"{files.row_count} rows", f"{len(keys)}", "Read it again.")
-    return _gather(parts, np.argsort(keys, kind="stable"))
+    return gather_blocks(parts, np.argsort(keys, kind="stable"))
 
 
 def _item_rows(table: str, raw: pa.Table, elements: Sequence[SizedElement]) -> ItemRows:
@@ -299,7 +308,7 @@ def _item_rows(table: str, raw: pa.Table, elements: Sequence[SizedElement]) -> I
     return ItemRows([items], np.arange(len(items)))
 
 
-def _gather(blocks: list[Rows], rows: npt.NDArray[np.int64]) -> Rows:
+def gather_blocks(blocks: list[Rows], rows: npt.NDArray[np.int64]) -> Rows:
     """The given rows of Pairs or CatalogItems laid end to end."""
     columns = ([getattr(block, f.name) for block in blocks] for f in fields(blocks[0]))
     gathered: list[Any] = []

@@ -197,4 +197,4 @@ def make_objective(inputs: Inputs, settings: Settings, device: torch.device) -> 
     else:
         frequency = ExactFrequency(torch.from_numpy(inputs.item_keys), torch.from_numpy(inputs.item_shares))
     sampled = min(1.0, settings.train.negative_count / inputs.catalog.row_count)
-    return Objective(loss, frequency, settings.train.batch_size, sampled).to(device)
+    return Objective(loss, frequency, sampled).to(device)

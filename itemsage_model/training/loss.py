@@ -158,13 +158,13 @@ def weighted_mean(
     Args:
         losses: Of this rank's pairs.
         weights: Weights of the same pairs.
-        weight_sum: Sum of the weights over all ranks.
+        weight_sum: Sum of the weights over all ranks; 0 = no rank has a pair.
         ranks: Number of ranks. DDP averages gradients over ranks, and so the factor.
 
     Returns:
         `ranks * sum(weights * losses) / weight_sum`; its mean over ranks is the loss.
     """
-    return (losses * weights).sum() * ranks / weight_sum
+    return (losses * weights).sum() * ranks / weight_sum.clamp_min(torch.finfo(weight_sum.dtype).tiny)
 
 
 def _full(

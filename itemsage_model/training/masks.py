@@ -22,6 +22,8 @@ def same_query_mask(
         column_count: Number of columns.
     """
     known, row_query = torch.unique(query_keys, return_inverse=True)
+    if not len(known):
+        return torch.zeros(0, column_count, dtype=torch.bool, device=query_keys.device)
     index = torch.searchsorted(known, all_query_keys).clamp_(max=len(known) - 1)
     is_known = known[index] == all_query_keys
     # [query, column], then one row a pair

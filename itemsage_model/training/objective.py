@@ -29,7 +29,6 @@ class Objective(nn.Module):
     Args:
         settings: Form of the loss, masks.
         frequency: Item frequencies among the batches' pairs.
-        batch_size: Pairs of a batch over all ranks.
         sampled_share: Share of the catalog that is drawn as random negatives of one batch.
     """
 
@@ -37,12 +36,10 @@ class Objective(nn.Module):
         self,
         settings: LossSettings,
         frequency: CountMinSketch | ExactFrequency,
-        batch_size: int,
         sampled_share: float,
     ) -> None:
         super().__init__()
-        self.settings, self.frequency = settings, frequency
-        self.batch_size, self.sampled_share = batch_size, sampled_share
+        self.settings, self.frequency, self.sampled_share = settings, frequency, sampled_share
 
     def forward(
         self,
@@ -106,7 +103,9 @@ class Objective(nn.Module):
         self.frequency.update(all_pair_keys)
         share = self.frequency.share(keys)
         literal = self.settings.form == "literal"
-        log_probability = share.log() if literal else log_inclusion_probability(share, self.batch_size)
+        # Rows of weight 0 are left out of a batch, so its size varies.
+        draws = max(len(all_pair_keys), 1)
+        log_probability = share.log() if literal else log_inclusion_probability(share, draws)
         mask = self._query_item_mask(batch.query_item_key, keys)
         if self.settings.mask_same_query:
             all_queries = distributed.gather_rows(batch.query_key)

@@ -16,7 +16,8 @@ from schemas.settings import DateSettings
 from schemas.tables import ENGAGEMENT_LOGS
 from schemas.tasks import Task
 
-TRAINING, HELD_OUT = "training", "held_out"
+TRAINING, VALIDATION, HELD_OUT = "training", "validation", "held_out"
+"""The windows, as the names of their tables begin. An event is of training or held out: validation is in training."""
 
 NEEDED = tuple(column.name for column in ENGAGEMENT_LOGS.columns if not column.nullable)
 

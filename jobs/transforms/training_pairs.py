@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from jobs.transforms.engagements import HELD_OUT, TRAINING, VALIDATION
 from jobs.transforms.hot_keys import spread_join
 from jobs.transforms.keys import query_key
 from schemas.cells import pack_cells
@@ -23,35 +24,67 @@ _DAY_US = 86_400_000_000
 _ROWS_PER_FILE, _MOST_FILES = 2_048, 2_000
 
 
-def pairs_of(engagements: DataFrame, *, train_end: datetime, half_life_days: float) -> DataFrame:
+def pairs_of(
+    engagements: DataFrame, *, train_end: datetime, validation_start: datetime, half_life_days: float
+) -> DataFrame:
     """Counted events, summed to one row per (task, window, query, item).
 
     pair_weight = sum over the pair's events of 2 ** (-age / half_life); an event after train_end has age 0,
-    so that the weight of a held-out pair is its count.
+    so that the weight of a held-out pair is its count. fit_count and fit_weight are the same sums over the events
+    before validation_start alone.
 
     Args:
         engagements: The accepted rows of `checked_engagements`.
         train_end: Where age is counted from.
+        validation_start: First instant of the validation window.
         half_life_days: Age at which an event weighs half; 0 = every event weighs 1.
     """
     age_days = (F.unix_micros(F.lit(train_end)) - F.unix_micros("event_ts")) / F.lit(_DAY_US)
     halvings = F.greatest(age_days, F.lit(0.0)) / F.lit(half_life_days or float("inf"))
     # Summed as whole units, because a sum of floats depends on the order of the rows.
     units = F.ceil(F.pow(F.lit(2.0), -halvings) * F.lit(_UNITS))
+    is_fit = (F.col("event_ts") < F.lit(validation_start)).cast("long")
     keys = ("task", "window", "query_id", "item_id", "item_key", "query_item_key")
-    sums = engagements.groupBy(*keys).agg(F.count("*").alias("engagement_count"), F.sum(units).alias("units"))
+    sums = engagements.groupBy(*keys).agg(
+        F.count("*").alias("engagement_count"),
+        F.sum(units).alias("units"),
+        F.sum(is_fit).alias("fit_count"),
+        F.sum(units * is_fit).alias("fit_units"),
+    )
     return sums.select(
         *keys,
         query_key("query_id").alias("query_key"),
         "engagement_count",
-        (F.col("units") / F.lit(_UNITS)).cast("float").alias("pair_weight"),
+        _weight("units").alias("pair_weight"),
+        "fit_count",
+        _weight("fit_units").alias("fit_weight"),
+    )
+
+
+def _weight(units: str) -> Column:
+    return (F.col(units) / F.lit(_UNITS)).cast("float")
+
+
+def validation_pairs(pairs: DataFrame) -> DataFrame:
+    """The training pairs that were engaged in the validation window, with what they count there.
+
+    They are measured on, as held-out pairs are: an event weighs 1, and no cap cuts them.
+
+    Args:
+        pairs: See `pairs_of`.
+    """
+    count = F.col("engagement_count") - F.col("fit_count")
+    engaged = pairs.where((F.col("window") == TRAINING) & (count > 0))
+    return engaged.withColumns(
+        {"window": F.lit(VALIDATION), "engagement_count": count, "pair_weight": count.cast("float")}
     )
 
 
 def capped(pairs: DataFrame, *, per_item: int, per_query: int) -> DataFrame:
     """At most so many pairs of an item, and then of a query, in each task and window; 0 = no cap.
 
-    Which pairs stay is decided by a hash of their ids, as good as random and always the same.
+    Which pairs stay is decided by a hash of their ids, as good as random and always the same. The pairs of the whole
+    training window compete, so that one of the validation window may cut an earlier one off, but never brings one in.
     """
     for column, max_pairs in (("item_id", per_item), ("query_id", per_query)):
         if max_pairs:
@@ -77,12 +110,12 @@ def even_file_rows(rows: int, max_rows: int) -> int:
 
 @dataclass(frozen=True)
 class FileLayout:
-    """Which files the rows of several tasks' tables fill; files are numbered through, task after task.
+    """Which files the rows of several tables fill; files are numbered through, table after table.
 
     Attributes:
-        rows_per_file: Task -> rows of every file but the last.
-        first_file: Task -> number of its first file.
-        file_count: Files of all tasks.
+        rows_per_file: Table -> rows of every file but the last.
+        first_file: Table -> number of its first file.
+        file_count: Files of all tables.
     """
 
     rows_per_file: dict[str, int]
@@ -91,38 +124,46 @@ class FileLayout:
 
     @classmethod
     def of(cls, row_counts: dict[str, int], max_rows: int) -> FileLayout:
-        """Files of about `max_rows` rows for tables of these sizes, given by task."""
-        rows_per_file = {task: even_file_rows(count, max_rows) for task, count in row_counts.items()}
-        counts = [-(-count // rows_per_file[task]) for task, count in row_counts.items()]
+        """Files of about `max_rows` rows for tables of these sizes, given by name."""
+        rows_per_file = {table: even_file_rows(count, max_rows) for table, count in row_counts.items()}
+        counts = [-(-count // rows_per_file[table]) for table, count in row_counts.items()]
         first_file = dict(zip(row_counts, accumulate(counts, initial=0), strict=False))
         return cls(rows_per_file, first_file, sum(counts))
 
+    def __add__(self, other: FileLayout) -> FileLayout:
+        """The files of both, those of `other` numbered behind these."""
+        behind = {table: self.file_count + first for table, first in other.first_file.items()}
+        return FileLayout(
+            self.rows_per_file | other.rows_per_file, self.first_file | behind, self.file_count + other.file_count
+        )
+
 
 def with_file(pairs: DataFrame, layout: FileLayout) -> DataFrame:
-    """Add `position`, which numbers each task's pairs from 0 in random-looking order, and `file`, the file's number.
+    """Add `position`, which numbers each table's pairs from 0 in random-looking order, and `file`, the file's number.
 
     Args:
-        pairs: The pairs of all tasks.
+        pairs: Pairs of any tasks and windows; a pair's table is `<window>_<task>`.
         layout: Which files they fill.
     """
     # Not the hash of `capped`: the pairs it keeps have the smallest ones, and would all lie in the first files.
     shuffled = F.xxhash64(F.lit("file"), "query_id", "item_id")
-    placed = pairs.withColumn("shuffled", shuffled).withColumn("bucket", F.pmod("shuffled", F.lit(_BUCKETS)))
-    sizes = placed.groupBy("task", "bucket").agg(F.count("*").alias("size"))
-    earlier = Window.partitionBy("task").orderBy("bucket").rowsBetween(Window.unboundedPreceding, -1)
-    starts = sizes.select("task", "bucket", F.coalesce(F.sum("size").over(earlier), F.lit(0)).alias("start"))
-    inside = Window.partitionBy("task", "bucket").orderBy("shuffled", "query_id", "item_id")
-    # `starts` is unique by task and bucket.
-    numbered = placed.join(F.broadcast(starts), on=["task", "bucket"], how="inner").withColumn(
+    named = pairs.withColumns({"table": F.concat_ws("_", "window", "task"), "shuffled": shuffled})
+    placed = named.withColumn("bucket", F.pmod("shuffled", F.lit(_BUCKETS)))
+    sizes = placed.groupBy("table", "bucket").agg(F.count("*").alias("size"))
+    earlier = Window.partitionBy("table").orderBy("bucket").rowsBetween(Window.unboundedPreceding, -1)
+    starts = sizes.select("table", "bucket", F.coalesce(F.sum("size").over(earlier), F.lit(0)).alias("start"))
+    inside = Window.partitionBy("table", "bucket").orderBy("shuffled", "query_id", "item_id")
+    # `starts` is unique by table and bucket.
+    numbered = placed.join(F.broadcast(starts), on=["table", "bucket"], how="inner").withColumn(
         "position", F.col("start") + F.row_number().over(inside) - 1
     )
-    file = F.floor(F.col("position") / _by_task(layout.rows_per_file)) + _by_task(layout.first_file)
+    file = F.floor(F.col("position") / _by_table(layout.rows_per_file)) + _by_table(layout.first_file)
     return numbered.select(*pairs.columns, "position", file.cast("int").alias("file"))
 
 
-def _by_task(numbers: dict[str, int]) -> Column:
-    """The number of each row's task."""
-    return F.create_map(*[F.lit(part) for entry in numbers.items() for part in entry])[F.col("task")]
+def _by_table(numbers: dict[str, int]) -> Column:
+    """The number of each row's table."""
+    return F.create_map(*[F.lit(part) for entry in numbers.items() for part in entry])[F.col("table")]
 
 
 def training_rows(
@@ -140,6 +181,21 @@ def training_rows(
         pairs, packed_queries, on="query_id", how="inner", hot=hot["query_id"], spread_by="item_id"
     )
     return spread_join(with_query, features, on="item_id", how="inner", hot=hot["item_id"], spread_by="query_id")
+
+
+def measured_rows(pairs: DataFrame, packed_queries: DataFrame, layout: FileLayout, hot: list[str]) -> DataFrame:
+    """The rows of the held-out and the validation tables of all tasks; those of validation with the query's embedding.
+
+    Args:
+        pairs: The pairs of all tasks and windows, before the caps.
+        packed_queries: See `packed`; unique by query_id.
+        layout: Which files the rows fill.
+        hot: Frequent query_ids; see `hot_keys`.
+    """
+    held_out = with_file(pairs.where(F.col("window") == HELD_OUT), layout)
+    validation = with_file(validation_pairs(pairs), layout)
+    with_query = spread_join(validation, packed_queries, on="query_id", how="inner", hot=hot, spread_by="item_id")
+    return held_out.unionByName(with_query, allowMissingColumns=True)
 
 
 def laid_out(rows: DataFrame, file_count: int) -> DataFrame:

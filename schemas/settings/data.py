@@ -74,12 +74,24 @@ class RejectShareSettings(Section):
 
 
 class DateSettings(Section):
-    """The log window, counted back from `as_of`: test_days held out, gap_days unused, train_days of training."""
+    """The log window, counted back from `as_of`: test_days held out, gap_days unused, train_days of training.
+
+    The last `validation_days` of the training window are the validation window.
+    """
 
     as_of: date
     train_days: int = Field(ge=1)
+    validation_days: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     gap_days: int = Field(default=0, ge=0)
     test_days: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _days_to_fit_on(self) -> DateSettings:
+        if self.validation_days != "auto" and self.validation_days >= self.train_days:
+            raise ValueError(
+                f"validation_days: use fewer than the {self.train_days} of train_days, of which they are the last"
+            )
+        return self
 
     @property
     def end(self) -> datetime:
@@ -95,6 +107,17 @@ class DateSettings(Section):
     def train_end(self) -> datetime:
         """First instant after the training window."""
         return self.test_start - timedelta(days=self.gap_days)
+
+    @property
+    def validation_start(self) -> datetime:
+        """First instant of the validation window, with which the training window ends; `train_end` where it has none.
+
+        Assumed: a tenth of the training window, and a day at least, is long enough to measure on.
+        """
+        days = self.validation_days
+        if days == "auto":
+            days = min(max(1, round(self.train_days / 10)), self.train_days - 1)
+        return self.train_end - timedelta(days=days)
 
     @property
     def train_start(self) -> datetime:
@@ -139,13 +162,25 @@ class QueryEncoderSettings(Section):
         return self
 
 
+_AUTO_HALF_LIFE_DAYS = 120.0
+
+
 class TrainingTableSettings(Section):
     """How the training tables are cut."""
 
     max_pairs_per_item: int = Field(default=0, ge=0)
     max_pairs_per_query: int = Field(default=0, ge=0)
-    recency_half_life_days: float = Field(default=0, ge=0)
+    recency_half_life_days: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
     rows_per_file: int = Field(default=0, ge=0)
+
+    def half_life_days(self, dates: DateSettings) -> float:
+        """Age at which an event weighs half; 0 = every event weighs 1.
+
+        Assumed: "auto" is 120 days, which pays where a log is longer than that.
+        """
+        if self.recency_half_life_days != "auto":
+            return self.recency_half_life_days
+        return _AUTO_HALF_LIFE_DAYS if dates.train_days > _AUTO_HALF_LIFE_DAYS else 0.0
 
 
 class DemoWorldSettings(Section):

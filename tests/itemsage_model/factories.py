@@ -69,11 +69,17 @@ def packed_items(items: int, seed: int = 1, most_images: int = 4) -> PackedItems
 
 
 def write_pairs(
-    uri: Path, file_rows: list[int], items: int = 20, seed: int = 1, image_length: int = EMBEDDING_DIM
+    uri: Path,
+    file_rows: list[int],
+    items: int = 20,
+    seed: int = 1,
+    image_length: int = EMBEDDING_DIM,
+    late: tuple[int, ...] = (),
 ) -> np.ndarray:
     """A training table with one file per entry of `file_rows`; returns its item keys, in order of the files.
 
-    `query_key` numbers the rows from 0, so that a test can see which row is which; it determines the embedding.
+    `query_key` numbers the rows from 0, so that a test can see which row is which; it determines the embedding. The
+    rows of the numbers in `late` are of the validation window alone.
     """
     random = np.random.default_rng(seed)
     features = item_cells(np.random.default_rng(99), items, image_length=image_length)
@@ -90,6 +96,7 @@ def write_pairs(
                 "query_item_key": pa.array(np.zeros(rows, np.int64)),
                 "engagement_count": pa.array(np.ones(rows, np.int64)),
                 "pair_weight": pa.array(np.ones(rows, np.float32)),
+                "fit_weight": pa.array(~np.isin(np.arange(row, row + rows), late), pa.float32()),
                 "query_embedding": [_unit(np.random.default_rng(row + i)).tobytes() for i in range(rows)],
                 **{name: [cells[i] for i in item] for name, cells in features.items()},
             }

@@ -78,7 +78,7 @@ def losses_on(device: torch.device, precision: str, batch: PairBatch) -> list[fl
     """Losses of some steps; a GPU gets its batches as `train` brings them there, from page-locked memory."""
     loss = LossSettings()
     tower = make_tower("folded", device.type)
-    objective = Objective(loss, CountMinSketch(loss.sketch_depth, loss.sketch_width), 64, 0.1).to(device)
+    objective = Objective(loss, CountMinSketch(loss.sketch_depth, loss.sketch_width), 0.1).to(device)
     settings = TrainSettings(
         batch_size=64, negative_count=64, precision=precision, steps=4, warmup_steps=2, log_every=1
     )

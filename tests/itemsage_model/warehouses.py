@@ -44,7 +44,8 @@ def make_warehouse(folder: Path, file_rows: dict[str, list[int]], **sections: An
         outputs.append(entry(folder, table, 0, len(keys)))
         counts += [
             {"item_id": f"i{key - 1000}", "item_key": int(key), "task": f"closeup_{name}",
-             "pair_count": int((keys == key).sum()), "engagement_count": 1}
+             "pair_count": int((keys == key).sum()), "engagement_count": 1,
+             "fit_pair_count": int((keys == key).sum()), "fit_engagement_count": 1}
             for key in sorted(set(keys))
         ]  # fmt: skip
     write_catalog(folder / "item_features", image_length=length)

@@ -38,15 +38,19 @@ from schemas.tables import (
     REJECTED_EVENTS,
     ROW_CHECKSUM,
     TRAINING_PAIRS,
+    VALIDATION_PAIRS,
     held_out_pairs,
     training_pairs,
+    validation_pairs,
 )
 from schemas.tasks import Task
 
 CLICK, SAVE = Task("search", "click"), Task("closeup", "save")
 TASKS = [{"query_kind": task.query_kind, "engagement": task.engagement} for task in (CLICK, SAVE)]
 
-# make_settings: as_of 1 March; training [31 January, 20 February), gap until 22 February, held out until 1 March.
+# make_settings: as_of 1 March; training [31 January, 20 February), of which validation from 18 February on, gap until
+# 22 February, held out until 1 March.
+VALIDATION_DAY = datetime(2026, 2, 18, tzinfo=timezone.utc)
 TRAINING_DAY, HELD_OUT_DAY = datetime(2026, 2, 10, tzinfo=timezone.utc), datetime(2026, 2, 25, tzinfo=timezone.utc)
 
 Shop = Callable[..., Settings]
@@ -100,6 +104,12 @@ PLAIN = [
     event("e6", "photo", "i2", event_ts=HELD_OUT_DAY),
     event("e7", "photo", "nowhere"),
 ]
+LATE = [
+    event("v1", "lampe 🪔", "i1", event_ts=VALIDATION_DAY),
+    event("v2", "lampe 🪔", "i3", event_ts=VALIDATION_DAY),
+    event("v3", "lampe 🪔", "i3", event_ts=VALIDATION_DAY),
+]
+"""Events of the validation window: of a pair that is known, and of one that is new."""
 
 
 INPUT_RECORDS = {"embed_queries.json", "build_item_features.json"}
@@ -114,7 +124,8 @@ def stored(spark: SparkSession, settings: Settings, table: Table) -> DataFrame:
 
 
 def content(spark: SparkSession, settings: Settings) -> dict[str, list[tuple[Any, ...]]]:
-    tables = [ITEM_COUNTS, REJECTED_EVENTS, *map(training_pairs, (CLICK, SAVE)), *map(held_out_pairs, (CLICK, SAVE))]
+    of_tasks = [make(task) for make in (training_pairs, validation_pairs, held_out_pairs) for task in (CLICK, SAVE)]
+    tables = [ITEM_COUNTS, REJECTED_EVENTS, *of_tasks]
     return {table.name: sorted(map(tuple, stored(spark, settings, table).collect()), key=repr) for table in tables}
 
 
@@ -135,18 +146,19 @@ def test_pairs_counts_rejects_and_metrics(spark: SparkSession, shop: Shop) -> No
     tables = content(spark, settings)
     found = [tuple(bytes(v) if isinstance(v, bytearray) else v for v in row) for row in tables[CLICK.training_table]]
     assert [row[:-1] for row in found] == [
-        ("lampe 🪔", "i1", key["lampe 🪔"], 101, 0, 2, 2.0, half[1], b"t1", b"c1", b"v1", "hash"),
-        ("lampe 🪔", "i2", key["lampe 🪔"], 102, 0, 1, 1.0, half[1], b"t2", b"c2", b"v2", "hash"),
+        ("lampe 🪔", "i1", key["lampe 🪔"], 101, 0, 2, 2.0, 2.0, half[1], b"t1", b"c1", b"v1", "hash"),
+        ("lampe 🪔", "i2", key["lampe 🪔"], 102, 0, 1, 1.0, 1.0, half[1], b"t2", b"c2", b"v2", "hash"),
     ]
     rows = [dict(zip(TRAINING_PAIRS.column_names, row, strict=True)) for row in found]
     (batch,) = pa.Table.from_pylist(rows, arrow_schema(TRAINING_PAIRS)).to_batches()
     assert row_checksums(batch, TRAINING_PAIRS).tolist() == [row[ROW_CHECKSUM] for row in rows]
     assert tables[SAVE.held_out_table] == [("photo", "i2", key["photo"], 102, key["i1"], 1, 1.0)]
     assert tables[ITEM_COUNTS.name] == [
-        ("i1", 101, "search_click", 1, 2),
-        ("i2", 102, "closeup_save", 1, 1),
-        ("i2", 102, "search_click", 1, 1),
+        ("i1", 101, "search_click", 1, 2, 1, 2),
+        ("i2", 102, "closeup_save", 1, 1, 1, 1),
+        ("i2", 102, "search_click", 1, 1, 1, 1),
     ]
+    assert tables[CLICK.validation_table] == []
     assert [(row[0], row[5], row[7]) for row in tables[REJECTED_EVENTS.name]] == [
         ("e2", "duplicate_event", "event_id"),
         ("e7", "unknown_item", "item_id"),
@@ -164,10 +176,42 @@ def test_pairs_counts_rejects_and_metrics(spark: SparkSession, shop: Shop) -> No
     assert record.metrics.tasks["search_click"].training_pairs == 2
 
 
+def test_the_validation_window_is_in_the_pairs_but_not_in_what_the_fit_pass_reads(
+    spark: SparkSession, shop: Shop
+) -> None:
+    settings = shop(PLAIN + LATE)
+    job.run(spark, settings)
+    tables = content(spark, settings)
+    assert [(row[1], row[5], row[6], row[7]) for row in tables[CLICK.training_table]] == [
+        ("i1", 3, 3.0, 2.0),
+        ("i2", 1, 1.0, 1.0),
+        ("i3", 2, 2.0, 0.0),
+    ]
+    measured = stored(spark, settings, validation_pairs(CLICK)).orderBy("item_id").toArrow()
+    assert measured.select(["item_id", "engagement_count", "pair_weight"]).to_pylist() == [
+        {"item_id": "i1", "engagement_count": 1, "pair_weight": 1.0},
+        {"item_id": "i3", "engagement_count": 2, "pair_weight": 2.0},
+    ]
+    assert set(measured["query_embedding"].to_pylist()) == {np.full(256, 1 / 8, "<f2").tobytes()}
+    (batch,) = measured.combine_chunks().to_batches()
+    assert row_checksums(batch, VALIDATION_PAIRS).tolist() == measured[ROW_CHECKSUM].to_pylist()
+    assert [row for row in tables[ITEM_COUNTS.name] if row[2] == CLICK.name] == [
+        ("i1", 101, "search_click", 1, 3, 1, 2),
+        ("i2", 102, "search_click", 1, 1, 1, 1),
+        ("i3", 103, "search_click", 1, 2, 0, 0),
+    ]
+    found = read_record(settings.layout, job.STAGE).metrics
+    assert (found.events.training_events, found.events.rejected_events) == (7, 2)
+    of_click = asdict(found.tasks[CLICK.name])
+    assert [of_click[name] for name in ("fit_pairs", "fit_events", "validation_pairs", "validation_events")] == [
+        2, 3, 2, 3,
+    ]  # fmt: skip
+
+
 def test_partitions_zones_and_reruns_change_no_row(spark: SparkSession, shop: Shop) -> None:
     crowd = [event(f"x{n % 50}", "lampe 🪔", f"i{n % 12}") for n in range(60)]
     recent = {"recency_half_life_days": 3.0, "max_pairs_per_query": 7}
-    settings = shop(PLAIN + crowd, training_tables=recent)
+    settings = shop(PLAIN + LATE + crowd, training_tables=recent)
     found = []
     for partitions, zone in (("1", "UTC"), ("3", "UTC"), ("8", "America/Los_Angeles")):
         with (
@@ -177,6 +221,7 @@ def test_partitions_zones_and_reruns_change_no_row(spark: SparkSession, shop: Sh
             job.run(spark, settings)
         found.append(content(spark, settings))
     assert found[0][CLICK.training_table]
+    assert found[0][CLICK.validation_table]
     assert found[0] == found[1] == found[2]
 
 
@@ -194,11 +239,36 @@ def test_caps_cut_pairs_and_account_for_their_events(
         "held_out_events": 0,
         "capped_pairs": 6,
         "capped_events": 12,
+        "fit_pairs": 4,
+        "fit_events": 8,
+        "validation_pairs": 0,
+        "validation_events": 0,
     }
     assert metrics.events.capped_events == 12
     assert stored(spark, settings, ITEM_COUNTS).agg(F.sum("engagement_count")).first() == (8,)
     assert stored(spark, settings, held_out_pairs(CLICK)).count() == 0
-    assert "warning: task search_click has no held-out pair" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "warning: task search_click has no held-out pair" in said
+    assert "warning: task search_click has no pair in the validation window, from 2026-02-18 00:00:00+00:00 on" in said
+
+
+def test_a_cap_takes_a_pair_out_of_everything_but_what_is_measured(spark: SparkSession, shop: Shop) -> None:
+    events = [event(f"e{n}", "lampe 🪔", f"i{n % 6}") for n in range(12)]
+    late = [event(f"v{n}", "lampe 🪔", f"i{n}", event_ts=VALIDATION_DAY) for n in range(3, 9)]
+    settings = shop(events + late, tasks=TASKS[:1], training_tables={"max_pairs_per_query": 5})
+    job.run(spark, settings)
+    rows = stored(spark, settings, training_pairs(CLICK)).collect()
+    counts = {row["item_id"]: row for row in stored(spark, settings, ITEM_COUNTS).collect()}
+    assert len(rows) == len(counts) == 5
+    for row in rows:
+        count = counts[row["item_id"]]
+        assert row["fit_weight"] == (2.0 if row["item_id"] < "i6" else 0.0) == count["fit_engagement_count"]
+        assert count["fit_pair_count"] == (row["fit_weight"] > 0)
+    assert stored(spark, settings, validation_pairs(CLICK)).count() == 6
+    of_click = read_record(settings.layout, job.STAGE).metrics.tasks["search_click"]
+    assert of_click.training_events + of_click.capped_events == 18
+    assert of_click.fit_events == sum(row["fit_weight"] for row in rows)
+    assert (of_click.validation_pairs, of_click.validation_events) == (6, 6)
 
 
 def test_files_are_even_and_hold_one_row_group(spark: SparkSession, shop: Shop) -> None:

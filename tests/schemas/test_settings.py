@@ -54,6 +54,29 @@ def test_the_windows_follow_each_other(load: Load) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("train_days", "validation_days", "days"),
+    [(20, '"auto"', 2), (365, '"auto"', 36), (9, '"auto"', 1), (1, '"auto"', 0), (20, "0", 0), (20, "19", 19)],
+)
+def test_the_validation_window_is_the_end_of_the_training_window(
+    load: Load, train_days: int, validation_days: str, days: int
+) -> None:
+    dates = load("", f"dates.train_days={train_days}", f"dates.validation_days={validation_days}").dates
+    assert (dates.train_end - dates.validation_start).days == days
+    assert dates.validation_start > dates.train_start
+
+
+@pytest.mark.parametrize(
+    ("half_life", "train_days", "days"), [('"auto"', 120, 0), ('"auto"', 121, 120), ("7.5", 9, 7.5)]
+)
+def test_a_half_life_may_follow_from_the_length_of_the_log(
+    load: Load, half_life: str, train_days: int, days: float
+) -> None:
+    chosen = (f"training_tables.recency_half_life_days={half_life}", f"dates.train_days={train_days}")
+    settings = load("", *chosen)
+    assert settings.training_tables.half_life_days(settings.dates) == days
+
+
 def test_a_shop_can_name_its_own_tasks(load: Load) -> None:
     settings = load('[[tasks]]\nquery_kind = "listing"\nengagement = "inquiry"\nshare = 2\n')
     assert [(entry.task.name, entry.share) for entry in settings.tasks] == [("listing_inquiry", 2.0)]

@@ -236,6 +236,32 @@ def test_engaged_negatives_only(tmp_path: Path):
     assert sorted(batch.item_key[batch.negatives].tolist()) == [1001, 1005, 1007]
 
 
+def test_rows_that_only_the_validation_window_has_enter_no_batch_of_the_fit_pass(tmp_path: Path):
+    late = (0, 2, 3, 8, 9)
+    keys = write_pairs(tmp_path / "a", [11], late=late)
+    write_pairs(tmp_path / "b", [4], seed=2, late=(0, 1, 2, 3))
+    write_catalog(tmp_path / "items")
+    pinned = pin_files("item_features", str(tmp_path / "items"), 0)
+    whole = read_catalog(pinned, CATALOG)
+
+    def tasks(elements):
+        row_format = pair_format(elements, weight="fit_weight")
+        return [stream(pin_files(n, str(tmp_path / n), 0), row_format=row_format) for n in ("a", "b")]
+
+    kept = [row for row in range(11) if row not in late]
+    for batches in (
+        MixedBatches(tasks(IMAGES_OF_4), [11, 3], None, 0, None, IMAGES_OF_4),
+        CatalogBatches(tasks(None), [11, 3], whole, 0, 1, IMAGES_OF_4),
+    ):
+        for batch in islice(iter(batches), 3):
+            assert sorted(batch.query_key.tolist()) == kept
+            assert batch.pair_weight.tolist() == [1.0] * len(kept)
+            assert batch.task.tolist() == [0] * len(kept)
+            assert batch.item_key[batch.positive].tolist() == [keys[row] for row in batch.query_key]
+            if isinstance(batches, MixedBatches):
+                assert set(batch.item_key.tolist()) == {keys[row] for row in kept}
+
+
 def test_catalog_batches_point_into_the_whole_catalog(tmp_path: Path):
     write_pairs(tmp_path / "a", [9])
     write_catalog(tmp_path / "items")

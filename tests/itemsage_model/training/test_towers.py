@@ -90,7 +90,7 @@ def batches() -> Iterator[PairBatch]:
 
 
 def trainer(steps: int = 30, form: str = "sum") -> Trainer:
-    objective = Objective(LOSS.model_copy(update={"form": form}), CountMinSketch(2, 4096), QUERIES, 0.5)
+    objective = Objective(LOSS.model_copy(update={"form": form}), CountMinSketch(2, 4096), 0.5)
     return Trainer(QueryTowerSpec().build(seed=4), objective, SETTINGS.model_copy(update={"steps": steps}), 1)
 
 

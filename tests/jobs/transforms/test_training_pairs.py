@@ -11,20 +11,54 @@ from pyspark.errors import PythonException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.transforms.training_pairs import FileLayout, capped, laid_out, packed, pairs_of, with_file
+from jobs.transforms.training_pairs import (
+    FileLayout,
+    capped,
+    laid_out,
+    packed,
+    pairs_of,
+    validation_pairs,
+    with_file,
+)
 
 TRAIN_END = datetime(2026, 2, 20, tzinfo=timezone.utc)
+VALIDATION_START = TRAIN_END - timedelta(days=5)
 EVENT = (
     "task string, window string, query_id string, item_id string, "
     "item_key long, query_item_key long, event_ts timestamp"
 )
 
 
-def weights(spark: SparkSession, *ages_days: float, half_life_days: float) -> list[Any]:
+def pairs_from(spark: SparkSession, *ages_days: float, half_life_days: float) -> DataFrame:
+    """One pair with an event of each age."""
     rows = [("t", "training", "q", "i", 1, 0, TRAIN_END - timedelta(days=age)) for age in ages_days]
     events = spark.createDataFrame(rows, EVENT)
-    pairs = pairs_of(events, train_end=TRAIN_END, half_life_days=half_life_days)
+    return pairs_of(events, train_end=TRAIN_END, validation_start=VALIDATION_START, half_life_days=half_life_days)
+
+
+def weights(spark: SparkSession, *ages_days: float, half_life_days: float) -> list[Any]:
+    pairs = pairs_from(spark, *ages_days, half_life_days=half_life_days)
     return [tuple(row) for row in pairs.select("engagement_count", "pair_weight").collect()]
+
+
+@pytest.mark.parametrize(
+    ("ages_days", "half_life_days", "fit", "validation"),
+    [
+        ((15, 10, 4), 5, (2, 0.375), [(1, 1.0)]),
+        ((15, 10), 0, (2, 2.0), []),
+        ((5, 4, 0.5), 0, (0, 0.0), [(3, 3.0)]),
+        ((5.00001,), 0, (1, 1.0), []),
+    ],
+)
+def test_a_pair_knows_what_is_of_before_the_validation_window(
+    spark: SparkSession, ages_days: tuple[float, ...], half_life_days: float, fit: Any, validation: Any
+) -> None:
+    pairs = pairs_from(spark, *ages_days, half_life_days=half_life_days)
+    assert [tuple(row) for row in pairs.select("fit_count", "fit_weight").collect()] == [fit]
+    measured = validation_pairs(pairs)
+    assert [tuple(row) for row in measured.select("engagement_count", "pair_weight").collect()] == validation
+    assert measured.where("window != 'validation'").count() == 0
+    assert validation_pairs(pairs.withColumn("window", F.lit("held_out"))).count() == 0
 
 
 def test_an_event_weighs_half_after_each_half_life(spark: SparkSession) -> None:
@@ -63,7 +97,11 @@ def test_capped_pairs_of_one_item_lie_in_all_files(spark: SparkSession) -> None:
     pairs = grid(spark, 400, 1).union(grid(spark, 6, 20).where("item_id != 'i0'"))
     kept = capped(pairs, per_item=20, per_query=0)
     files = (
-        with_file(kept, FileLayout({"t": 34}, {"t": 0}, 4)).where("item_id = 'i0'").groupBy("file").count().collect()
+        with_file(kept, FileLayout({"training_t": 34}, {"training_t": 0}, 4))
+        .where("item_id = 'i0'")
+        .groupBy("file")
+        .count()
+        .collect()
     )
     assert len(files) == 4
     assert max(row["count"] for row in files) < 14
@@ -73,7 +111,9 @@ def test_capped_pairs_of_one_item_lie_in_all_files(spark: SparkSession) -> None:
 def test_each_file_is_one_partition_of_exact_size(spark: SparkSession, partitions: int) -> None:
     click = grid(spark, 10, 10)
     save = grid(spark, 7, 10).withColumn("task", F.lit("closeup_save"))
-    layout = FileLayout({"t": 30, "closeup_save": 70}, {"t": 0, "closeup_save": 4}, 5)
+    layout = FileLayout({"training_t": 30}, {"training_t": 0}, 4) + FileLayout(
+        {"training_closeup_save": 70}, {"training_closeup_save": 0}, 1
+    )
     placed = with_file(click.union(save).repartition(partitions), layout)
     rows = laid_out(placed, layout.file_count).withColumn("partition", F.spark_partition_id()).collect()
     assert [sum(row["file"] == file for row in rows) for file in range(5)] == [30, 30, 30, 10, 70]
