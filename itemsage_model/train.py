@@ -45,7 +45,7 @@ def train_on_this_machine(settings: Settings) -> int:
 
 def start_ranks(settings: Settings) -> int:
     """Start `train.processes` processes on this machine and wait for them; returns the exit code."""
-    files = {"settings.json": settings.model_dump_json()}
+    files = {"settings.json": settings.model_dump_json(exclude_unset=True)}
     return run_ranks(["-m", "itemsage_model.rank"], settings.train.processes, files)
 
 

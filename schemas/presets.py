@@ -58,9 +58,14 @@ def demo() -> tuple[ModelSettings, FeatureSettings]:
     return model, FeatureSettings(char_trigrams=10_000, word_unigrams=10_000, word_bigrams=20_000)
 
 
-def candidates(settings: Settings, shop: Shop) -> list[Candidate]:
-    """The configurations to try: the one that is named, or for "auto" those that suit shops like this one."""
-    if settings.preset == "paper":
+def candidates(settings: Settings, shop: Shop | None) -> list[Candidate]:
+    """The configurations to try: the one that is named, or for "auto" those that suit shops like this one.
+
+    Args:
+        settings: As the settings file gives them.
+        shop: What the shop is like; None is enough for "paper".
+    """
+    if settings.preset == "paper" or shop is None:
         return [Candidate("paper", settings, "the settings file names it")]
     if settings.preset != "auto":
         return [_candidate(settings.preset, settings, shop, "the settings file names it")]

@@ -67,6 +67,7 @@ def make_settings(tmp_path: Path) -> Callable[..., Settings]:
     def make(**sections: Any) -> Settings:
         values: dict[str, Any] = {
             "warehouse": {"uri": str(tmp_path / "warehouse")},
+            "preset": "paper",
             "dates": {"as_of": "2026-03-01", "train_days": 20, "gap_days": 2, "test_days": 7},
         }
         for name, keys in sections.items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,22 +15,25 @@ import torch
 
 from itemsage_model.data.mixing import CPU, CatalogBatches, MixedBatches, pairs_per_task
 from itemsage_model.data.pinned_files import TableFiles, pin_files, require_image_length
-from itemsage_model.data.reader import CatalogItems, RowStream, catalog_format, pair_format, read_catalog
+from itemsage_model.data.reader import CatalogItems, RowStream, Weight, catalog_format, pair_format, read_catalog
+from itemsage_model.data.validation import read_validation
 from itemsage_model.encoders.item_tower import ITEM_ID, ItemTowerSpec
 from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch, ExactFrequency
 from itemsage_model.training.objective import Objective
-from schemas.contracts import VOCABULARY, agreed, other_code, require_cut_from, space_of
+from itemsage_model.training.validation import Validation
+from schemas.contracts import ITEM_TEXT, VOCABULARY, agreed, other_code, require_cut_from, space_of
 from schemas.errors import InputError
-from schemas.metrics import ItemMetrics
+from schemas.presets import Shop
 from schemas.records import RunRecord, TableVersion, read_record
 from schemas.settings import Settings
 from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES, TRAIN
 from schemas.storage import data_files
 from schemas.tables import ITEM_COUNTS, ITEM_FEATURES
 
-ITEM_TEXT_SPACE = "space of item text"
-"""Where a record keeps the embedding space of the frozen item texts; see schemas/contracts.py."""
+_MAX_CANDIDATES = 100_000
+"""Items of a larger catalog are sampled for validation, by whole files."""
+_MAX_VALIDATION_PAIRS = 400_000
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,9 @@ class Inputs:
         spec: The model to train.
         made_with: What the tables were made with, which is stamped on the model; see schemas/contracts.py.
         versions: Version and rows of every table read.
+        validation: Version and rows of each task's validation table, in the order of the tasks; none of tables of before.
+        has_images: Whether any item has an image.
+        weight: The column that is a pair's weight; "fit_weight" leaves the validation window out.
     """
 
     tasks: list[TableFiles]
@@ -52,11 +60,14 @@ class Inputs:
     spec: ItemTowerSpec
     made_with: dict[str, str]
     versions: tuple[TableVersion, ...]
+    validation: tuple[TableVersion, ...]
+    has_images: bool
+    weight: Weight = "pair_weight"
 
     @property
-    def trained_keys(self) -> npt.NDArray[np.int64]:
-        """The items that training has pairs of; empty like the keys."""
-        return self.item_keys[self.item_shares > 0]
+    def counts(self) -> TableVersion:
+        """The pinned item_counts."""
+        return self.versions[-1]
 
     @property
     def vocabulary_hash(self) -> str:
@@ -65,7 +76,7 @@ class Inputs:
 
 
 def pin_inputs(settings: Settings) -> Inputs:
-    """Resolve every table to the version that the run records name.
+    """Resolve every table to the version that the run records name, for a pass over the whole training period.
 
     Raises:
         InputError: a stage has not run, ran with other tasks or features, or the training tables were cut from other
@@ -80,42 +91,99 @@ def pin_inputs(settings: Settings) -> Inputs:
     require_image_length(features.metrics, settings.model.image_length)
     tasks = [tables.output(task.training_table) for task in settings.task_list]
     catalog, counts = features.output(ITEM_FEATURES.name), tables.output(ITEM_COUNTS.name)
-    spaces = {kind: made_with[space_of(kind)] for kind in sorted(kinds) if space_of(kind) in made_with}
-    if settings.model.residual:
-        _require_one_space(spaces, kinds, features)
-    keys, shares = np.empty(0, np.int64), np.empty(0)
-    if _needs_item_shares(settings):
-        keys, shares = _item_shares(counts, settings)
-    spec = ItemTowerSpec(
-        settings.model,
-        settings.loss,
-        settings.features,
-        features.metrics.vocabulary_size,
-        spaces,
-        tuple(task.query_kind for task in settings.task_list),
-        int((shares > 0).sum()),
-    )
     if distributed.rank() == 0 and (line := other_code([tables, features, queries])):
         print(line, flush=True)
-    return Inputs(
+    spaces = {kind: made_with[space_of(kind)] for kind in sorted(kinds) if space_of(kind) in made_with}
+    pinned = Inputs(
         [pin_files(version.table, version.uri, version.version) for version in tasks],
         pin_files(catalog.table, catalog.uri, catalog.version),
-        keys,
-        shares,
-        spec,
+        np.empty(0, np.int64),
+        np.empty(0),
+        ItemTowerSpec(settings.model, settings.loss, settings.features, features.metrics.vocabulary_size, spaces),
         made_with,
         (*tasks, catalog, counts),
+        _validation_tables(tables, settings),
+        settings.inputs.has_images and features.metrics.images > 0,
+    )
+    return inputs_for(pinned, settings, "pair_weight")
+
+
+def inputs_for(pinned: Inputs, settings: Settings, weight: Weight) -> Inputs:
+    """The same tables for a pass with other settings of the model, or over another window.
+
+    Args:
+        pinned: What `pin_inputs` returned.
+        settings: Model, loss and training of the pass.
+        weight: The column that is a pair's weight.
+
+    Raises:
+        InputError: the model has a residual path, and item texts lie in another space than some task's queries.
+    """
+    kinds = tuple(task.query_kind for task in settings.task_list)
+    if settings.model.residual:
+        _require_one_space(pinned.spec.embedding_spaces, kinds, pinned.made_with)
+    keys, shares = np.empty(0, np.int64), np.empty(0)
+    if _needs_item_shares(settings):
+        keys, shares = _item_shares(pinned.counts, settings, weight)
+    spec = replace(
+        pinned.spec, model=settings.model, loss=settings.loss, task_kinds=kinds, trained_items=len(keys)
+    )  # fmt: skip
+    return replace(pinned, item_keys=keys, item_shares=shares, spec=spec, weight=weight)
+
+
+def _validation_tables(tables: RunRecord[Any], settings: Settings) -> tuple[TableVersion, ...]:
+    written = {version.table for version in tables.outputs}
+    names = [task.validation_table for task in settings.task_list if task.validation_table in written]
+    return tuple(tables.output(name) for name in names)
+
+
+def shop_of(inputs: Inputs, settings: Settings) -> Shop:
+    """What the choice of a configuration goes by."""
+    item_text = inputs.made_with.get(ITEM_TEXT, "")
+    spaces = {inputs.spec.embedding_spaces.get(task.query_kind) for task in settings.task_list}
+    return Shop(
+        training_pairs=sum(files.row_count for files in inputs.tasks),
+        items=inputs.catalog.row_count,
+        engaged_items=len(_item_shares(inputs.counts, settings, "pair_weight")[0]),
+        has_images=inputs.has_images,
+        is_one_space=bool(item_text) and spaces == {item_text},
     )
 
 
-def _require_one_space(spaces: dict[str, str], kinds: set[str], features: RunRecord[ItemMetrics]) -> None:
+def validation_of(inputs: Inputs, settings: Settings) -> Validation | None:
+    """What measures recall on the validation window; None where no task has a pair in it."""
+    if len(inputs.validation) < len(settings.tasks):
+        return None  # of tables cut before there was one
+    most = _MAX_VALIDATION_PAIRS // len(settings.tasks)
+    pairs = [read_validation(version, most) for version in inputs.validation]
+    if not any(map(len, pairs)):
+        return None
+    elements = inputs.spec.elements
+    sample = _some_files(inputs.catalog, settings.train.seed)
+    catalog = read_catalog(sample, catalog_format(elements), settings.deadlines.read_seconds)
+    fit_keys, _ = _item_shares(inputs.counts, settings, "fit_weight")
+    validation = Validation(pairs, [entry.share for entry in settings.tasks], catalog, fit_keys, elements)
+    return validation if validation.pair_count else None
+
+
+def _some_files(files: TableFiles, seed: int) -> TableFiles:
+    """Files of a table, drawn at random, that together hold at least so many rows as are compared with."""
+    if files.row_count <= _MAX_CANDIDATES:
+        return files
+    order = np.random.default_rng(seed).permutation(len(files.uris))
+    rows = np.cumsum([files.rows[i] for i in order])
+    chosen = sorted(order[: int(np.searchsorted(rows, _MAX_CANDIDATES)) + 1])
+    return replace(files, uris=tuple(files.uris[i] for i in chosen), rows=tuple(files.rows[i] for i in chosen))
+
+
+def _require_one_space(spaces: dict[str, str], kinds: Iterable[str], made_with: dict[str, str]) -> None:
     """Refuse a residual path from item texts in another space than that of a task's queries.
 
     Raises:
         InputError: it names the kind of query and both spaces.
     """
-    found = features.made_with.get(ITEM_TEXT_SPACE, "")
-    for kind in sorted(kinds):
+    found = made_with.get(ITEM_TEXT, "")
+    for kind in sorted(set(kinds)):
         if found and spaces.get(kind) == found:
             continue
         cure = "Encode queries and item texts with one encoder" if found else "Run embed_items, and all stages after it"
@@ -128,25 +196,29 @@ def _require_one_space(spaces: dict[str, str], kinds: set[str], features: RunRec
         )
 
 
-def _item_shares(counts: TableVersion, settings: Settings) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+def _item_shares(
+    counts: TableVersion, settings: Settings, weight: Weight
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Expected share of a batch's rows per item: the sum over tasks of T_k / B * (pairs of the item / of the task)."""
+    column = "pair_count" if weight == "pair_weight" else "fit_pair_count"
     names = pa.array([task.name for task in settings.task_list])
     key_parts, task_parts, pair_parts = [np.empty(0, np.int64)], [np.empty(0, np.int8)], [np.empty(0)]
     for file in data_files(counts.uri, counts.version):
         # Columns of numbers, file by file: there is a row for every item of every task.
-        table = pq.read_table(file, columns=["item_key", "task", "pair_count"], read_dictionary=["task"])
+        table = pq.read_table(file, columns=["item_key", "task", column], read_dictionary=["task"])
         key_parts.append(table["item_key"].to_numpy())
         number = pc.index_in(table["task"].cast(pa.string()), names).fill_null(-1)
         task_parts.append(number.to_numpy().astype(np.int8))
-        pair_parts.append(table["pair_count"].to_numpy().astype(np.float64))
+        pair_parts.append(table[column].to_numpy().astype(np.float64))
     task, share = np.concatenate(task_parts), np.concatenate(pair_parts)
     sizes = pairs_per_task(settings.train.batch_size, [entry.share for entry in settings.tasks])
     for number, size in enumerate(sizes):
         rows = task == number
-        share[rows] = size / settings.train.batch_size * share[rows] / share[rows].sum()
+        share[rows] = size / settings.train.batch_size * share[rows] / max(share[rows].sum(), 1)
     share[task < 0] = 0
     keys, inverse = np.unique(np.concatenate(key_parts), return_inverse=True)
-    return keys, np.bincount(inverse, share).astype(np.float64)
+    shares = np.bincount(inverse, share, minlength=len(keys))
+    return keys[shares > 0], shares[shares > 0]
 
 
 def _needs_item_shares(settings: Settings) -> bool:
@@ -162,7 +234,7 @@ def make_batches(
     rank, ranks, train = distributed.rank(), distributed.world_size(), settings.train
     is_full = settings.loss.form == "full"
     elements = inputs.spec.elements
-    pairs = pair_format(None if is_full else elements)
+    pairs = pair_format(None if is_full else elements, inputs.weight)
     sizes = pairs_per_task(train.batch_size // ranks, [entry.share for entry in settings.tasks])
     pool = max(1, train.shuffle_rows // (len(sizes) + 1))
     streams = [

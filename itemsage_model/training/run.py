@@ -18,7 +18,7 @@ from itemsage_model.encoders.item_tower import parameter_counts
 from itemsage_model.encoders.model_files import save_model
 from itemsage_model.training import distributed
 from itemsage_model.training.checkpoint import remove_checkpoints
-from itemsage_model.training.inputs import Inputs, pin_inputs, shop_of, validation_of
+from itemsage_model.training.inputs import Inputs, inputs_for, pin_inputs, shop_of, validation_of
 from itemsage_model.training.passes import Outcome, Pass, run_pass
 from schemas.lease import hold, require_held
 from schemas.metrics import CandidateMetrics, TrainMetrics
@@ -48,11 +48,11 @@ def _train(settings: Settings, device: torch.device) -> None:
     inputs = pin_inputs(settings)
     run_id = _run_id(inputs, settings)
     distributed.same_on_all_ranks("inputs and settings", run_id)
-    tried = candidates(settings, shop_of(inputs, settings))
-    fitted = _fit(tried, settings, run_id, device)
+    tried = candidates(settings, None if settings.preset == "paper" else shop_of(inputs, settings))
+    fitted = _fit(tried, inputs, settings, run_id, device)
     chosen = max(fitted, key=lambda name: fitted[name].best.of_all) if fitted else tried[0].name
     candidate = next(one for one in tried if one.name == chosen)
-    outcome = _final(candidate, fitted.get(chosen), run_id, device)
+    outcome = _final(candidate, fitted.get(chosen), inputs, run_id, device)
     if distributed.rank() == 0:
         require_held()
         metrics = _save_trained(inputs, candidate, outcome, fitted, tried)
@@ -68,12 +68,16 @@ def _train(settings: Settings, device: torch.device) -> None:
     distributed.barrier()
 
 
-def _fit(tried: list[Candidate], settings: Settings, run_id: str, device: torch.device) -> dict[str, Outcome]:
+def _fit(
+    tried: list[Candidate], inputs: Inputs, settings: Settings, run_id: str, device: torch.device
+) -> dict[str, Outcome]:
     """Each candidate trained on what came before the validation window; none where nothing is validated."""
     validated = [one for one in tried if one.settings.train.validate_every]
-    if not validated or not (validation := validation_of(settings)).pair_count:
-        if validated and distributed.rank() == 0:
-            print("  warning: no validation pair, so training ends at its last step: raise dates.validation_days")
+    if not validated:
+        return {}
+    validation = validation_of(inputs, settings)
+    if validation is None:
+        _say("warning: no validation pair, so training ends at its last step: raise dates.validation_days")
         return {}
     outcomes = {}
     for one in validated:
@@ -82,7 +86,7 @@ def _fit(tried: list[Candidate], settings: Settings, run_id: str, device: torch.
             Pass(
                 one.name,
                 one.settings,
-                pin_inputs(one.settings, "fit_weight"),
+                inputs_for(inputs, one.settings, "fit_weight"),
                 _folder(settings.layout, run_id, one.name),
                 settings.layout.tensorboard(f"{run_id}-{one.name}"),
                 run_id,
@@ -94,7 +98,9 @@ def _fit(tried: list[Candidate], settings: Settings, run_id: str, device: torch.
     return outcomes
 
 
-def _final(candidate: Candidate, fitted: Outcome | None, run_id: str, device: torch.device) -> Outcome:
+def _final(
+    candidate: Candidate, fitted: Outcome | None, inputs: Inputs, run_id: str, device: torch.device
+) -> Outcome:
     """The chosen candidate over the whole training period, for as many steps as were best; or as it was fitted."""
     settings = candidate.settings
     if fitted is not None and not settings.train.final_pass:
@@ -104,10 +110,8 @@ def _final(candidate: Candidate, fitted: Outcome | None, run_id: str, device: to
         train_settings = settings.train.model_copy(update={"steps": fitted.steps})
         settings = settings.model_copy(update={"train": train_settings})
     layout = settings.layout
-    inputs = pin_inputs(settings)
-    return run_pass(
-        Pass("", settings, inputs, layout.checkpoints(run_id), layout.tensorboard(run_id), run_id), device
-    )
+    whole = inputs_for(inputs, settings, "pair_weight")
+    return run_pass(Pass("", settings, whole, layout.checkpoints(run_id), layout.tensorboard(run_id), run_id), device)
 
 
 def _folder(layout: Warehouse, run_id: str, candidate: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError, model_validator
 
@@ -52,6 +52,7 @@ def item_elements(model: ModelSettings, features: FeatureSettings, vocabulary_si
 class Settings(Section):
     """The whole settings file."""
 
+    preset: Literal["auto", "small_log", "large_log", "paper"] = "auto"
     warehouse: WarehouseSettings
     dates: DateSettings
     inputs: InputSettings = InputSettings()

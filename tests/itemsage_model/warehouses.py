@@ -24,6 +24,7 @@ def make_warehouse(folder: Path, file_rows: dict[str, list[int]], **sections: An
     """A warehouse after build_training_tables, written without Spark, and settings that train on it."""
     values: dict[str, Any] = {
         "warehouse": {"uri": str(folder)},
+        "preset": "paper",
         "dates": {"as_of": "2026-03-01", "train_days": 20, "test_days": 7},
         "tasks": [{"query_kind": "closeup", "engagement": name} for name in file_rows],
         "features": {"text_features": ["title", "brand", "size"]},
@@ -89,7 +90,9 @@ def losses_of(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> list[list[
     monkeypatch.setattr(
         Trainer,
         "fit",
-        lambda self, batches, report, save: original(self, batches, lambda r: (reports.append(r), report(r)), save),
+        lambda self, batches, report, *others: original(
+            self, batches, lambda r: (reports.append(r), report(r)), *others
+        ),
     )
     training.train(settings, torch.device("cpu"))
     return [[round(loss, 6) for loss in report.losses] for report in reports]

@@ -22,6 +22,7 @@ from itemsage_model.encoders.model_files import load_model
 from itemsage_model.training import run as training
 from itemsage_model.training.checkpoint import checkpoint_steps
 from itemsage_model.training.inputs import make_batches, pin_inputs
+from itemsage_model.training.passes import Outcome
 from itemsage_model.training.trainer import Trainer, TrainingError
 from schemas.records import read_record
 from schemas.settings import Settings
@@ -148,8 +149,8 @@ def test_a_damaged_checkpoint_is_passed_over(
     save = training._save_trained
     left: list[dict[str, torch.Tensor]] = []
 
-    def killed(trainer: Trainer, *_: Any) -> None:
-        left.append({name: tensor.clone() for name, tensor in trainer.tower.state_dict().items()})
+    def killed(_: Any, __: Any, outcome: Outcome, *___: Any) -> None:
+        left.append({name: tensor.clone() for name, tensor in outcome.tower.state_dict().items()})
         raise RuntimeError("killed")
 
     monkeypatch.setattr(training, "_save_trained", killed)
