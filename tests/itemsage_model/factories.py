@@ -52,7 +52,8 @@ def item_cells(
         "text_token_ids": [random.integers(0, VOCABULARY, row.sum()).astype("<i4").tobytes() for row in counts],
         "text_token_counts": [row.tobytes() for row in counts],
         "image_embeddings": [random.normal(size=(n, image_length)).astype("<f2").tobytes() for n in images],
-        "text_embedding": [_unit(random).tobytes() if row[0] else b"" for row in counts],
+        # Of a generator of its own; every fifth item has no text.
+        "text_embedding": [_unit(np.random.default_rng(n)).tobytes() if n % 5 else b"" for n in range(items)],
     }
 
 
