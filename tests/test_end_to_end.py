@@ -233,7 +233,7 @@ def test_every_job_as_its_own_command_gives_the_same_rows_as_all_in_one_session(
 ):
     """Which is also: a rerun of every job, in another session and with other partitions, gives the same rows."""
     tables = ["items", "engagement_logs", "query_embeddings", "vocabulary", "item_features", "training_search_inquiry",
-              "held_out_search_tour", "item_counts", "rejected_events", "item_embeddings", "query_vectors", "evaluation"]  # fmt: skip
+              "held_out_search_tour", "item_counts", "rejected_events", "item_embeddings", "evaluation"]  # fmt: skip
     before = {table: content_hash(portal, table) for table in tables}
     # Three partitions, and plans that are interpreted where the session compiled them.
     conf = (
