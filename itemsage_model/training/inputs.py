@@ -28,7 +28,7 @@ from schemas.storage import data_files
 from schemas.tables import ITEM_COUNTS, ITEM_FEATURES
 
 ITEM_TEXT_SPACE = "space of item text"
-"""Where a record keeps the embedding space of the frozen item texts; see schemas/contracts.py."""
+"""Where a record keeps the embedding space of the frozen item texts; absent, or none, where they have none."""
 
 
 @dataclass(frozen=True)
@@ -114,17 +114,17 @@ def _require_one_space(spaces: dict[str, str], kinds: set[str], features: RunRec
     Raises:
         InputError: it names the kind of query and both spaces.
     """
-    found = features.made_with.get(ITEM_TEXT_SPACE, "")
+    found = features.made_with.get(ITEM_TEXT_SPACE, "none")
     for kind in sorted(kinds):
-        if found and spaces.get(kind) == found:
+        if spaces.get(kind) == found != "none":
             continue
-        cure = "Encode queries and item texts with one encoder" if found else "Run embed_items, and all stages after it"
         raise InputError(
             TRAIN.name,
             "model.residual",
-            expected=f"item texts in the space of the {kind} queries, {spaces.get(kind, 'which no record names')}",
-            found=found or "no frozen item texts",
-            cure=f"{cure}, or set model.residual = false.",
+            expected=f"frozen item texts in the space of the {kind} queries, {spaces.get(kind, 'which no record names')}",
+            found=found,
+            cure="Embed both with one encoder: run embed_queries, embed_items and all stages after them; or set "
+            "model.residual = false.",
         )
 
 
