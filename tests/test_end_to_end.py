@@ -24,6 +24,7 @@ from deltalake import DeltaTable, write_deltalake
 from itemsage_model.data.feature_cells import unpack_items
 from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import load_model
+from itemsage_model.serving.query_vectors import adapt_queries
 from itemsage_model.serving.scorer import Scorer
 from pipeline import commands
 from schemas.elements import FEATURE_CELLS
@@ -72,6 +73,9 @@ word_bigrams = 200
 [query_encoder]
 lsa_vocabulary = 400
 [model]
+sequence = ["text", "images", "frozen_text", "item_id"]
+query_adapter = true
+id_rows = 100
 width = 32
 heads = 4
 feed_forward_width = 32
@@ -194,12 +198,30 @@ def test_sparks_scores_equal_a_direct_call(portal: Settings):
     cells = {name: features[name] for name in FEATURE_CELLS}
     precision = read_record(portal.layout, SCORE_CATALOG).metrics.precision
     direct = Scorer(model.weights, model.spec, precision=precision).score(
-        unpack_items("item_features", cells, model.spec.elements)
+        unpack_items("item_features", cells, model.spec.elements), features["item_key"].to_numpy()
     )
     published = rows_of(portal, "item_embeddings").sort_by("item_id")
     np.testing.assert_allclose(np.array(published["embedding"].to_pylist()), direct, atol=1e-5)
     assert published["features_hash"].to_pylist() == features["features_hash"].to_pylist()
     assert published["model_id"][0].as_py() == model.model_id
+
+
+def test_published_query_vectors_are_what_the_model_makes_of_the_frozen_ones(portal: Settings):
+    model = load_model(read_record(portal.layout, TRAIN).metrics.model_uri, ItemTowerSpec)
+    frozen = rows_of(portal, "query_embeddings").sort_by("query_id")
+    found = rows_of(portal, "query_vectors").sort_by("query_id")
+    for name in ("query_id", "query_kind"):
+        assert found[name].to_pylist() == frozen[name].to_pylist()
+    assert set(found["model_id"].to_pylist()) == {model.model_id}
+    kinds = np.array(frozen["query_kind"].to_pylist())
+    embeddings, vectors = (np.array(table[name].to_pylist(), np.float32) for table, name in (
+        (frozen, "query_embedding"), (found, "query_vector")
+    ))  # fmt: skip
+    assert set(kinds) == {"search", "closeup"}
+    for kind in set(kinds):
+        adapted = adapt_queries(model, kind, embeddings[kinds == kind])
+        np.testing.assert_allclose(vectors[kinds == kind], adapted, atol=1e-6)
+        assert not np.allclose(adapted, embeddings[kinds == kind], atol=1e-6)
 
 
 @pytest.mark.fault("S2", "refused", "whoever reaches a port of a whole run: none is open but on the loopback interface")

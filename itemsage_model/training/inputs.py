@@ -139,14 +139,14 @@ def _validation_tables(tables: RunRecord[Any], settings: Settings) -> tuple[Tabl
 
 def shop_of(inputs: Inputs, settings: Settings) -> Shop:
     """What the choice of a configuration goes by."""
-    item_text = inputs.made_with.get(ITEM_TEXT, "")
+    item_text = inputs.made_with.get(ITEM_TEXT, "none")
     spaces = {inputs.spec.embedding_spaces.get(task.query_kind) for task in settings.task_list}
     return Shop(
         training_pairs=sum(files.row_count for files in inputs.tasks),
         items=inputs.catalog.row_count,
         engaged_items=len(_item_shares(inputs.counts, settings, "pair_weight")[0]),
         has_images=inputs.has_images,
-        is_one_space=bool(item_text) and spaces == {item_text},
+        is_one_space=item_text != "none" and spaces == {item_text},
     )
 
 
@@ -182,17 +182,17 @@ def _require_one_space(spaces: dict[str, str], kinds: Iterable[str], made_with: 
     Raises:
         InputError: it names the kind of query and both spaces.
     """
-    found = made_with.get(ITEM_TEXT, "")
+    found = made_with.get(ITEM_TEXT, "none")
     for kind in sorted(set(kinds)):
-        if found and spaces.get(kind) == found:
+        if spaces.get(kind) == found != "none":
             continue
-        cure = "Encode queries and item texts with one encoder" if found else "Run embed_items, and all stages after it"
         raise InputError(
             TRAIN.name,
             "model.residual",
-            expected=f"item texts in the space of the {kind} queries, {spaces.get(kind, 'which no record names')}",
-            found=found or "no frozen item texts",
-            cure=f"{cure}, or set model.residual = false.",
+            expected=f"frozen item texts in the space of the {kind} queries, {spaces.get(kind, 'which no record names')}",
+            found=found,
+            cure="Embed both with one encoder: run embed_queries, embed_items and all stages after them; or set "
+            "model.residual = false.",
         )
 
 

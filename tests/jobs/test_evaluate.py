@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from deltalake import DeltaTable, write_deltalake
 
+from itemsage_model.encoders.item_tower import ItemTowerSpec
+from itemsage_model.encoders.model_files import load_model, save_model
+from itemsage_model.serving.query_vectors import adapt_queries
 from jobs import evaluate
-from jobs.evaluation.candidates import TaskPairs
-from jobs.evaluation.systems import notes_of
+from jobs.evaluation.candidates import Candidates, TaskPairs
+from jobs.evaluation.systems import Queries, notes_of, systems_of
 from pipeline.summary import print_summary
 from schemas.arrow import arrow_schema
-from schemas.metrics import EventCounts, ScoreMetrics, TrainingTableMetrics
+from schemas.metrics import EventCounts, ScoreMetrics, TrainingTableMetrics, TrainMetrics
 from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.stages import EVALUATE
 from schemas.tables import ITEM_EMBEDDINGS, held_out_pairs
 from schemas.tasks import Task
+from tests.itemsage_model.factories import FULL_SPEC
 
 
 @pytest.mark.fault("t10", "recovered", "a log that ends before the held-out window: no task has a pair to measure")
@@ -67,3 +73,29 @@ def test_few_pairs_and_few_candidates_are_said_beside_the_figure() -> None:
     assert rough == "search_click: 25 held-out pairs are few: the figure is off by up to 0.20 by chance"
     assert small == "recall@10 among 10 candidates is near 1 for every system: lower evaluate.k"
     assert len(notes_of([none], 0, 10)) == 1
+
+
+def test_the_model_is_compared_with_its_adapted_queries_by_kind(make_settings: Any) -> None:
+    settings = make_settings(tasks=[{"query_kind": kind, "engagement": "click"} for kind in ("closeup", "search")])
+    tower = FULL_SPEC.build(seed=1)
+    tower.query_adapter.weight.data.normal_(std=0.1)
+    uri, identity = save_model(settings.layout.models, tower, FULL_SPEC, {})
+    metrics = TrainMetrics(identity, uri, "abc", {}, 1, 1, 0.0, 1, "float32", 0)
+    write_record(settings.layout, RunRecord("train", metrics))
+    ids = np.array(["a", "b", "c"], object)
+    vectors = np.random.default_rng(1).normal(size=(3, 256)).astype(np.float32)
+    of_search, of_closeup = pairs("click", 2), replace(pairs("click", 1), task=Task("closeup", "click"))
+    task_pairs = [replace(of_search, query_ids=ids[[0, 2]]), replace(of_closeup, query_ids=ids[[1]])]
+    adapted = evaluate._adapted(settings, task_pairs, ids, vectors)
+    model = load_model(uri, ItemTowerSpec)
+    np.testing.assert_allclose(adapted[[0, 2]], adapt_queries(model, "search", vectors[[0, 2]]), atol=1e-6)
+    np.testing.assert_allclose(adapted[[1]], adapt_queries(model, "closeup", vectors[[1]]), atol=1e-6)
+
+    zeros = np.zeros((3, 256), np.float32)
+    queries = Queries(ids, zeros, adapted, None, np.zeros(3, bool), {})
+    items = {"itemsage": adapted, "untrained": adapted, "sum": adapted}
+    candidates = Candidates(np.arange(3), np.ones(3, bool), np.zeros(3, np.int64), items)
+    systems = systems_of(task_pairs[1], candidates, queries, (np.empty(0), np.empty(0), np.empty(0)))
+    chosen = torch.tensor([0])
+    assert systems["itemsage"](chosen).argmax() == systems["untrained"](chosen).argmax() == 1
+    assert not systems["sum"](chosen).any()

@@ -7,16 +7,25 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+from deltalake import DeltaTable
 from hypothesis import given
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
+from itemsage_model.data.feature_cells import unpack_items
 from itemsage_model.data.pinned_files import FilePiece, TableFiles, deal, pieces_of, pin_files
+from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import SavedModel, model_bytes
+from itemsage_model.serving.query_vectors import adapt_queries
+from itemsage_model.serving.scorer import Scorer, batch_function, load_once
 from jobs import score_catalog as job
 from jobs.runtime.worker_rows import write_parts
-from schemas.tables import ITEM_EMBEDDINGS
-from tests.itemsage_model.factories import SPEC, write_catalog
+from schemas.cells import to_list_column
+from schemas.elements import FEATURE_CELLS
+from schemas.errors import InputError
+from schemas.tables import ITEM_EMBEDDINGS, QUERY_VECTORS
+from tests.itemsage_model.factories import FULL_SPEC, SPEC, write_catalog
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=80), st.integers(1, 20))
@@ -61,3 +70,69 @@ def test_the_rows_are_the_same_however_many_tasks_make_them(
     assert found["item_id"].to_pylist() == sorted(f"i{number}" for number in range(30))
     norms = np.linalg.norm(np.array(found["embedding"].to_pylist()), axis=1)
     np.testing.assert_allclose(norms, 1, atol=1e-5)
+
+
+def test_with_all_parts_workers_and_evaluation_give_what_a_direct_call_gives(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    write_catalog(tmp_path / "item_features", items=30, files=2, row_group_rows=2)
+    tower = FULL_SPEC.build(seed=1)
+    tower.remember(torch.arange(1000, 1006))
+    weights = model_bytes(tower)
+    features = DeltaTable(tmp_path / "item_features").to_pyarrow_table().combine_chunks().sort_by("item_id")
+    items = unpack_items("item_features", {name: features[name] for name in FEATURE_CELLS}, FULL_SPEC.elements)
+    direct = Scorer(weights, FULL_SPEC).score(items, features["item_key"].to_numpy())
+
+    files = pin_files("item_features", str(tmp_path / "item_features"))
+    constants = {"model_id": "model", "scored_ts": np.datetime64("2026-03-01", "us").item()}
+    rows = job.build(spark, files, SavedModel("model", weights, FULL_SPEC, {}), constants, 8, "float32")
+    (tmp_path / "out").mkdir()
+    written = write_parts(rows, str(tmp_path / "out"), ITEM_EMBEDDINGS)["path"].to_pylist()
+    published = pa.concat_tables(pa.parquet.read_table(tmp_path / "out" / path) for path in written).sort_by("item_id")
+    np.testing.assert_allclose(np.array(published["embedding"].to_pylist()), direct, atol=1e-5)
+
+    # As jobs/evaluation/candidates.py scores the untrained model.
+    score = batch_function(("item_key",), {"untrained": lambda batch: load_once(weights, FULL_SPEC).score_batch(batch)})
+    scored = pa.Table.from_batches(score(features.to_batches()))
+    np.testing.assert_allclose(np.array(scored["untrained"].to_pylist()), direct, atol=1e-5)
+
+
+def query_embeddings() -> pa.Table:
+    """Queries of two kinds, mixed, and one of a kind that no task has."""
+    random = np.random.default_rng(1)
+    vectors = random.normal(size=(9, 256)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    kinds = ["search", "closeup", "closeup", "search", "voice", "search", "closeup", "search", "search"]
+    return pa.table(
+        {"query_id": [f"q{i}" for i in range(9)], "query_kind": kinds, "query_embedding": to_list_column(vectors)}
+    )
+
+
+@pytest.mark.parametrize("spec", [SPEC, FULL_SPEC], ids=["frozen", "adapted"])
+def test_query_vectors_are_the_queries_of_the_tasks_kinds_as_adapt_queries_has_them(
+    spark: SparkSession, tmp_path: Path, spec: ItemTowerSpec
+) -> None:
+    tower, queries = spec.build(seed=1), query_embeddings()
+    if tower.query_adapter is not None:
+        torch.manual_seed(2)
+        tower.query_adapter.weight.data.normal_(std=0.1)
+    model = SavedModel("model-7", model_bytes(tower), spec, {})
+    rows = job.build_queries(spark.createDataFrame(queries), model, {"search", "closeup"})
+    written = write_parts(rows, str(tmp_path), QUERY_VECTORS)["path"].to_pylist()
+    found = pa.concat_tables(pa.parquet.read_table(tmp_path / path) for path in written).sort_by("query_id")
+    assert tuple(found.schema.names) == QUERY_VECTORS.column_names
+    assert set(found["model_id"].to_pylist()) == {"model-7"}
+    asked = [row for row in queries.to_pylist() if row["query_kind"] != "voice"]
+    assert found["query_id"].to_pylist() == [row["query_id"] for row in asked]
+    for row, expected in zip(found.to_pylist(), asked, strict=True):
+        frozen = np.array([expected["query_embedding"]], np.float32)
+        assert row["query_kind"] == expected["query_kind"]
+        adapted = adapt_queries(model, row["query_kind"], frozen)
+        assert np.array_equal(adapted, frozen) == (spec is SPEC)
+        np.testing.assert_allclose([row["query_vector"]], adapted, atol=1e-6)
+
+
+def test_a_kind_that_the_adapter_was_not_trained_on_is_refused_before_any_work(spark: SparkSession) -> None:
+    model = SavedModel("model", model_bytes(FULL_SPEC.build()), FULL_SPEC, {})
+    with pytest.raises(InputError, match=r"expected one trained on voice queries; found one trained on closeup"):
+        job.build_queries(spark.createDataFrame(query_embeddings()), model, {"search", "voice"})

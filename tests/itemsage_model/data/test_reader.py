@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from deltalake import DeltaTable, write_deltalake
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -219,6 +220,7 @@ def test_a_mixed_batch_encodes_each_distinct_item_once(tmp_path: Path):
     batch = next(iter(MixedBatches(tasks, [6, 3], catalog, 10, None, IMAGES_OF_4)))
     assert batch.task.tolist() == [0] * 6 + [1] * 3
     assert len(set(batch.item_key.tolist())) == len(batch.item_key) == len(batch.items)
+    assert torch.equal(batch.items.item_key, batch.item_key)
     assert len(batch.negatives) == 10
     whole = read_catalog(pin_files("item_features", str(tmp_path / "items"), 0), CATALOG)
     expected = whole.items.take(np.searchsorted(whole.item_key, batch.item_key.numpy())).gather()
@@ -271,6 +273,7 @@ def test_catalog_batches_point_into_the_whole_catalog(tmp_path: Path):
         for rank in range(2)
     ]
     assert sum(len(batch.items) for batch in own) == 20
+    assert torch.equal(torch.cat([batch.items.item_key for batch in own]), own[0].item_key)
     first = next(stream(pin_files("a", str(tmp_path / "a"), 0)).batches(6))
     assert own[0].item_key[own[0].positive].tolist() == first.item_key.tolist()
 

@@ -46,11 +46,12 @@ def test_a_residual_path_between_two_spaces_is_refused_by_name(tmp_path: Path) -
     settings = make_warehouse(tmp_path, {"click": [30]}, model={"residual": True})
     assert pin_inputs(settings).spec.model.residual
     other = with_item_text_space(settings, {"space of item text": "lsa-7"})
-    said = r"train, model\.residual: expected item texts in the space of the closeup queries, pinsage-1; found lsa-7\. "
-    with pytest.raises(InputError, match=said + "Encode queries and item texts with one encoder, or set"):
+    said = r"train, model\.residual: expected frozen item texts in the space of the closeup queries, pinsage-1; found "
+    with pytest.raises(InputError, match=said + r"lsa-7\. Embed both with one encoder: run embed_queries, embed_items"):
         pin_inputs(other)
-    with pytest.raises(InputError, match=r"found no frozen item texts\. Run embed_items, .* model\.residual = false"):
-        pin_inputs(with_item_text_space(settings, {}))
+    for none in ({}, {"space of item text": "none"}):
+        with pytest.raises(InputError, match=said + r"none\. .*; or set model\.residual = false"):
+            pin_inputs(with_item_text_space(settings, none))
 
 
 def test_the_spaces_do_not_matter_without_a_residual_path(tmp_path: Path) -> None:
