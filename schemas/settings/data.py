@@ -114,10 +114,8 @@ class DateSettings(Section):
 
         Assumed: a tenth of the training window, and a day at least, is long enough to measure on.
         """
-        days = self.validation_days
-        if days == "auto":
-            days = min(max(1, round(self.train_days / 10)), self.train_days - 1)
-        return self.train_end - timedelta(days=days)
+        a_tenth = min(max(1, round(self.train_days / 10)), self.train_days - 1)
+        return self.train_end - timedelta(days=a_tenth if self.validation_days == "auto" else self.validation_days)
 
     @property
     def train_start(self) -> datetime:
