@@ -64,7 +64,9 @@ def test_a_model_is_stamped_with_what_was_read_at_the_start(
     training.train(settings, CPU)
     trained = read_record(settings.layout, TRAIN)
     assert trained.metrics.vocabulary_hash == "abc"
-    assert trained.made_with == {"vocabulary": "abc", "space of closeup queries": "pinsage-1"}
+    assert trained.made_with == {
+        "vocabulary": "abc", "space of closeup queries": "pinsage-1", "space of item text": "pinsage-1",
+    }  # fmt: skip
     assert load_model(trained.metrics.model_uri, ItemTowerSpec).spec.embedding_spaces == {"closeup": "pinsage-1"}
     features, queries = (read_record(settings.layout, stage) for stage in (BUILD_ITEM_FEATURES, EMBED_QUERIES))
     for read, said in ((features, "vocabulary"), (queries, "space of closeup queries")):
