@@ -71,3 +71,10 @@ def joined_texts(items: DataFrame, text_features: Sequence[str]) -> DataFrame:
     Source: ItemSage section 3.1 (several values are concatenated into one string).
     """
     return items.select("item_id", F.array(*[F.concat_ws(" ", name) for name in text_features]).alias("texts"))
+
+
+def broken_texts(items: DataFrame, text_features: Sequence[str]) -> dict[str, int]:
+    """Text feature -> how many of its texts are no UTF-8; features without such a text are left out."""
+    counts = [F.count_if(~F.is_valid_utf8(F.concat_ws(" ", name))).alias(name) for name in text_features]
+    row = items.agg(*counts).first()
+    return {name: count for name, count in (row.asDict() if row else {}).items() if count}
