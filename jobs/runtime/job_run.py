@@ -28,7 +28,7 @@ from jobs.runtime.lost_worker import lost_worker
 from jobs.runtime.worker_rows import Place, WorkerRows
 from schemas import lease
 from schemas.columns import Table
-from schemas.contracts import agreed, other_code
+from schemas.contracts import agreed, other_code, require_no_older
 from schemas.errors import TableError
 from schemas.input_tables import find_input
 from schemas.records import RunRecord, TableVersion, by_table, find_record, read_record, write_record
@@ -59,6 +59,7 @@ class JobRun(Generic[Metrics]):
         self.metrics: Metrics | None = None
         self.rejected: dict[str, int] = {}
         self._inputs: list[TableVersion] = []
+        self._table_ids: dict[str, str] = {}
         self._outputs: list[TableVersion] = []
         self._started = time.monotonic()
         self._held = ExitStack()
@@ -131,7 +132,8 @@ class JobRun(Generic[Metrics]):
 
         Raises:
             InputError: the stage that writes the table has not completed.
-            TableError: the table is absent, misshapen or empty, or not all of its rows are read.
+            TableError: the table is absent, misshapen or empty, of an older version than the stage read last, or not
+                all of its rows are read.
         """
         uri = self.settings.table_uri(table.name)
         if maker := maker_of(table.name):
@@ -140,6 +142,8 @@ class JobRun(Generic[Metrics]):
             count = rows.count()
         else:
             found = find_input(uri, table)
+            require_no_older(self.settings.layout, self.stage, found, self.settings.gates.override)
+            self._table_ids |= {table.name: found.table_id} if found.table_id else {}
             version, rows = found.version, input_tables.read_input(self.spark, found)
             count = rows.count()
             input_tables.require_all_rows(self.spark, found, count)
@@ -239,6 +243,7 @@ class JobRun(Generic[Metrics]):
             dict(sorted(self.rejected.items())),
             self.settings.model_dump(mode="json"),
             self.made_with,
+            self._table_ids,
         )
         lease.require_held()
         write_record(self.settings.layout, record)
