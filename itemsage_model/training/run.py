@@ -27,7 +27,6 @@ from itemsage_model.training.progress import Progress
 from itemsage_model.training.trainer import Trainer
 from schemas.lease import hold, require_held
 from schemas.metrics import TrainMetrics
-from schemas.orphans import end_with_parent
 from schemas.records import RunRecord, write_record
 from schemas.settings import Settings
 from schemas.stages import TRAIN as STAGE
@@ -36,7 +35,6 @@ from schemas.warehouse import Warehouse
 
 def train(settings: Settings, device: torch.device) -> None:
     """Train, on this rank, to the end; rank 0 holds the warehouse meanwhile, and saves the model and the record."""
-    end_with_parent()
     with ExitStack() as held:
         if distributed.rank() == 0:
             held.enter_context(hold(settings.layout, STAGE.name, str(settings.dates.as_of)))
