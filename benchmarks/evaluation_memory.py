@@ -3,7 +3,7 @@
 Each size gets a warehouse of its own, with as many items, one task, and a held-out pair for each 20th item; then the
 stage runs as its own command, and the most that each kind of process has held is printed.
 
-    python -m benchmarks.evaluation_memory /tmp/scratch 20000 200000
+    python -m benchmarks.evaluation_memory /tmp/scratch 2000 20000
 """
 
 from __future__ import annotations
