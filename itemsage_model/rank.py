@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 from itemsage_model.train import train_on_this_rank
-from itemsage_model.training.ranks import end_with_launcher
 from schemas.command_line import exit_code_of_errors
+from schemas.orphans import end_with_parent
 from schemas.settings import Settings
 
 if __name__ == "__main__":
-    end_with_launcher()
+    end_with_parent()
     with exit_code_of_errors():
         train_on_this_rank(Settings.model_validate_json((Path(sys.argv[1]) / "settings.json").read_text()))

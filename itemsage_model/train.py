@@ -22,6 +22,7 @@ from itemsage_model.training import distributed
 from itemsage_model.training.ranks import run_ranks
 from itemsage_model.training.run import train
 from schemas.command_line import exit_code_of_errors, settings_of, settings_parser
+from schemas.orphans import end_with_parent
 from schemas.settings import Settings
 
 
@@ -51,6 +52,7 @@ def start_ranks(settings: Settings) -> int:
 
 def main() -> None:
     """Entry point."""
+    end_with_parent()
     arguments = settings_parser("itemsage_model.train", __doc__).parse_args()
     with exit_code_of_errors():
         sys.exit(train_on_this_machine(settings_of(arguments)))

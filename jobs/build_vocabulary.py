@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 from itemsage_model.text.tokens import TOKEN_KINDS, token_kinds
 from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun
-from jobs.transforms.items import joined_texts, split_items
+from jobs.transforms.items import broken_texts, joined_texts, split_items
 from schemas.errors import TableError
 from schemas.input_tables import find_input
 from schemas.metrics import VocabularyMetrics
@@ -94,28 +94,34 @@ def _hand_on(counters: tuple[Counter[str], ...]) -> Iterator[pa.RecordBatch]:
         counter.clear()
 
 
-def no_text(settings: Settings) -> TableError:
+def no_text(items: DataFrame, settings: Settings) -> TableError:
     """The refusal of a catalog in which no text feature of the model holds a word."""
+    broken = broken_texts(items, settings.features.text_features)
     features, found = settings.features.text_features, find_input(settings.table_uri(ITEMS.name), ITEMS)
     empty = [name for name in found.known if name in features]
     others = f"; columns that nothing reads: {', '.join(found.others)}" if found.others else ""
+    cure = 'Rename the columns that hold the texts, or fill them; or take "text" out of model.sequence.'
+    if broken:
+        others = "; texts that are no UTF-8: " + ", ".join(f"{count:,} in {name}" for name, count in broken.items())
+        cure = "Write the texts as UTF-8 where they are made: an item with another text is left out."
     return TableError(
         ITEMS.name,
         ", ".join(features),
         expected="a word in at least one of them (features.text_features) in at least one usable item",
         found=(f"no word in {', '.join(empty)}" if empty else "none of these columns") + others,
-        cure='Rename the columns that hold the texts, or fill them; or take "text" out of model.sequence.',
+        cure=cure,
     )
 
 
 def run(spark: SparkSession, settings: Settings) -> None:
     """Read the items, count, write the vocabulary."""
     with JobRun(spark, settings, STAGE) as job:
-        counts = count_tokens(job.read(ITEMS), settings.features).persist()  # read once per kind
+        items = job.read(ITEMS)
+        counts = count_tokens(items, settings.features).persist()  # read once per kind
         distinct = counts.groupBy("token_kind").agg(F.count("*").alias("distinct")).collect()
         if not distinct and "text" in settings.model.sequence:
             counts.unpersist()
-            raise no_text(settings)
+            raise no_text(items, settings)
         job.write(most_frequent(counts, settings.features), VOCABULARY)
         job.metrics = VocabularyMetrics(**{f"distinct_{row['token_kind']}s": row["distinct"] for row in distinct})
         counts.unpersist()

@@ -28,8 +28,9 @@ from itemsage_model.encoders.projection import Projection, fit_projection, load_
 from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun
 from jobs.runtime.rejects import require_few_rejects, require_some_of_each
+from jobs.transforms.items import broken_texts
 from jobs.transforms.quarantine import Check, accepted, rejected, with_reject
-from jobs.transforms.queries import catalog_texts, count_texts, with_verdicts
+from jobs.transforms.queries import FIT_FEATURES, catalog_texts, count_texts, with_verdicts
 from schemas.cells import to_list_column, to_matrix
 from schemas.errors import SettingsError, TableError
 from schemas.metrics import QueryMetrics
@@ -174,8 +175,10 @@ def run(spark: SparkSession, settings: Settings) -> None:
         verdicts = with_verdicts(job.read(QUERIES)).persist(StorageLevel.MEMORY_AND_DISK)
         usable = accepted(verdicts)
         texts = count_texts(usable)
+        items = job.read(ITEMS)
+        broken = broken_texts(items, FIT_FEATURES)
         is_needed = bool(usable.where("has_text").limit(1).count())
-        encoder = _fit(job.read(ITEMS), settings.query_encoder, is_needed=is_needed)
+        encoder = _fit(items, settings.query_encoder, broken, is_needed=is_needed)
         name = encoder.name if encoder else None
         spaces = check_spaces(usable, name)
         projections = fit_projections(usable, settings.layout)
@@ -192,13 +195,21 @@ def run(spark: SparkSession, settings: Settings) -> None:
         job.write(accepted(embedded), QUERY_EMBEDDINGS)
         explained = round(encoder.explained_variance, 4) if encoder else None
         projected = {space: round(one.explained_variance, 4) for space, one in projections.items()}
-        job.metrics = QueryMetrics(name, texts.texts, spaces, explained, projected, texts.cut)
+        job.metrics = QueryMetrics(name, texts.texts, spaces, explained, projected, texts.cut, sum(broken.values()))
         embedded.unpersist()
         verdicts.unpersist()
 
 
-def _fit(items: DataFrame, settings: QueryEncoderSettings, *, is_needed: bool) -> TextEncoder | None:
-    """The encoder, fitted on the catalog; None where no item has a word, unless queries need it."""
+def _fit(
+    items: DataFrame, settings: QueryEncoderSettings, broken: dict[str, int], *, is_needed: bool
+) -> TextEncoder | None:
+    """The encoder, fitted on the catalog; None where no item has a word, unless queries need it.
+
+    `broken` says of each column how many of its texts are no UTF-8.
+    """
+    said = ", ".join(f"{count:,} in {column}" for column, count in broken.items())
+    if said:
+        print(f"  warning: texts of items that are no UTF-8 are left out: {said}", flush=True)
     texts = [row["text"] for row in catalog_texts(items).collect()]
     try:
         return fit_encoder(settings, texts)
@@ -211,8 +222,9 @@ def _fit(items: DataFrame, settings: QueryEncoderSettings, *, is_needed: bool) -
             ITEMS.name,
             "title",
             expected="text of the catalog, to fit the query encoder on",
-            found=str(error),
-            cure="Fill the text features, or give every query an embedding and no text.",
+            found=f"{error}; texts that are no UTF-8: {said}" if said else str(error),
+            cure=f"{'Write the texts as UTF-8' if said else 'Fill the text features'}, or give every query an "
+            "embedding and no text.",
         ) from error
 
 

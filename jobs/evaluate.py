@@ -41,7 +41,6 @@ from schemas.columns import Table
 from schemas.contracts import run_again
 from schemas.errors import InputError
 from schemas.metrics import EvaluationMetrics
-from schemas.records import read_record
 from schemas.settings import Settings
 from schemas.stages import EMBED_QUERIES, EVALUATE, TRAIN
 from schemas.tables import (
@@ -70,19 +69,19 @@ def run(spark: SparkSession, settings: Settings) -> None:
         job.write_arrow(pa.Table.from_pylist(named, arrow_schema(EVALUATION)), EVALUATION)
 
 
-def _query_encoder(settings: Settings) -> TextEncoder | None:
+def _query_encoder(job: JobRun[EvaluationMetrics]) -> TextEncoder | None:
     """The frozen text encoder of the recorded run of embed_queries; None where that run needed none.
 
     Raises:
         InputError: the warehouse holds another one, as a run leaves it that ended before its tables were written.
     """
-    recorded = read_record(settings.layout, EMBED_QUERIES).metrics.encoder
-    encoder = load_if_saved(settings.layout.query_encoder) if recorded else None
+    folder, recorded = job.settings.layout.query_encoder, job.record(EMBED_QUERIES).metrics.encoder
+    encoder = load_if_saved(folder) if recorded else None
     if recorded and (encoder is None or encoder.name != recorded):
         found = encoder.name if encoder else "none"
         raise InputError(
             "query encoder",
-            settings.layout.query_encoder,
+            folder,
             expected=f"{recorded}, as embed_queries recorded",
             found=found,
             cure=run_again([EMBED_QUERIES.name]),
@@ -92,7 +91,7 @@ def _query_encoder(settings: Settings) -> TextEncoder | None:
 
 def _measured(job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs]) -> tuple[list[EvaluationRow], int]:
     """Rows of EVALUATION of tasks that all have pairs, and the number of distractors."""
-    encoder, k = _query_encoder(job.settings), job.settings.evaluate.k
+    encoder, k = _query_encoder(job), job.settings.evaluate.k
     with ThreadPoolExecutor() as threads:
         found = threads.submit(collect_candidates, job, task_pairs, encoder)
         asked = threads.submit(_collect_queries, job, task_pairs, encoder)

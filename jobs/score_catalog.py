@@ -36,7 +36,7 @@ from schemas.arrow import arrow_schema
 from schemas.elements import FEATURE_CELLS
 from schemas.errors import InputError
 from schemas.metrics import ScoreMetrics
-from schemas.records import RunRecord, TableVersion, read_record
+from schemas.records import RunRecord, TableVersion
 from schemas.settings import Settings
 from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES, SCORE_CATALOG, TRAIN
 from schemas.tables import (
@@ -130,13 +130,12 @@ def run(spark: SparkSession, settings: Settings) -> None:
     with JobRun(spark, settings, STAGE) as job:
         previous = gates.published(settings)
         gates.require_newer_date(previous, settings)
-        trained = read_record(settings.layout, TRAIN)
-        model = load_model(trained.metrics.model_uri, ItemTowerSpec)
+        model = load_model(job.record(TRAIN).metrics.model_uri, ItemTowerSpec)
         _refuse_large(model.weights)
         # Token ids of another vocabulary, and queries of another space, than the model was trained with.
         job.require_agreement([EMBED_QUERIES, TRAIN])
         # The version that the record names: a newer one, of a run that died, may have ids of another vocabulary.
-        made = read_record(settings.layout, BUILD_ITEM_FEATURES)
+        made = job.record(BUILD_ITEM_FEATURES)
         require_image_length(made.metrics, model.spec.model.image_length)
         features = made.output(ITEM_FEATURES.name)
         files = pin_files(ITEM_FEATURES.name, features.uri, features.version)
@@ -159,7 +158,7 @@ def _count_ids(
     job: JobRun[ScoreMetrics], features: TableVersion, previous: RunRecord[ScoreMetrics] | None
 ) -> gates.IdCounts:
     """Ids to be published beside those that are, and those of the log."""
-    counts = read_record(job.settings.layout, BUILD_TRAINING_TABLES).output(ITEM_COUNTS.name)
+    counts = job.record(BUILD_TRAINING_TABLES).output(ITEM_COUNTS.name)
     job.count_input(counts)
     read = partial(table_io.read, job.spark)
     published = previous.output(ITEM_EMBEDDINGS.name) if previous and not job.settings.gates.override else None

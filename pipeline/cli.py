@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from schemas.settings import Settings
 from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, TRAIN, Stage
 
 _WATCH = [sys.executable, "-I", "-S", str(ROOT / "pipeline" / "watch.py")]
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _SINGLE: dict[str, Stage[Any]] = {"train": TRAIN, "score": SCORE_CATALOG, "evaluate": EVALUATE}
 
 
@@ -37,8 +40,9 @@ def run_command(command: list[str], log: Path) -> None:
     no process can catch (SIGKILL) through pipeline/watch.py.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-    before = [signal.signal(number, lambda got, _: sys.exit(128 + got)) for number in signals]
+    # What our caller has us ignore, as nohup does, stays ignored.
+    signals = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = [signal.signal(number, _end) for number in signals]
     try:
         with log.open("w") as stderr:
             watch = subprocess.Popen(_WATCH, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -64,14 +68,19 @@ def run_command(command: list[str], log: Path) -> None:
         sys.exit(code if code > 0 else EXIT_FAILED)
 
 
-def run_stages(settings: Settings, stages: list[str], passed: list[str], prepare: str = "") -> None:
+def _end(number: int, _: object) -> None:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
+
+
+def run_stages(log: Path, stages: list[str], passed: list[str], prepare: str = "") -> None:
     """Run some stages in order: in one Spark session, or, for training alone and without a cluster, without Spark."""
-    logs = Path(settings.layout.logs)
     if stages == [TRAIN.name] and not prepare and not has_cluster():
-        run_command(train_command(passed), logs / "train.log")
+        run_command(train_command(passed), log)
         return
     arguments = [*passed, "--stages", ",".join(stages), *(("--prepare", prepare) if prepare else ())]
-    run_command(spark_submit("pipeline/one_session.py", arguments), logs / "spark.log")
+    run_command(spark_submit("pipeline/one_session.py", arguments), log)
 
 
 def stages_from(first: str) -> list[str]:
@@ -108,26 +117,38 @@ def main() -> None:
 
 
 def run_pipeline(command: str, arguments: argparse.Namespace, settings: Settings) -> None:
-    """Run all stages and print the summary, or run the one that the command names."""
-    passed = passed_on(arguments)
+    """Run all stages and print the summary, or run the one that the command names.
+
+    Each log is written under the lease of its work alone: whoever is refused has not touched that of the one who runs.
+    """
+    passed, logs = passed_on(arguments), Path(settings.layout.logs)
     if command in _SINGLE:
-        run_stages(settings, [_SINGLE[command].name], passed)
+        stage = _SINGLE[command].name
+        with _holding(settings, stage):
+            run_stages(logs / f"{stage}.log", [stage], passed)
         return
     stages, prepare = stages_from(arguments.first), "" if arguments.first else arguments.prepare
-    print(f"messages of Spark and of the trainer: {settings.layout.logs}", flush=True)
+    print(f"messages of Spark and of the trainer: {logs}", flush=True)
     started = time.monotonic()
-    with hold(settings.layout, WHOLE_RUN, str(settings.dates.as_of)) as lease:
-        os.environ[VARIABLE] = lease.passed_on
+    with _holding(settings, WHOLE_RUN):
         if SCORE_CATALOG.name in stages:
             from jobs.runtime import gates  # noqa: PLC0415 (imports Spark)
 
             # score_catalog would say so hours later.
             gates.require_newer_date(gates.published(settings), settings)
-        run_stages(settings, stages, passed, prepare)
+        run_stages(logs / "spark.log", stages, passed, prepare)
         print(f"all stages in {time.monotonic() - started:.0f} s\n")
         from pipeline.summary import print_summary  # noqa: PLC0415 (loaded when the work is done)
 
         print_summary(settings)
+
+
+@contextmanager
+def _holding(settings: Settings, work: str) -> Iterator[None]:
+    """Hold the warehouse, for this process and for the stages that it starts."""
+    with hold(settings.layout, work, str(settings.dates.as_of)) as lease:
+        os.environ[VARIABLE] = lease.passed_on
+        yield
 
 
 if __name__ == "__main__":

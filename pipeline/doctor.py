@@ -1,7 +1,8 @@
 """`itemsage doctor`: what would go wrong with these settings on this machine, found before anything runs.
 
 Looks at the machine (Python, Java, packages, Delta's jars and the places that name its version), and at the input
-tables: their columns, and a sample of their rows. Reads without a JVM, changes nothing, and takes seconds.
+tables: their columns, and a sample of their rows. Reads without a JVM, changes nothing, and takes seconds. Which rows
+are rejected is for the jobs to say: their rules are Spark's expressions, and a second copy of them here would drift.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pipeline.litter import find_litter
 from schemas.arrow import arrow_type
 from schemas.columns import Table
 from schemas.errors import EXIT_INPUT, InputError
+from schemas.input_files import CORRECT_URI
 from schemas.input_rows import input_rows
 from schemas.input_tables import InputTable, look_at_input
 from schemas.settings import Settings
@@ -137,7 +139,9 @@ def table_findings(settings: Settings, table: Table) -> Generator[Finding, None,
         sample, unread = _sample(found)
     except (InputError, OSError, ValueError, DeltaError) as error:
         cause = " ".join(str(error).removeprefix(f"table {table.name}, column (all): ").split())[:500]
-        yield Finding("fault", subject, f"cannot be read at {uri}: {cause}; set inputs.{table.name}")
+        # Another place cures nothing but a table that is not at this one.
+        key = f" (inputs.{table.name})" if getattr(error, "cure", "") == CORRECT_URI else ""
+        yield Finding("fault", subject, f"cannot be read at {uri}: {cause}{key}")
         return None
     if found.unproven:
         yield Finding("look", subject, f"{uri} can only be opened by Spark: {found.unproven}")

@@ -80,7 +80,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with exit_code_of_errors():
         settings = settings_of(arguments)
-        spark = open_session("itemsage")
+        spark = open_session("itemsage", settings.warehouse)
         try:
             steps = steps_of(spark, settings, arguments.stages.split(","), passed_on(arguments), arguments.prepare)
             for number, (name, run) in enumerate(steps, 1):

@@ -26,7 +26,7 @@ COMMAND = "python -m pipeline.reference"
 
 KINDS: dict[Kind, str] = {
     "string": "a text",
-    "int32": "a 32-bit integer; an input may have a shorter one",
+    "int32": "a 32-bit integer; an input may have any other, and a number that does not fit counts as null",
     "int64": "a 64-bit integer; an input may have a shorter one",
     "float32": "a 32-bit float",
     "float64": "a 64-bit float; an input may have a float32",

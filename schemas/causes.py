@@ -43,6 +43,11 @@ _KNOWN: tuple[tuple[str, int, Callable[[re.Match[str]], str]], ...] = (
         "spark.executor.memory, or give Spark smaller partitions (spark.sql.shuffle.partitions)",
     ),
     (
+        r"\b_?(?:Arrow|Array)?MemoryError:? ?([^\n]*)", EXIT_FAILED,
+        lambda found: f"Python ran out of memory ({found[1].strip() or 'no more said'}): free some, or run fewer tasks "
+        "or ranks at once (local[1,4], train.processes); if a file never fits, write its table again",
+    ),
+    (
         r"Python worker exited unexpectedly|[Ee]xit (?:code|status):? 137|Container killed", EXIT_FAILED,
         lambda found: f"a worker was killed from outside ({found[0]}), most often for want of memory: give it more "
         "(spark.executor.memoryOverhead), or run fewer tasks at once",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -42,10 +43,13 @@ def exit_code_of_errors() -> Iterator[None]:
 
     An error that the project knows says its code itself (`exit_code`). Of any other the cause is looked for
     (`schemas.causes`), and its traceback goes to standard error. An `InputError` that another process raised is found
-    in the message of what arrives here.
+    in the message of what arrives here. Ctrl-C ends it with a line and a shell's code for it, 130.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        print("error: interrupted. What is committed stands; run it again.", flush=True)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         known = error if hasattr(error, "exit_code") else from_worker(str(error))
         if known is not None:

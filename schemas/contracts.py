@@ -15,7 +15,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from schemas.code_version import code_version
-from schemas.errors import InputError
+from schemas.errors import InputError, TableError
+from schemas.input_tables import InputTable
 from schemas.metrics import ItemMetrics, ItemTextMetrics, QueryMetrics, TrainMetrics
 from schemas.records import RunRecord, find_record
 from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_ITEMS, EMBED_QUERIES, PIPELINE, Stage
@@ -131,6 +132,44 @@ def require_cut_from(
             cure=run_again([BUILD_TRAINING_TABLES.name]),
         )
     return RunRecord(tables.stage, tables.metrics, made_with=identities(features) | identities(queries))
+
+
+def require_no_older(warehouse: Warehouse, reader: Stage[Any], found: InputTable, is_accepted: bool) -> None:
+    """Refuse an input table that is of an older version than the stage read last: the newest of its log were lost.
+
+    Nobody who opens such a table notices. One that was made anew, which its id says, starts again from 0.
+
+    Args:
+        warehouse: Where the stage's record lies; one that is damaged says nothing, and this run replaces it.
+        reader: The stage that is about to read.
+        found: What the table consists of.
+        is_accepted: Whether the older version is meant: then it is only said.
+
+    Raises:
+        TableError: the version is older.
+    """
+    try:
+        last = find_record(warehouse, reader)
+    except InputError:
+        return
+    before = last and last.input(found.table.name)
+    if not last or not before or before.version is None or before.uri != found.uri:
+        return
+    was_made_anew = last.table_ids.get(before.table, found.table_id) != found.table_id
+    if found.version is None or found.version >= before.version or was_made_anew:
+        return
+    expected, came = f"version {before.version} or a later one, as {reader.name} read last", f"version {found.version}"
+    if is_accepted:
+        print(f"  gate overridden: {before.table}: expected {expected}; found {came}", flush=True)
+        return
+    raise TableError(
+        before.table,
+        "(all)",
+        expected=expected,
+        found=f"{came} at {found.uri}",
+        cure="Files of its log were lost (_delta_log holds one JSON file for each version): restore them. If the table "
+        "was put back on purpose, read it so once with `--set gates.override=true`.",
+    )
 
 
 def other_code(records: Iterable[RunRecord[Any]]) -> str:

@@ -139,6 +139,8 @@ def _read_footer(system: fs.FileSystem, path: str, uri: str, name: str, table: T
     try:
         with pq.ParquetFile(path, filesystem=system) as opened:
             metadata, schema = opened.metadata, opened.schema_arrow
+    except MemoryError:  # pyarrow's is an ArrowException too
+        raise
     except (pa.ArrowException, OSError) as error:
         raise _no_parquet(table, _uri_within(uri, name), _beginning(system, path, error)) from error
     group = metadata.row_group(0) if metadata.num_row_groups else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -13,6 +14,8 @@ from schemas.input_columns import Sources
 from schemas.input_tables import InputTable
 from schemas.source_types import NANOSECONDS, spark_name
 from schemas.storage import file_batches, read_batches
+
+_INT32 = np.iinfo(np.int32)
 
 
 def input_rows(found: InputTable, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -61,7 +64,10 @@ def _as_declared(values: pa.Array, column: Column, stored: pa.DataType) -> pa.Ar
     if name == NANOSECONDS or pa.types.is_timestamp(values.type):
         # Stored as INT96, an instant comes without its zone.
         return values.cast(pa.timestamp("us", values.type.tz), safe=False).cast(kind)
-    if pa.types.is_decimal(values.type):
+    if column.kind == "int32" and not pa.types.is_null(values.type):
+        fits = pc.and_(pc.greater_equal(values, _INT32.min), pc.less_equal(values, _INT32.max))
+        values = pc.if_else(fits, values, pa.scalar(None, values.type))
+    elif pa.types.is_decimal(values.type):
         values = pa.array([None if value is None else str(int(value)) for value in values.to_pylist()], pa.string())
     return values.cast(kind)
 

@@ -38,6 +38,7 @@ class InputTable:
         files: The files of a table that is no Delta table.
         passed_over: Files whose names begin with _ or . and that nobody counts as data.
         unproven: Why the number of rows is not known.
+        table_id: What its Delta log calls it; one that is made anew gets another.
         faults: What is wrong with its columns.
     """
 
@@ -51,6 +52,7 @@ class InputTable:
     files: tuple[InputFile, ...] = ()
     passed_over: tuple[str, ...] = ()
     unproven: str = ""
+    table_id: str = ""
     faults: tuple[TableError, ...] = ()
 
     @property
@@ -138,7 +140,9 @@ def _delta_table(uri: str, table: Table) -> InputTable:
     sources = sources_of(schema, table, {}, frozenset())
     names, rows = tuple(schema.names), [_rows_of(file) for file in found.files]
     faults = tuple(column_faults(table, [(sources, names, "")]))
-    return InputTable(table, uri, found.version, len(rows), sum(rows), names, sources, faults=faults)
+    return InputTable(
+        table, uri, found.version, len(rows), sum(rows), names, sources, table_id=delta.metadata().id, faults=faults
+    )
 
 
 def _rows_of(file: DataFile) -> int:

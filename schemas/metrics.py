@@ -22,6 +22,7 @@ class QueryMetrics:
         explained_variance: What the text encoder's 256 dimensions keep of the texts it was fitted on, 0 to 1.
         projected_spaces: Space of embeddings of another length -> what of them the 256 dimensions keep, 0 to 1.
         truncated_texts: Encoded texts of which only the first 16,384 characters were read.
+        broken_catalog_texts: Texts of items that are no UTF-8, and that the text encoder was not fitted on.
     """
 
     encoder: str | None
@@ -30,6 +31,7 @@ class QueryMetrics:
     explained_variance: float | None = None
     projected_spaces: dict[str, float] = field(default_factory=dict)
     truncated_texts: int = 0
+    broken_catalog_texts: int = 0
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class RunRecord(Generic[Metrics]):
         settings: All settings, resolved.
         made_with: What its outputs mean something with, by name, such as `vocabulary`; see schemas/contracts.py. Empty
             in records of before.
+        table_ids: The id that a Delta log gives its table, by input; one that was made anew has another.
         code: The code that ran; see `code_version`.
     """
 
@@ -62,6 +63,7 @@ class RunRecord(Generic[Metrics]):
     rejected: dict[str, int] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     made_with: dict[str, str] = field(default_factory=dict)
+    table_ids: dict[str, str] = field(default_factory=dict)
     code: str = field(default_factory=code_version)
 
     def input(self, table: str) -> TableVersion | None:

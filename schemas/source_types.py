@@ -34,8 +34,10 @@ CONVERTED: dict[Kind, tuple[str, ...]] = {
     # Whole numbers are ids to whoever numbers its products; fractions are not, as 1.0 and 1 would be two.
     "string": (*_INTEGERS, "decimal(0)"),
     "timestamp": (NANOSECONDS,),
+    # pandas and pyarrow make every integer an int64; a number of more than 32 bits is read as null, and rejected.
+    "int32": ("bigint", "decimal(0)"),
 }
-"""What is taken of an input table beside that, and becomes text or microseconds when it is read."""
+"""What is taken of an input table beside that, and becomes text, microseconds or 32 bits when it is read."""
 
 _HINTS = {
     "timestamp_ntz": "; say which zone the naive time is in, such as to_utc_timestamp(column, 'Europe/London')",

@@ -181,6 +181,8 @@ def _fault_of_log(table_uri: str, version: int | None) -> str:
                 elif name.endswith(".json"):
                     for line in file.read().splitlines():
                         json.loads(line)
+        except MemoryError:  # pyarrow's is an ArrowException too
+            raise
         except (ValueError, OSError, pa.ArrowException) as error:
             return f"a damaged file of its log, {path} ({' '.join(str(error).split())[:200]})"
     if not versions:

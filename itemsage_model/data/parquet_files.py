@@ -88,14 +88,17 @@ def naming_the_file(uri: str, table: str) -> Iterator[None]:
 
     Raises:
         TableError: the file is damaged or gone.
+        MemoryError: there was too little memory; no fault of the file.
     """
     try:
         yield
     except InputError:
         raise
+    except MemoryError as error:
+        raise MemoryError(f"{' '.join(str(error).split())[:300]}, while reading {uri} of table {table}") from error
     except FileNotFoundError as error:
         raise gone(table, uri) from error
-    except (OSError, pa.ArrowException, ValueError, LookupError, MemoryError) as error:
+    except (OSError, pa.ArrowException, ValueError, LookupError) as error:
         if getattr(error, "errno", None) or _STORAGE_FAILED.search(str(error)):
             raise
         cause = " ".join(str(error).split())[:300]

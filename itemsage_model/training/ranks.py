@@ -12,18 +12,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from schemas.errors import EXIT_FAILED, EXIT_INPUT, EXIT_SETTINGS
+from schemas.orphans import ENDS_WITH_INPUT
 
 MEETING_PLACE = "ITEMSAGE_MEETING_PLACE"
 """Environment variable of a rank: the file in which the ranks of this machine find each other."""
-
-ENDS_WITH_LAUNCHER = "ITEMSAGE_ENDS_WITH_LAUNCHER"
-"""Environment variable of a rank whose standard input is a pipe that closes when whoever started it ends."""
 
 _OTHERS_SECONDS = 10.0
 """What the other ranks have, when one has failed, to end by themselves and say why."""
@@ -52,26 +49,13 @@ def run_ranks(program: list[str], processes: int, files: dict[str, str]) -> int:
             for rank in range(processes):
                 environment = _environment(rank, processes, f"{folder}/store")
                 command = [sys.executable, *program, folder]
-                # Its end of the pipe closes when this process ends, however that happens; see `end_with_launcher`.
+                # Its end of the pipe closes when this process ends, however that happens; see `end_with_parent`.
                 ranks.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE))
             return _wait(ranks)
         finally:
             _end(ranks)
             for number, handler in before:
                 signal.signal(number, handler)
-
-
-def end_with_launcher() -> None:
-    """In a rank: end this process as soon as the one that started it is gone, even if that was killed."""
-    if ENDS_WITH_LAUNCHER not in os.environ:
-        return
-
-    def watch() -> None:
-        # Not sys.stdin, whose lock this thread would hold into the interpreter's end.
-        os.read(0, 1)
-        os._exit(128 + signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def loopback_interface() -> str:
@@ -83,7 +67,7 @@ def _environment(rank: int, processes: int, store: str) -> dict[str, str]:
     """What torchrun would set, without its store; and no interface but loopback for gloo and NCCL."""
     return {"OMP_NUM_THREADS": "1"} | os.environ | {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
-        MEETING_PLACE: store, ENDS_WITH_LAUNCHER: "1",
+        MEETING_PLACE: store, ENDS_WITH_INPUT: "1",
         "GLOO_SOCKET_IFNAME": loopback_interface(), "NCCL_SOCKET_IFNAME": loopback_interface(),
     }  # fmt: skip
 

@@ -22,7 +22,6 @@ from itemsage_model.training.inputs import Inputs, inputs_for, pin_inputs, shop_
 from itemsage_model.training.passes import Outcome, Pass, run_pass
 from schemas.lease import hold, require_held
 from schemas.metrics import CandidateMetrics, TrainMetrics
-from schemas.orphans import end_with_parent
 from schemas.presets import Candidate, candidates
 from schemas.records import RunRecord, write_record
 from schemas.settings import Settings
@@ -32,7 +31,6 @@ from schemas.warehouse import Warehouse
 
 def train(settings: Settings, device: torch.device) -> None:
     """Train, on this rank, to the end; rank 0 holds the warehouse meanwhile, and saves the model and the record."""
-    end_with_parent()
     with ExitStack() as held:
         if distributed.rank() == 0:
             held.enter_context(hold(settings.layout, STAGE.name, str(settings.dates.as_of)))

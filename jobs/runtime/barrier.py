@@ -19,6 +19,7 @@ from pyspark import BarrierTaskContext
 from pyspark.sql import SparkSession
 
 from schemas.errors import EXIT_INPUT, EXIT_SETTINGS
+from schemas.orphans import ENDS_WITH_INPUT
 
 _LAST_CHARACTERS = 20_000
 
@@ -56,7 +57,7 @@ def run_on_cluster(
         with tempfile.TemporaryDirectory(prefix="itemsage-rank-") as folder:
             for name, text in files.items():
                 (Path(folder) / name).write_text(text)
-            # Its standard input closes when this worker ends; see `end_with_launcher` of the trainer.
+            # Its standard input closes when this worker ends; see `end_with_parent`.
             child = subprocess.Popen(
                 [sys.executable, "-m", module, folder],
                 env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -84,7 +85,7 @@ def _environment(hosts: list[str], rank: int, port: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": "1"} | os.environ | {
         "RANK": str(rank), "WORLD_SIZE": str(len(hosts)), "LOCAL_RANK": str(here.index(rank)),
         "LOCAL_WORLD_SIZE": str(len(here)), "MASTER_ADDR": hosts[0], "MASTER_PORT": str(port),
-        "ITEMSAGE_ENDS_WITH_LAUNCHER": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        ENDS_WITH_INPUT: "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def main(name: str, run: Callable[[SparkSession, Settings], None], doc: str | No
         settings = settings_of(arguments)
         # A session that somebody else has opened goes on without us.
         is_own = SparkSession.getActiveSession() is None
-        spark = open_session(name)
+        spark = open_session(name, settings.warehouse)
         try:
             with task_bar(spark, name):
                 run(spark, settings)

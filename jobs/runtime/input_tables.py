@@ -115,8 +115,11 @@ def _column(name: str, source: Source, found: InputTable) -> Expression:
     if kind == NANOSECONDS and found.version is None:
         # Rounded down, before 1970 too.
         return F.expr(f"timestamp_micros((`{source.name}` - pmod(`{source.name}`, 1000)) div 1000)")
-    # What no gate takes as it is, `find_input` has let in as a number that is an id.
-    return column if is_widened(found.table.column(name).kind, kind) else column.cast("string")
+    declared = found.table.column(name).kind
+    if is_widened(declared, kind):
+        return column
+    # What no gate takes as it is, `find_input` has let in as a longer integer, or as a number that is an id.
+    return column.try_cast("int") if declared == "int32" else column.cast("string")
 
 
 def _folder_value(key: str) -> Expression:

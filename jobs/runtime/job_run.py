@@ -28,7 +28,7 @@ from jobs.runtime.lost_worker import lost_worker
 from jobs.runtime.worker_rows import Place, WorkerRows
 from schemas import lease
 from schemas.columns import Table
-from schemas.contracts import agreed, other_code
+from schemas.contracts import agreed, other_code, require_no_older
 from schemas.errors import TableError
 from schemas.input_tables import find_input
 from schemas.records import RunRecord, TableVersion, by_table, find_record, read_record, write_record
@@ -38,6 +38,7 @@ from schemas.stages import PIPELINE, Metrics, Stage, is_among, maker_of
 _MAX_CONCURRENT_TABLES = 4
 
 Result = TypeVar("Result")
+Other = TypeVar("Other")
 
 
 class JobRun(Generic[Metrics]):
@@ -59,6 +60,7 @@ class JobRun(Generic[Metrics]):
         self.metrics: Metrics | None = None
         self.rejected: dict[str, int] = {}
         self._inputs: list[TableVersion] = []
+        self._table_ids: dict[str, str] = {}
         self._outputs: list[TableVersion] = []
         self._started = time.monotonic()
         self._held = ExitStack()
@@ -109,6 +111,16 @@ class JobRun(Generic[Metrics]):
         if line := other_code(known.values()):
             print(line, flush=True)
 
+    def record(self, stage: Stage[Other]) -> RunRecord[Other]:
+        """The record of another stage, as this run has read it first.
+
+        Raises:
+            InputError: the stage has not completed in this warehouse, or its record is damaged.
+        """
+        if stage.name not in self._records:
+            self._records[stage.name] = read_record(self.settings.layout, stage)
+        return self._records[stage.name]
+
     def _reads_from(self, stage: Stage[Any]) -> bool:
         return any(is_among(table.name, self.stage.reads) for table in stage.writes)
 
@@ -131,15 +143,19 @@ class JobRun(Generic[Metrics]):
 
         Raises:
             InputError: the stage that writes the table has not completed.
-            TableError: the table is absent, misshapen or empty, or not all of its rows are read.
+            TableError: the table is absent, misshapen or empty, of an older version than the stage read last, or not
+                all of its rows are read.
         """
         uri = self.settings.table_uri(table.name)
         if maker := maker_of(table.name):
+            # Anew, so that `count_input` sees whether it is still the one that this run began with.
             version = read_record(self.settings.layout, maker).output(table.name).version
             rows = table_io.read(self.spark, uri, table, version=version)
             count = rows.count()
         else:
             found = find_input(uri, table)
+            require_no_older(self.settings.layout, self.stage, found, self.settings.gates.override)
+            self._table_ids |= {table.name: found.table_id} if found.table_id else {}
             version, rows = found.version, input_tables.read_input(self.spark, found)
             count = rows.count()
             input_tables.require_all_rows(self.spark, found, count)
@@ -176,14 +192,9 @@ class JobRun(Generic[Metrics]):
         """Rows of an input of this run."""
         return next(version.rows for version in self._inputs if version.table == table.name)
 
-    def write(
-        self, df: DataFrame, table: Table, *, rows_per_file: int = 0, checks: dict[str, str] | None = None
-    ) -> table_io.Written:
+    def write(self, df: DataFrame, table: Table) -> table_io.Written:
         """Replace one table of the warehouse in one commit and count it; see `table_io.write`."""
-        uri = self._uri_to_write(table)
-        return self._count(
-            table_io.write(df, uri, table, run_id=self.run_id, rows_per_file=rows_per_file, checks=checks)
-        )
+        return self._count(table_io.write(df, self._uri_to_write(table), table, run_id=self.run_id))
 
     def write_worker_rows(self, rows: WorkerRows, table: Table, row_count: int | None = None) -> table_io.Written:
         """Replace one table by rows that Python workers make, in one commit; see `publish.write_worker_rows`."""
@@ -239,6 +250,7 @@ class JobRun(Generic[Metrics]):
             dict(sorted(self.rejected.items())),
             self.settings.model_dump(mode="json"),
             self.made_with,
+            self._table_ids,
         )
         lease.require_held()
         write_record(self.settings.layout, record)

@@ -70,15 +70,7 @@ def read(spark: SparkSession, uri: str, table: Table, *, version: int | None = N
     return conform(raw, table)
 
 
-def write(
-    df: DataFrame,
-    uri: str,
-    table: Table,
-    *,
-    run_id: str,
-    rows_per_file: int = 0,
-    checks: dict[str, str] | None = None,
-) -> Written:
+def write(df: DataFrame, uri: str, table: Table, *, run_id: str) -> Written:
     """Replace a table's rows in one commit.
 
     Args:
@@ -87,27 +79,22 @@ def write(
         table: What it means; its nullability is enforced.
         run_id: Written into the commit's userMetadata, so that the log says which run made a version; behind it a
             word of this write alone, by which its commit is found again among others.
-        rows_per_file: Most rows of one Parquet file; 0 leaves it to Spark.
-        checks: Named SQL conditions that every row must meet, kept in the table as CHECK constraints.
 
     Returns:
         The committed version and its row count.
 
     Raises:
-        TableError: a column is missing or mistyped, or a row has a null where none may be or fails a check.
+        TableError: a column is missing or mistyped, or a row has a null where none may be.
     """
     spark = df.sparkSession
     schema = struct_type(table)
     creation = DeltaTable.createIfNotExists(spark).location(uri).addColumns(schema)
     properties = {"delta.enableDeletionVectors": "false", "delta.minReaderVersion": "1"}
-    properties |= {f"delta.constraints.{name}": condition for name, condition in (checks or {}).items()}
     for name, value in properties.items():
         creation = creation.property(name, value)
     creation.execute()
     mark = f"{run_id} {uuid4().hex}"
     writer = conform(df, table).write.format("delta").mode("overwrite").option("userMetadata", mark)
-    if rows_per_file:
-        writer = writer.option("maxRecordsPerFile", rows_per_file)
     stored = spark.read.format("delta").load(uri).schema
     if stored.simpleString() != schema.simpleString():
         writer = writer.option("overwriteSchema", "true")
@@ -119,9 +106,9 @@ def write(
     try:
         writer.save(uri)
     except Exception as error:
-        # Delta says which rule a row broke only in the text of the failed task.
-        if refusal := _broken_rule(str(error), table):
-            raise refusal from error
+        # Delta says which column it was only in the text of the failed task.
+        if found := re.search(r"NOT NULL constraint violated for column: ([^\s]+?)\.?\s", str(error)):
+            raise _null_in(table, found[1]) from error
         raise
     # By its mark, as another run may have committed since.
     history = deltalake.DeltaTable(uri).history(100)
@@ -150,18 +137,3 @@ def _null_in(table: Table, column: str) -> TableError:
         found="a null",
         cure="Nothing was written. Look for the null in the inputs of the job.",
     )
-
-
-def _broken_rule(text: str, table: Table) -> TableError | None:
-    """The broken rule that a failed write's message names, if it names one."""
-    if found := re.search(r"NOT NULL constraint violated for column: ([^\s]+?)\.?\s", text):
-        return _null_in(table, found[1])
-    if found := re.search(r"CHECK constraint (\w+) (.+) violated by row with values:((?:\s+- .+)*)", text):
-        return TableError(
-            table.name,
-            found[1],
-            expected=found[2],
-            found=f"a row with{' '.join(found[3].split())[:300]}",
-            cure="Nothing was written. Look for such a row in the inputs of the job.",
-        )
-    return None

@@ -62,7 +62,10 @@ def split_images(images: DataFrame, items: DataFrame, length: int) -> tuple[Data
     row_checks = [
         Check("null_id", is_blank("item_id"), "item_id", "the id of an item", "Name the item that the image shows."),
         *text_checks(ITEM_IMAGES),
-        Check("null_position", F.col("position").isNull(), "position", "a number", "Number the item's images from 0."),
+        Check(
+            "null_position", F.col("position").isNull(), "position", "a number of 32 bits",
+            "Number the item's images from 0.",
+        ),
         Check(
             "wrong_length", F.col("given_length") != length, "image_embedding", f"{length} numbers",
             "Set model.image_length to the length of the vectors.",

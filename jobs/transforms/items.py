@@ -78,3 +78,10 @@ def item_texts(items: DataFrame, names: Sequence[str]) -> DataFrame:
     whole = F.concat_ws(" ", *names)
     text = F.substring(whole, 1, MAX_TEXT_CHARACTERS).alias("text")
     return items.select("item_id", text, (F.char_length(whole) > MAX_TEXT_CHARACTERS).alias("is_cut"))
+
+
+def broken_texts(items: DataFrame, text_features: Sequence[str]) -> dict[str, int]:
+    """Text feature -> how many of its texts are no UTF-8; features without such a text are left out."""
+    counts = [F.count_if(~F.is_valid_utf8(F.concat_ws(" ", name))).alias(name) for name in text_features]
+    row = items.agg(*counts).first()
+    return {name: count for name, count in (row.asDict() if row else {}).items() if count}

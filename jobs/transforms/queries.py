@@ -98,11 +98,12 @@ def count_texts(usable: DataFrame) -> TextCounts:
 def catalog_texts(items: DataFrame, limit: int = FIT_ITEMS) -> DataFrame:
     """One column `text`: what the catalog says about at most `limit` items, chosen by hash, sorted by item_id.
 
-    Memory is bounded: a text is cut at MAX_TEXT_CHARACTERS, and all together at about FIT_CHARACTERS.
+    A text that is no UTF-8 is left out, the item's others are not. Memory is bounded: a text is cut at
+    MAX_TEXT_CHARACTERS, and all together at about FIT_CHARACTERS.
     """
     parts = [F.array_join(name, " ") if TEXT_FEATURES[name] else F.col(name) for name in FIT_FEATURES]
-    said = F.concat_ws(" ", *parts)
-    is_usable = F.col("item_id").isNotNull() & F.is_valid_utf8("item_id") & F.is_valid_utf8(said) & said.rlike(r"\S")
+    said = F.concat_ws(" ", *[F.when(F.is_valid_utf8(part), part) for part in parts])
+    is_usable = F.col("item_id").isNotNull() & F.is_valid_utf8("item_id") & said.rlike(r"\S")
     texts = items.where(is_usable).select("item_id", F.substring(said, 1, MAX_TEXT_CHARACTERS).alias("text"))
     by_hash = [F.xxhash64("item_id"), F.col("item_id"), F.col("text")]
     chosen = texts.orderBy(*by_hash).limit(limit)

@@ -50,6 +50,7 @@ class WarehouseSettings(Section):
     """Where everything lies that the pipeline writes: tables at `<uri>/<table name>`."""
 
     uri: Place = Field(min_length=1)
+    single_writer: bool = False
 
 
 class InputSettings(Section):

@@ -107,6 +107,17 @@ def test_a_catalog_without_a_word_is_refused_where_the_model_reads_text(
     assert read_record(settings.layout, build_vocabulary.STAGE).outputs[0].rows == 0
 
 
+@pytest.mark.fault("t06", "refused", "a catalog whose titles are all Latin-1, for the vocabulary")
+def test_a_catalog_in_latin_1_is_refused_by_its_encoding(
+    spark: SparkSession, make_settings: Callable[..., Settings]
+) -> None:
+    settings = make_settings()
+    titles = spark.range(3).selectExpr("CAST(id AS STRING) AS item_id", "CAST(X'43616666E9' AS STRING) AS title")
+    titles.write.parquet(settings.table_uri("items"))
+    with pytest.raises(TableError, match=r"no UTF-8: 3 in title\. Write the texts as UTF-8"):
+        build_vocabulary.run(spark, settings)
+
+
 def test_a_run_writes_the_table_and_its_record(spark: SparkSession, make_settings: Callable[..., Settings]) -> None:
     settings = make_settings()
     items_of(spark).write.parquet(settings.table_uri("items"))

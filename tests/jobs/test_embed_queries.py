@@ -265,6 +265,25 @@ def test_a_catalog_without_text_is_refused(spark: SparkSession, make_settings: C
         embed_queries.run(spark, settings)
 
 
+@pytest.mark.fault("t06", "recovered", "titles of the catalog in Latin-1: an item's other texts are used")
+@pytest.mark.fault("t06", "refused", "titles of the catalog in Latin-1, and no other text")
+def test_texts_of_the_catalog_in_latin_1_are_left_out_counted_and_named(
+    spark: SparkSession, make_settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = make_settings()
+    write_inputs(spark, settings, {"text": "red"})
+    items = spark.createDataFrame([("i1", "", ["red", "mug"]), ("i2", "", ["blue"])], ITEM)
+    broken = items.withColumn("title", F.expr("CAST(X'43616666E9' AS STRING)"))
+    assert [row["text"] for row in catalog_texts(conform(broken, ITEMS)).collect()] == ["red mug", "blue"]
+    broken.write.mode("overwrite").parquet(settings.table_uri("items"))
+    embed_queries.run(spark, settings)
+    assert "warning: texts of items that are no UTF-8 are left out: 2 in title" in capsys.readouterr().out
+    assert read_record(settings.layout, embed_queries.STAGE).metrics.broken_catalog_texts == 2
+    broken.drop("colors").write.mode("overwrite").parquet(settings.table_uri("items"))
+    with pytest.raises(TableError, match=r"texts that are no UTF-8: 2 in title\. Write the texts as UTF-8"):
+        embed_queries.run(spark, settings)
+
+
 def clip_vectors(count: int, length: int = 512) -> list[list[float]]:
     return np.random.default_rng(count).standard_normal((count, length)).tolist()
 

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline import cli, commands
 from schemas.errors import SettingsError
-from schemas.lease import WHOLE_RUN, hold
+from schemas.lease import VARIABLE, WHOLE_RUN, hold
 from schemas.metrics import ScoreMetrics
 from schemas.records import RunRecord, write_record
 from schemas.settings import Settings, load_settings
@@ -88,6 +88,36 @@ def test_a_second_run_is_refused_and_says_who_has_the_warehouse(tmp_path: Path, 
     assert f"found itemsage run of 2026-02-27, process {os.getpid()} on" in done.stdout
 
 
+@pytest.mark.fault("F1", "refused", "one stage while another run writes the warehouse: its log stays as it is")
+def test_a_refused_stage_does_not_touch_the_log_of_the_one_that_runs(tmp_path: Path, settings: Settings) -> None:
+    logs = tmp_path / "warehouse" / "_logs"
+    logs.mkdir(parents=True)
+    for work, names in ((WHOLE_RUN, ["spark", "train"]), ("score_catalog", ["score_catalog"])):
+        for name in names:
+            (logs / f"{name}.log").write_text("of the one that runs")
+        with hold(settings.layout, work, "2026-03-01"):
+            for command in ("score", "train") if work == WHOLE_RUN else ("score",):
+                done = itemsage(command, "--settings", str(tmp_path / "shop.toml"))
+                assert done.returncode == 1, done.stdout + done.stderr
+                assert f"found {work} of 2026-03-01" in done.stdout
+        assert {path.stem: path.read_text() for path in logs.iterdir() if path.stem in names} == dict.fromkeys(
+            names, "of the one that runs"
+        )
+
+
+def test_stages_of_one_date_that_run_side_by_side_have_logs_of_their_own(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    logs: list[Path] = []
+    monkeypatch.setattr(cli, "run_command", lambda _, log: logs.append(log))
+    monkeypatch.delenv(VARIABLE, raising=False)
+    for command in ("train", "score", "evaluate"):
+        monkeypatch.setattr(sys, "argv", ["itemsage", command, "--settings", str(tmp_path / "shop.toml")])
+        cli.main()
+        monkeypatch.delenv(VARIABLE)
+    assert [log.name for log in logs] == ["train.log", "score_catalog.log", "evaluate.log"]
+
+
 @pytest.mark.fault("B2", "refused", "a whole run of an older date than the published one")
 def test_a_run_of_an_older_date_is_refused_before_its_work(tmp_path: Path, settings: Settings) -> None:
     newer = RunRecord("score_catalog", ScoreMetrics("m", "float32"), settings={"dates": {"as_of": "2026-03-02"}})
@@ -108,8 +138,8 @@ def test_doctor_and_help(tmp_path: Path) -> None:
     assert itemsage("--help").returncode == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.fault("B3", "recovered", "the front door ended by SIGTERM and by SIGKILL while a stage runs")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+@pytest.mark.fault("B3", "recovered", "the front door ended by SIGTERM, SIGKILL and Ctrl-C while a stage runs")
 def test_whoever_ends_the_front_door_ends_all_that_it_started(tmp_path: Path, number: signal.Signals) -> None:
     """A command with a child of its own, as spark-submit has; both are gone when the front door is ended."""
     pids = tmp_path / "pids"
@@ -121,20 +151,37 @@ def test_whoever_ends_the_front_door_ends_all_that_it_started(tmp_path: Path, nu
         "time.sleep(60)\n"
     )
     program = (
-        "import sys; from pathlib import Path; from pipeline.cli import run_command\n"
-        f"run_command([sys.executable, {str(script)!r}], Path({str(tmp_path / 'log')!r}))\n"
+        "import signal, sys; from pathlib import Path; from pipeline import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"cli.train_command = lambda _: [sys.executable, {str(script)!r}]\n"
+        f"sys.argv = ['itemsage', 'train', '--settings', {str(write_shop(tmp_path))!r}]\n"
+        "cli.main()\n"
     )
-    front = subprocess.Popen([sys.executable, "-c", program], cwd=commands.ROOT)
+    pipe = subprocess.PIPE
+    front = subprocess.Popen([sys.executable, "-c", program], cwd=commands.ROOT, stdout=pipe, stderr=pipe, text=True)
     deadline = time.monotonic() + 60
     while not (pids.exists() and len(pids.read_text().split()) == 2):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     front.send_signal(number)
-    assert front.wait(timeout=30) == (128 + number if number is signal.SIGTERM else -number)
+    out, errors = front.communicate(timeout=30)
+    assert front.returncode == (-number if number is signal.SIGKILL else 128 + number)
+    assert errors == ""
+    assert out == ("error: interrupted. What is committed stands; run it again.\n" if number is signal.SIGINT else "")
     for pid in map(int, pids.read_text().split()):
         while is_running(pid):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_a_hangup_that_nohup_has_it_ignore_does_not_end_it(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        hangup = "import os, signal; os.kill(os.getppid(), signal.SIGHUP)"
+        cli.run_command([sys.executable, "-c", hangup], tmp_path / "log")
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def is_running(pid: int) -> bool:

@@ -84,7 +84,7 @@ def test_a_table_that_is_not_there_is_named_with_its_setting(
     code, text = verdict_of(write_shop(tmp_path), capsys, f"inputs.queries={tmp_path}/nowhere")
     assert code == 3
     assert "fault table queries: cannot be read at" in " ".join(text.split())
-    assert "set inputs.queries" in text
+    assert "correct the URI in the settings. (inputs.queries)" in text
 
 
 def test_delta_has_one_version_in_every_place_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,13 +157,16 @@ def test_rows_that_only_newer_engines_read_are_no_fault(
 
 
 @pytest.mark.fault("t04", "refused", "a foreign file beside Parquet files: doctor names it")
-def test_a_foreign_file_is_named_with_its_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_foreign_file_is_named_and_no_other_place_is_its_cure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_shop(tmp_path)
     (tmp_path / "in" / "items" / "manifest").write_text("{}")
     code, text = verdict_of(path, capsys)
     assert code == 3
     assert f"{tmp_path}/in/items/manifest, a file that begins with b'{{}}'" in text
-    assert "set inputs.items" in text
+    assert "as Parquet (CSV and JSON are not read).\n" in text
+    assert "inputs.items" not in text
 
 
 def test_a_damaged_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

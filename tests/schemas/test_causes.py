@@ -58,6 +58,8 @@ class JavaError(Exception):
         (ModuleNotFoundError("No module named 'xyz'"), "the Python module xyz is missing", 2),
         (JavaError(DISK_FULL.replace("No space left on", "No route to")), "IOException: No route to device", 1),
         (JavaError("x\n: java.lang.OutOfMemoryError: Java heap space\n\tat x.y"), "Java ran out of memory (Java", 1),
+        (pa.ArrowMemoryError("malloc of size 64 failed"), "Python ran out of memory (malloc of size 64 failed)", 1),
+        (MemoryError(), "Python ran out of memory (no more said)", 1),
         (JavaError("Task lost: Executor exit code 137"), "a worker was killed from outside", 1),
         (PermissionError(errno.EACCES, "Permission denied", "/w"), "no permission (", 2),
         (KeyError("x"), "KeyError: 'x'", 1),

@@ -106,6 +106,17 @@ def test_what_is_no_table_is_refused_by_file(write: Callable[[Path], Any], parts
     assert all(part in said for part in parts), said
 
 
+@pytest.mark.fault("C5", "refused", "too little memory for a footer, which is not a damaged one")
+def test_want_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise pa.ArrowMemoryError("malloc of size 4096 failed")
+
+    put(tmp_path, visit_id=["a"])
+    monkeypatch.setattr(pq, "ParquetFile", fail)
+    with pytest.raises(MemoryError, match="malloc of size 4096"):
+        look_at_input(str(tmp_path), VISITS)
+
+
 @pytest.mark.fault("door", "refused", "a partition's folder of a Delta table, named as if it were the table")
 def test_a_part_of_a_delta_table_is_refused(tmp_path: Path) -> None:
     rows = pa.table({"visit_id": ["a"], "country": ["de"]})

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from itemsage_model.data.parquet_files import file_batches
+from itemsage_model.data.parquet_files import file_batches, naming_the_file
+from schemas.causes import cause_of
 from schemas.columns import Column, Table
 from schemas.errors import TableError
 
@@ -26,3 +27,12 @@ def test_a_file_without_a_column_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "part.parquet")
     with pytest.raises(TableError, match=r"part.parquet, column b: expected this column; found a\."):
         list(file_batches((tmp_path / "part.parquet").as_uri(), ["a", "b"], 2, NUMBERS))
+
+
+@pytest.mark.fault("C5", "refused", "too little memory for a file that is whole: exit code 1, and not a damaged file")
+def test_want_of_memory_is_no_damage() -> None:
+    with pytest.raises(MemoryError) as caught, naming_the_file("part.parquet", "numbers"):
+        raise pa.ArrowMemoryError("malloc of size 4096 failed")
+    said, code = cause_of(caught.value)
+    assert said.startswith("Python ran out of memory (malloc of size 4096 failed, while reading part.parquet of table")
+    assert code == 1

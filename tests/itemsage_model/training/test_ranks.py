@@ -55,7 +55,7 @@ def test_no_rank_outlives_whoever_started_it(number: signal.Signals, tmp_path: P
     """Also where nothing but the launcher itself is killed."""
     of_rank = (
         f"open(r'{tmp_path}' + f'/{{rank}}', 'w').write(str(os.getpid()))\n"
-        "from itemsage_model.training.ranks import end_with_launcher\nend_with_launcher()\ntime.sleep(60)"
+        "from schemas.orphans import end_with_parent\nend_with_parent()\ntime.sleep(60)"
     )
     program = f"from itemsage_model.training.ranks import run_ranks\nrun_ranks(['-c', {START + of_rank!r}], 2, {{}})"
     launcher = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)

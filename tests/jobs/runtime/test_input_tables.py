@@ -17,6 +17,7 @@ from jobs.runtime.input_tables import read_input, require_all_rows
 from schemas.errors import TableError
 from schemas.input_rows import input_rows
 from schemas.input_tables import find_input
+from schemas.tables import ITEM_IMAGES
 from tests.schemas.input_shops import READ, VISITS, Rows, put
 
 
@@ -43,6 +44,23 @@ def test_spark_reads_what_a_reader_without_a_jvm_reads(
 ) -> None:
     expected = sorted(write(tmp_path), key=lambda row: str(row[0]))
     assert rows_of(spark, tmp_path) == expected
+
+
+@pytest.mark.fault("t03", "recovered", "positions as integers of other lengths, some of which 32 bits do not hold")
+def test_longer_integers_are_taken_where_they_fit(spark: SparkSession, tmp_path: Path) -> None:
+    kinds = (pa.int64(), pa.uint64(), pa.uint32(), pa.int32(), pa.int8())
+    for number, kind in enumerate(kinds):
+        positions = [number, None, 3_000_000_000] if number < 3 else [number, None]
+        put(tmp_path / "files", f"{kind}.parquet", item_id=[str(kind)] * len(positions),
+            position=pa.array(positions, kind), image_embedding=[[1.0]] * len(positions))  # fmt: skip
+    longer = pa.table({"item_id": ["d"] * 2, "position": [7, -(2**31) - 1], "image_embedding": [[1.0]] * 2})
+    write_deltalake(f"{tmp_path}/delta", longer)
+    for place, counts in (("files", [0, 1, 2, 3, 4, *[None] * 8]), ("delta", [7, None])):
+        found = find_input(f"{tmp_path}/{place}", ITEM_IMAGES)
+        by_arrow = [row for batch in input_rows(found, ["item_id", "position"]) for row in batch.to_pylist()]
+        by_spark = [row.asDict() for row in read_input(spark, found).select("item_id", "position").collect()]
+        assert sorted(map(str, by_spark)) == sorted(map(str, by_arrow))
+        assert sorted((row["position"] for row in by_spark), key=lambda n: (n is None, n)) == counts
 
 
 @pytest.mark.fault("t15", "recovered", "an input with column mapping, deletion vectors and folders of values")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 from pyspark.sql import SparkSession
 
 from jobs.runtime.job_run import JobRun
@@ -92,6 +94,39 @@ def test_a_job_hands_on_what_its_inputs_were_made_with(spark: SparkSession, make
     record = read_record(settings.layout, BUILD_TRAINING_TABLES)
     assert record.made_with == {"vocabulary": "abc", "space of search queries": "lsa-1"}
     assert record.code == code_version()
+
+
+def read_items(spark: SparkSession, settings: Settings) -> int:
+    """Reads the items once, as a whole run of a stage does; their version."""
+    with JobRun(spark, settings, BUILD_VOCABULARY) as job:
+        job.read(ITEMS)
+        job.metrics = VocabularyMetrics()
+    version = read_record(settings.layout, BUILD_VOCABULARY).inputs[0].version
+    assert version is not None
+    return version
+
+
+@pytest.mark.fault("B7", "refused", "the newest file of an input's Delta log is lost: an older version would be read")
+def test_an_input_that_went_back_to_an_older_version_is_refused(
+    spark: SparkSession, make_settings: MakeSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = make_settings(inputs={"items": f"{tmp_path}/items"})
+    for version in range(3):
+        write_deltalake(f"{tmp_path}/items", pa.table({"item_id": [f"i{version}"]}), mode="append")
+    assert read_items(spark, settings) == 2
+    log = tmp_path / "items" / "_delta_log"
+    (log / f"{2:020}.json").unlink()
+    refused = r"table items, .*expected version 2 or a later one, .*found version 1 at .*--set gates\.override=true"
+    with pytest.raises(TableError, match=refused):
+        read_items(spark, settings)
+    assert read_record(settings.layout, BUILD_VOCABULARY).inputs[0].version == 2
+    assert read_items(spark, make_settings(inputs={"items": f"{tmp_path}/items"}, gates={"override": True})) == 1
+    assert "gate overridden: items: expected version 2" in capsys.readouterr().out
+    # Accepted once, it is what the next run starts from; and a table that was made anew is another table.
+    assert read_items(spark, settings) == 1
+    shutil.rmtree(tmp_path / "items")
+    write_deltalake(f"{tmp_path}/items", pa.table({"item_id": ["new"]}))
+    assert read_items(spark, settings) == 0
 
 
 @pytest.mark.fault("F1", "refused", "one stage started twice at once on one warehouse")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from jobs.runtime.session import open_session
 from pipeline.commands import BIN, ROOT, jars_on_disk
 from schemas.errors import SettingsError
+from schemas.settings import WarehouseSettings
 from tests.pipeline.shop import write_shop
 from tests.sockets import off_loopback, watched
 
@@ -25,9 +27,37 @@ def test_a_session_that_would_lose_rows_is_a_wrong_setting(spark: Any, key: str,
     spark.conf.set(key, value)
     try:
         with pytest.raises(SettingsError, match=f"{key} is true"):
-            open_session("test")
+            open_session("test", WarehouseSettings(uri="w"))
     finally:
         spark.conf.unset(key)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "s3a"])
+@pytest.mark.fault("B4", "refused", "a warehouse on S3 with Delta's log store for one writer")
+def test_a_warehouse_on_s3_needs_a_log_store_for_several_writers_or_a_word(spark: Any, scheme: str) -> None:
+    uri, key = f"{scheme}://bucket/warehouse", f"spark.delta.logStore.{scheme}.impl"
+    refused = rf"{uri}: expected {key} .*docs/cluster\.md.*warehouse\.single_writer = true"
+    with pytest.raises(SettingsError, match=refused) as caught:
+        open_session("test", WarehouseSettings(uri=uri))
+    assert caught.value.exit_code == 2
+    open_session("test", WarehouseSettings(uri=uri, single_writer=True))
+    for store, is_refused in (("S3SingleDriverLogStore", True), ("S3DynamoDBLogStore", False)):
+        spark.conf.set(key, f"io.delta.storage.{store}")
+        try:
+            with pytest.raises(SettingsError, match=store) if is_refused else nullcontext():
+                open_session("test", WarehouseSettings(uri=uri))
+        finally:
+            spark.conf.unset(key)
+
+
+@pytest.mark.fault("B4", "refused", "a job's command on a warehouse on S3: exit code 2 before it reads anything")
+def test_a_job_on_s3_ends_before_it_reads(tmp_path: Path) -> None:
+    command = [*readme_line("build_vocabulary"), "--settings", str(write_shop(tmp_path))]
+    command += ["--set", "warehouse.uri=s3://bucket/warehouse"]
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr[-2000:]
+    assert done.stdout.startswith("error: warehouse.uri s3://bucket/warehouse: expected spark.delta.logStore.s3.impl")
 
 
 def address_off_loopback() -> str:

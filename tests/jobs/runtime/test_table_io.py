@@ -16,7 +16,6 @@ from jobs.runtime import publish, table_io
 from schemas import lease
 from schemas.columns import Column
 from schemas.errors import TableError
-from schemas.storage import data_files
 from schemas.warehouse import Warehouse
 from tests.jobs.runtime.prices import PRICES, prices, rows_at
 
@@ -48,14 +47,6 @@ def test_a_null_where_none_may_be_is_refused_and_the_old_rows_stay(spark: SparkS
     assert rows_at(spark, uri) == [("a", 1)]
 
 
-def test_a_row_that_fails_a_check_is_refused_and_the_old_rows_stay(spark: SparkSession, uri: str) -> None:
-    checks = {"price_is_positive": "price > 0"}
-    table_io.write(prices(spark, ("a", 1)), uri, PRICES, run_id="one", checks=checks)
-    with pytest.raises(TableError, match=r"table prices, column price_is_positive: expected \(?price > 0"):
-        table_io.write(prices(spark, ("b", -2)), uri, PRICES, run_id="two", checks=checks)
-    assert rows_at(spark, uri) == [("a", 1)]
-
-
 def test_a_changed_table_replaces_the_old_one(spark: SparkSession, uri: str) -> None:
     first = table_io.write(prices(spark, ("a", 1)), uri, PRICES, run_id="one")
     changed = replace(PRICES, columns=(PRICES.columns[0], Column("weight", "float32", "grams")))
@@ -66,12 +57,6 @@ def test_a_changed_table_replaces_the_old_one(spark: SparkSession, uri: str) -> 
     assert rows_at(spark, uri, first.version) == [("a", 1)]
     with pytest.raises(TableError, match=r"table prices, column weight"):
         table_io.write(spark.createDataFrame([("a", None)], weights.schema), uri, changed, run_id="three")
-
-
-def test_rows_per_file_is_exact(spark: SparkSession, uri: str) -> None:
-    rows = prices(spark, *[(f"i{n}", n) for n in range(10)]).coalesce(1)
-    table_io.write(rows, uri, PRICES, run_id="one", rows_per_file=4)
-    assert sorted(pq.ParquetFile(file).metadata.num_rows for file in data_files(uri)) == [2, 4, 4]
 
 
 def test_parquet_files_are_an_input_too(spark: SparkSession, tmp_path: Path) -> None:
