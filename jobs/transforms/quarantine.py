@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -37,20 +38,23 @@ def with_reject(df: DataFrame, source: Table, checks: list[Check]) -> DataFrame:
     A row that has a `reject` already keeps it.
     """
     verdicts = [
-        F.when(
-            check.is_bad,
-            F.struct(
-                F.lit(check.reason).alias("reason"),
-                F.lit(source.name).alias("source_table"),
-                F.lit(check.column).alias("source_column"),
-                F.lit(check.expected).alias("expected"),
-                F.lit(check.cure).alias("cure"),
-            ),
+        F.struct(
+            F.lit(check.reason).alias("reason"),
+            F.lit(source.name).alias("source_table"),
+            F.lit(check.column).alias("source_column"),
+            F.lit(check.expected).alias("expected"),
+            F.lit(check.cure).alias("cure"),
         )
         for check in checks
     ]
+    # By its number, as Spark compiles a choice among numbers in a fraction of the time that structs of strings take.
+    first = reduce(
+        lambda chosen, number: chosen.when(checks[number].is_bad, number),
+        range(1, len(checks)),
+        F.when(checks[0].is_bad, 0),
+    )
     earlier = [F.col("reject")] if "reject" in df.columns else []
-    return df.withColumn("reject", F.coalesce(*earlier, *verdicts))
+    return df.withColumn("reject", F.coalesce(*earlier, F.get(F.array(*verdicts), first)))
 
 
 def accepted(df: DataFrame) -> DataFrame:
