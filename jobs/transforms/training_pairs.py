@@ -84,7 +84,7 @@ def capped(pairs: DataFrame, *, per_item: int, per_query: int) -> DataFrame:
     """At most so many pairs of an item, and then of a query, in each task and window; 0 = no cap.
 
     Which pairs stay is decided by a hash of their ids, as good as random and always the same. The pairs of the whole
-    training window compete, so that one of the validation window may cut an earlier one off, but never brings one in.
+    training window compete: a pair of the validation window may decide which earlier ones stay, never what they weigh.
     """
     for column, max_pairs in (("item_id", per_item), ("query_id", per_query)):
         if max_pairs:

@@ -110,8 +110,9 @@ def test_nothing_of_a_later_window_reaches_an_earlier_one(tables: Callable[..., 
     }
 
 
-def test_with_caps_a_later_window_brings_no_pair_in(tables: Callable[..., dict[str, list[Any]]]) -> None:
+def test_with_caps_a_later_window_changes_no_weight(tables: Callable[..., dict[str, list[Any]]]) -> None:
     caps = {"max_pairs_per_query": 3, "max_pairs_per_item": 4}
-    whole, before = tables("fit", "validation", **caps), tables("fit", **caps)
-    assert fitted(whole["training"], "fit_weight")
-    assert fitted(whole["training"], "fit_weight") <= fitted(before["training"], "pair_weight")
+    capped, before = tables("fit", "validation", **caps), tables("fit")
+    assert len(capped["training"]) < len(before["training"])
+    assert fitted(capped["training"], "fit_weight")
+    assert fitted(capped["training"], "fit_weight") <= fitted(before["training"], "pair_weight")
