@@ -1,10 +1,15 @@
-"""The floor: is a model below a simple rival by more than chance explains? Knows figures only."""
+"""The floor: is a model below a simple rival by more than chance explains? Knows figures alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
+
+from schemas.tables import RIVALS
+
+_COMPARED = ("task", "slice", "system", "difference", "difference_low", "difference_high")
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,19 @@ class Comparison:
     def is_below(self) -> bool:
         """Whether the model is below the rival by more than the interval: its upper end is below zero."""
         return self.high is not None and self.high < 0
+
+
+def comparisons(rows: Iterable[Mapping[str, Any]], metric: str) -> list[Comparison]:
+    """The model against each rival by one metric, on every task and slice.
+
+    Args:
+        rows: By the columns of the table evaluation.
+        metric: Such as recall@10.
+    """
+    return [
+        Comparison(*(row[column] for column in _COMPARED))
+        for row in rows if row["metric"] == metric and row["system"] in RIVALS and row["difference"] is not None
+    ]  # fmt: skip
 
 
 def hardest_rivals(comparisons: Iterable[Comparison]) -> list[Comparison]:

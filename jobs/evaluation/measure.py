@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from itemsage_model.evaluation.floor import Comparison
 from itemsage_model.evaluation.intervals import Estimates, bootstrap
 from itemsage_model.evaluation.recall import HeldOut, ScoreQueries, gains, ranks
 from jobs.evaluation.compared import Candidates, Keys, TaskPairs
 from jobs.evaluation.slices import slices_of
-from schemas.tables import EVALUATED_SYSTEMS, RIVALS
+from schemas.tables import EVALUATED_SYSTEMS
 
 OURS = "itemsage"
 
@@ -56,14 +54,6 @@ def measure(
     found = bootstrap(pairs.query, pairs.weights.astype(np.float64), values, slices)
     counts = {name: int(chosen.sum()) for name, chosen in slices.items()}
     return [row for name in slices for row in _rows(pairs.task.name, name, counts[name], figures, found[name])]
-
-
-def comparisons(rows: Iterable[EvaluationRow], metric: str) -> list[Comparison]:
-    """The model against each rival by one metric, on every task and slice: what the floor judges."""
-    return [
-        Comparison(row.task, row.slice, row.system, row.difference, row.difference_low, row.difference_high)
-        for row in rows if row.metric == metric and row.system in RIVALS and row.difference is not None
-    ]  # fmt: skip
 
 
 def _held_out(pairs: TaskPairs, candidates: Candidates, positive: Keys) -> HeldOut:

@@ -10,7 +10,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from jobs import evaluate
-from jobs.evaluation.candidates import TaskPairs
+from jobs.evaluation.compared import TaskPairs
 from jobs.evaluation.systems import notes_of
 from pipeline.summary import print_summary
 from schemas.arrow import arrow_schema
