@@ -125,9 +125,8 @@ def _print_evaluation(settings: Settings) -> None:
 
 def _print_figures(rows: list[dict[str, Any]], metric: str) -> None:
     """A line for each task with a figure of each system, its intervals below, and how far the best rival is."""
-    width = {
-        system: max(14, len(system) + 2) for system in EVALUATED_SYSTEMS if system in {row["system"] for row in rows}
-    }
+    shown = {row["system"] for row in rows}
+    width = {system: max(14, len(system) + 2) for system in EVALUATED_SYSTEMS if system in shown}
     print(f"  {'task':<24}{'pairs':>9}" + "".join(f"{system:>{width[system]}}" for system in width))
     for task in sorted({row["task"] for row in rows}):
         of_task = {row["system"]: row for row in rows if row["task"] == task}
@@ -138,10 +137,8 @@ def _print_figures(rows: list[dict[str, Any]], metric: str) -> None:
             print(f"  {'':<33}" + _in_columns(ends, width))
     for one in hardest_rivals(comparisons(rows, metric)):
         below = ": below it, by more than chance explains" if one.is_below else ""
-        ends_of = _interval(one.low, one.high, sign="+")
-        print(
-            f"  {one.task}: itemsage minus best rival ({one.rival}): {f'{one.difference:+.4f} {ends_of}'.strip()}{below}"
-        )
+        found = f"{one.difference:+.4f} {_interval(one.low, one.high, sign='+')}".rstrip()
+        print(f"  {one.task}: itemsage minus best rival ({one.rival}): {found}{below}")
 
 
 def _in_columns(cells: list[str], width: dict[str, int]) -> str:

@@ -102,8 +102,9 @@ def with_words(
 
 def shown_items(task_pairs: list[TaskPairs]) -> Keys:
     """Keys of the items that the queries of some tasks show, sorted."""
-    shown = np.unique(np.concatenate([pairs.query_item_key for pairs in task_pairs]))
-    return shown[shown != 0]
+    keys = np.unique(np.concatenate([pairs.query_item_key for pairs in task_pairs]))
+    shown: Keys = keys[keys != 0]
+    return shown
 
 
 def _text(feature: str) -> Column:

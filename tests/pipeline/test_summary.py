@@ -30,6 +30,7 @@ from schemas.settings import Settings
 from schemas.stages import EVALUATE, SCORE_CATALOG
 from schemas.tables import EVALUATION
 
+METRICS = ("recall@10", "mrr")
 DIFFERENCE = ("difference", "difference_low", "difference_high")
 FIGURES = [
     ("search_click", "popularity", "all", 0.1, 9, 0.05, 0.15, 0.4, 0.3125, 0.5),
@@ -53,7 +54,7 @@ def settings(tmp_path: Path, make_settings: Any) -> Settings:
     columns = {"item_id": ids, "embedding": pa.array(vectors.tolist(), pa.list_(pa.float32()))}
     write_deltalake(f"{uri}/item_embeddings", pa.table(columns))
     names = ("task", "system", "slice", "value", "pair_count", "low", "high", *DIFFERENCE)
-    rows = [{"metric": metric} | dict(zip(names, figures)) for figures in FIGURES for metric in ("recall@10", "mrr")]
+    rows = [{"metric": metric} | dict(zip(names, figures, strict=False)) for figures in FIGURES for metric in METRICS]
     write_deltalake(f"{uri}/evaluation", pa.Table.from_pylist(rows, arrow_schema(EVALUATION)))
     embeddings = TableVersion("item_embeddings", f"{uri}/item_embeddings", 0, 60)
     events = EventCounts(12, 9, 2, 0, 1)
@@ -85,7 +86,8 @@ def test_the_summary_shows_what_the_records_and_tables_say(
         "search_click 9 0.5000 0.1000 0.5200",
         "[.400, .625] [.050, .150] [.400, .600]",
         "search_save 2 0.7500 - -",
-        "search_click: itemsage minus best rival (tfidf): -0.0200 [-.030, -.010]: below it, by more than chance explains",
+        "search_click: itemsage minus best rival (tfidf): -0.0200 [-.030, -.010]: "
+        "below it, by more than chance explains",
         "",
     ]
     unseen = lines.index("task pairs itemsage tfidf", header + 1)
