@@ -41,7 +41,7 @@ def sparse_dot_product(
     """
     by_word = item_weights.T.tocsr()
     tie_break = _tie_break(popularity, smallest_difference=_OF_REAL_NUMBERS).float()
-    return lambda block: torch.from_numpy((query_weights[block.numpy()] @ by_word).toarray()) + tie_break
+    return lambda block: torch.from_numpy((query_weights[block.numpy()] @ by_word).toarray()).add_(tie_break)
 
 
 def popularity(counts: npt.NDArray[np.int64] | npt.NDArray[np.float64]) -> ScoreQueries:
