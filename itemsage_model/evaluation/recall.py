@@ -101,7 +101,7 @@ def _ranks_of_block(
     shown = held_out.query_item[block]
     has_item = torch.nonzero(shown >= 0).squeeze(1)
     competing[has_item, shown[has_item]] = -torch.inf
-    # No score is at least as large as one that is no number, nor is that at least as large as another.
+    # What is no number is not at least as large as any score, so it never competes.
     # Counting one row at a time stays in the cache: four times as fast as finding the k best.
     competitors = competing.numpy()
     pairs = zip(index.tolist(), own_score.tolist(), strict=True)
