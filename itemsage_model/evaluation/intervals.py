@@ -69,28 +69,30 @@ def bootstrap(
     """
     distinct, position = np.unique(query, return_inverse=True)
     sums = {name: _sums_by_query(position[chosen], weights[chosen], values[chosen]) for name, chosen in slices.items()}
-    means = {name: np.zeros((RESAMPLES, values.shape[1]), np.float32) for name in slices}
+    means = {name: _mean(of_queries.sum(axis=0, dtype=np.float64)) for name, (_, of_queries) in sums.items()}
+    enough = {name: found for name, found in sums.items() if len(found[0]) >= FEW_QUERIES}
+    resampled = {name: np.empty((RESAMPLES if name in enough else 0, values.shape[1]), np.float32) for name in slices}
     generator = np.random.default_rng(_SEED)
     for first in range(0, RESAMPLES, _AT_ONCE):
         drawn = _draws(generator, len(distinct))
-        for name, (queries, of_queries) in sums.items():
-            if len(queries) >= FEW_QUERIES:
-                totals = drawn[:, queries] @ of_queries.astype(np.float32)
-                with np.errstate(invalid="ignore"):  # a resample without a query of the slice is no number
-                    means[name][first : first + _AT_ONCE] = totals[:, 1:] / totals[:, :1]
-    return {
-        name: Estimates(_mean(of_queries.sum(axis=0)), means[name][: RESAMPLES if len(queries) >= FEW_QUERIES else 0])
-        for name, (queries, of_queries) in sums.items()
-    }
+        for name, (queries, of_queries) in enough.items():
+            totals = drawn[:, queries] @ of_queries
+            with np.errstate(invalid="ignore"):  # a resample without a query of the slice is no number
+                resampled[name][first : first + _AT_ONCE] = totals[:, 1:] / totals[:, :1]
+    return {name: Estimates(means[name], resampled[name]) for name in slices}
 
 
 def _sums_by_query(
     query: npt.NDArray[np.int64], weights: Floats, values: Floats
-) -> tuple[npt.NDArray[np.int64], Floats]:
-    """The distinct queries, and of each the sum of weights and of weighted values [query, 1 + figure]."""
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The distinct queries, and of each the sum of weights and of weighted values [query, 1 + figure].
+
+    In single precision, as memory counts: sums of whole numbers stay exact, others to seven digits.
+    """
     queries, row = np.unique(query, return_inverse=True)
     by_query = csr_matrix((weights, (row, np.arange(len(row)))), shape=(len(queries), len(row)))
-    return queries, by_query @ np.hstack([np.ones((len(row), 1)), values])
+    sums: npt.NDArray[np.float32] = (by_query @ np.hstack([np.ones((len(row), 1)), values])).astype(np.float32)
+    return queries, sums
 
 
 def _draws(generator: np.random.Generator, queries: int) -> npt.NDArray[np.float32]:
