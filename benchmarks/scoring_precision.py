@@ -14,7 +14,7 @@ from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import load_model
 from itemsage_model.encoders.precision import Precision
 from itemsage_model.evaluation import baselines
-from itemsage_model.evaluation.recall import HeldOut, hits
+from itemsage_model.evaluation.recall import HeldOut, ranks
 from itemsage_model.serving.scorer import Scorer
 from schemas.cells import to_matrix
 from schemas.records import read_record
@@ -42,7 +42,7 @@ def recall_in_bfloat16(warehouse: Path) -> tuple[float, str]:
     pairs = changed = 0
     for table in sorted(warehouse.glob("held_out_*")):
         held_out, queries = _held_out(table, features["item_key"].to_numpy())
-        hit = {name: hits(held_out, baselines.dot_product(queries, vectors[name]), 10) for name in PRECISIONS}
+        hit = {name: ranks(held_out, baselines.dot_product(queries, vectors[name])) <= 10 for name in PRECISIONS}
         for name in PRECISIONS:
             found[name] += float(held_out.weights[hit[name]].sum())
         pairs += len(held_out.query)

@@ -11,7 +11,8 @@ Safe to rerun: one Delta commit replaces the table; pairs and distractors are ch
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial, reduce
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -22,18 +23,13 @@ from itemsage_model.encoders.frozen_text.stored import load_if_saved
 from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
 from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import load_model
-from itemsage_model.evaluation import baselines
 from itemsage_model.serving.query_vectors import adapt_queries
-from jobs.evaluation.candidates import (
-    Names,
-    TaskPairs,
-    Vectors,
-    by_query,
-    collect_candidates,
-    collect_pairs,
-    exists,
-)
-from jobs.evaluation.systems import EvaluationRow, Queries, measure, notes_of, systems_of
+from jobs.evaluation.candidates import by_query, collect_candidates, collect_pairs, exists
+from jobs.evaluation.compared import Candidates, Names, Queries, TaskPairs, Vectors
+from jobs.evaluation.engagements import collect_log
+from jobs.evaluation.measure import EvaluationRow, measure
+from jobs.evaluation.systems import notes_of, systems_of
+from jobs.evaluation.texts import collect_texts, shown_items, with_words
 from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun, side_by_side
 from schemas.arrow import arrow_schema
@@ -45,11 +41,11 @@ from schemas.settings import Settings
 from schemas.stages import EMBED_QUERIES, EVALUATE, TRAIN
 from schemas.tables import (
     EVALUATION,
+    ITEMS,
     MAX_TEXT_CHARACTERS,
     QUERIES,
     QUERY_EMBEDDINGS,
     TRUE_QUERY_VECTORS,
-    training_pairs,
 )
 
 STAGE = EVALUATE
@@ -57,16 +53,17 @@ STAGE = EVALUATE
 
 def run(spark: SparkSession, settings: Settings) -> None:
     """Evaluate every task that has held-out pairs; where none has, the table stays without a row, and it is said."""
+    k = settings.evaluate.k
     with JobRun(spark, settings, STAGE) as job:
         job.require_agreement([TRAIN])
         all_pairs = side_by_side([partial(collect_pairs, job, task) for task in settings.task_list])
         task_pairs = [pairs for pairs in all_pairs if len(pairs.query)]
         rows, distractors = _measured(job, task_pairs) if task_pairs else ([], 0)
-        job.metrics = EvaluationMetrics(distractors, notes_of(all_pairs, distractors, settings.evaluate.k))
+        job.metrics = EvaluationMetrics(distractors, notes_of(all_pairs, distractors, k), k)
         for note in job.metrics.notes:
             print(f"  note: {note}", flush=True)
-        named = [dict(zip(EVALUATION.column_names, row, strict=True)) for row in rows]
-        job.write_arrow(pa.Table.from_pylist(named, arrow_schema(EVALUATION)), EVALUATION)
+        table = pa.Table.from_pylist([row._asdict() for row in rows], arrow_schema(EVALUATION))
+        job.write_arrow(table, EVALUATION)
 
 
 def _query_encoder(job: JobRun[EvaluationMetrics]) -> TextEncoder | None:
@@ -91,18 +88,38 @@ def _query_encoder(job: JobRun[EvaluationMetrics]) -> TextEncoder | None:
 
 def _measured(job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs]) -> tuple[list[EvaluationRow], int]:
     """Rows of EVALUATION of tasks that all have pairs, and the number of distractors."""
-    encoder, k = _query_encoder(job), job.settings.evaluate.k
+    encoder, asked = _query_encoder(job), job.settings.evaluate
     with ThreadPoolExecutor() as threads:
-        found = threads.submit(collect_candidates, job, task_pairs, encoder)
-        asked = threads.submit(_collect_queries, job, task_pairs, encoder)
-        engagements = _collect_engagements(job, task_pairs)
-    candidates, queries = found.result(), asked.result()
+        found = threads.submit(collect_candidates, job, task_pairs)
+        queries = threads.submit(_collect_queries, job, task_pairs, encoder)
+        log = collect_log(job, task_pairs)
+        candidates, known = _with_texts(job, task_pairs, found.result(), queries.result(), encoder)
+    engagements = log.of(candidates)
 
     def measure_task(pairs: TaskPairs) -> list[EvaluationRow]:
-        return measure(pairs, candidates, systems_of(pairs, candidates, queries, engagements), k)
+        systems = systems_of(pairs, candidates, known, engagements)
+        return measure(pairs, candidates, systems, asked.k, asked.slice_by)
 
     measured = side_by_side([partial(measure_task, pairs) for pairs in task_pairs])
     return [row for of_task in measured for row in of_task], int(candidates.is_distractor.sum())
+
+
+def _with_texts(
+    job: JobRun[EvaluationMetrics],
+    task_pairs: list[TaskPairs],
+    candidates: Candidates,
+    queries: Queries,
+    encoder: TextEncoder | None,
+) -> tuple[Candidates, Queries]:
+    """Both sides with what the items' texts say: words, the encoder's vectors of titles, categories."""
+    slice_by, features = job.settings.evaluate.slice_by, job.settings.features.text_features
+    keys = np.union1d(candidates.item_key, shown_items(task_pairs))
+    texts = collect_texts(job.read(ITEMS), keys, features, slice_by)
+    rows = texts.rows(candidates.item_key)
+    titles = {"frozen_query": encoder.encode(texts.title[rows].tolist())} if encoder is not None else {}
+    category = texts.category[rows] if slice_by else None
+    candidates = replace(candidates, vectors=candidates.vectors | titles, category=category)
+    return with_words(candidates, queries, task_pairs, texts)
 
 
 def _collect_queries(
@@ -117,22 +134,20 @@ def _collect_queries(
 
     embeddings = by_query(known(QUERY_EMBEDDINGS).select("query_id", "query_embedding"), ids)
     adapted = _adapted(job.settings, task_pairs, ids, embeddings)
-    texts, has_text = None, np.zeros(len(ids), bool)
-    if encoder is not None:
-        # Another row of the query may hold a text that is no text: that row was rejected.
-        text = F.when(F.is_valid_utf8("text"), F.substring("text", 1, MAX_TEXT_CHARACTERS))
-        texts_known = known(QUERIES).select("query_id", text.alias("text")).where("text IS NOT NULL")
-        rows = texts_known.toArrow().to_pydict()
-        text_of = dict(zip(rows["query_id"], rows["text"], strict=True))
-        has_text = np.array([bool(text_of.get(name)) for name in ids])
-        texts = encoder.encode([text_of.get(name) or "" for name in ids])
+    # Another row of the query may hold a text that is no text: that row was rejected.
+    text = F.when(F.is_valid_utf8("text"), F.substring("text", 1, MAX_TEXT_CHARACTERS))
+    texts_known = known(QUERIES).select("query_id", text.alias("text")).where("text IS NOT NULL")
+    rows = texts_known.toArrow().to_pydict()
+    text_of = dict(zip(rows["query_id"], rows["text"], strict=True))
+    said = np.array([text_of.get(name) or "" for name in ids], object)
+    texts = encoder.encode(said.tolist()) if encoder is not None else None
     true_vectors = {}
     if exists(job, TRUE_QUERY_VECTORS):
         rows_of = known(TRUE_QUERY_VECTORS)
         for engagement in sorted({pairs.task.engagement for pairs in task_pairs}):
             of_engagement = rows_of.where(F.col("engagement") == engagement).select("query_id", "true_vector")
             true_vectors[engagement] = by_query(of_engagement, ids)
-    return Queries(ids, embeddings, adapted, texts, has_text, true_vectors)
+    return Queries(ids, embeddings, adapted, texts, said != "", true_vectors, said)
 
 
 def _adapted(settings: Settings, task_pairs: list[TaskPairs], ids: Names, embeddings: Vectors) -> Vectors:
@@ -144,24 +159,6 @@ def _adapted(settings: Settings, task_pairs: list[TaskPairs], ids: Names, embedd
         rows = np.searchsorted(ids, np.unique(of_kind))
         adapted[rows] = adapt_queries(model, kind, embeddings[rows])
     return adapted
-
-
-def _collect_engagements(job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs]) -> baselines.ItemPairs:
-    """(query item, item, engagements) summed over the training tables of all tasks, for the items that queries show.
-
-    Nobody asks about another query's item, and there are at most evaluate.max_pairs_per_task of a task.
-    """
-    shown = np.unique(np.concatenate([pairs.query_item_key for pairs in task_pairs]))
-    asked = F.broadcast(job.spark.createDataFrame(pa.table({"query_item_key": shown[shown != 0]})))
-    parts = side_by_side([partial(job.read, training_pairs(task)) for task in job.settings.task_list])
-    columns = [part.select("query_item_key", "item_key", "engagement_count") for part in parts]
-    pairs = reduce(DataFrame.unionByName, columns).join(asked, on="query_item_key", how="left_semi")
-    table = pairs.groupBy("query_item_key", "item_key").agg(F.sum("engagement_count").alias("total")).toArrow()
-    return (
-        table["query_item_key"].to_numpy(),
-        table["item_key"].to_numpy(),
-        table["total"].to_numpy().astype(np.float64),
-    )
 
 
 def main() -> None:

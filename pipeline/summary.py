@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 from pyarrow import fs
 
+from itemsage_model.evaluation.floor import comparisons, hardest_rivals
 from schemas.contracts import agreed, run_again
 from schemas.errors import InputError
 from schemas.input_rows import input_rows
@@ -109,21 +110,46 @@ def _print_evaluation(settings: Settings) -> None:
     record = read_record(settings.layout, EVALUATE)
     entry = record.output(EVALUATION.name)
     rows = read_columns(entry.uri, entry.version, list(EVALUATION.column_names)).to_pylist()
-    systems = [system for system in EVALUATED_SYSTEMS if system in {row["system"] for row in rows}]
+    metric = f"recall@{record.metrics.k}"
     if not rows:
         print("\nnothing to evaluate: no task has a held-out pair")
     for part in ("all", "unseen"):
-        chosen = [row for row in rows if row["slice"] == part and row["pair_count"]]
-        if not chosen:
-            continue
-        print(f"\n{chosen[0]['metric']}, {part} held-out pairs (record: {settings.layout.record(EVALUATE.name)})")
-        print(f"  {'task':<24}{'pairs':>9}" + "".join(f"{system:>14}" for system in systems))
-        for task in sorted({row["task"] for row in chosen}):
-            of_task = {row["system"]: row for row in chosen if row["task"] == task}
-            cells = (f"{of_task[s]['value']:>14.4f}" if s in of_task else f"{'-':>14}" for s in systems)
-            print(f"  {task:<24}{next(iter(of_task.values()))['pair_count']:>9,}" + "".join(cells))
+        chosen = [row for row in rows if row["metric"] == metric and row["slice"] == part]
+        if chosen:
+            where = settings.layout.record(EVALUATE.name)
+            print(f"\n{metric}, {part} held-out pairs, and its 95 % intervals (record: {where})")
+            _print_figures(chosen, metric)
     for note in record.metrics.notes:
         print(f"  note: {printable(note)}")
+
+
+def _print_figures(rows: list[dict[str, Any]], metric: str) -> None:
+    """A line for each task with a figure of each system, its intervals below, and how far the best rival is."""
+    shown = {row["system"] for row in rows}
+    width = {system: max(14, len(system) + 2) for system in EVALUATED_SYSTEMS if system in shown}
+    print(f"  {'task':<24}{'pairs':>9}" + "".join(f"{system:>{width[system]}}" for system in width))
+    for task in sorted({row["task"] for row in rows}):
+        of_task = {row["system"]: row for row in rows if row["task"] == task}
+        cells = [f"{of_task[s]['value']:.4f}" if s in of_task else "-" for s in width]
+        ends = [_interval(of_task[s]["low"], of_task[s]["high"]) if s in of_task else "" for s in width]
+        print(f"  {task:<24}{next(iter(of_task.values()))['pair_count']:>9,}" + _in_columns(cells, width))
+        if any(ends):
+            print(f"  {'':<33}" + _in_columns(ends, width))
+    for one in hardest_rivals(comparisons(rows, metric)):
+        below = ": below it, by more than chance explains" if one.is_below else ""
+        found = f"{one.difference:+.4f} {_interval(one.low, one.high, sign='+')}".rstrip()
+        print(f"  {one.task}: itemsage minus best rival ({one.rival}): {found}{below}")
+
+
+def _in_columns(cells: list[str], width: dict[str, int]) -> str:
+    return "".join(f"{cell:>{wide}}" for cell, wide in zip(cells, width.values(), strict=True)).rstrip()
+
+
+def _interval(low: float | None, high: float | None, sign: str = "") -> str:
+    """Both ends without a leading zero, such as [.123, .456]; nothing where there is none."""
+    if low is None or high is None:
+        return ""
+    return f"[{low:{sign}.3f}, {high:{sign}.3f}]".replace("0.", ".")
 
 
 def _print_neighbours(settings: Settings, published: TableVersion) -> None:

@@ -202,7 +202,9 @@ class EvaluationMetrics:
     Attributes:
         distractors: How many items competed with the held-out ones.
         notes: What to know before a figure is believed: tasks without a held-out pair, few pairs, few candidates.
+        k: Ranks that the recall of the summary counts.
     """
 
     distractors: int
     notes: tuple[str, ...] = ()
+    k: int = 10

@@ -350,10 +350,16 @@ QUERY_VECTORS = Table(
     key=("query_id",),
 )
 
-EVALUATED_SYSTEMS = (
-    "itemsage", "untrained", "random", "popularity", "co_occurrence", "frozen_query", "sum", "oracle"
+RIVALS = (
+    "popularity", "popularity_recent", "co_occurrence", "co_occurrence_recent", "tfidf", "bm25", "frozen_query", "sum"
 )  # fmt: skip
+"""What a shop has without training a model."""
+
+EVALUATED_SYSTEMS = ("itemsage", "untrained", "random", *RIVALS, "oracle")
 """What is compared, in the order in which reports show it."""
+
+_INTERVAL = "of its 95 % interval over resampled queries; null below ten queries"
+_DIFFERENCE = "itemsage's figure minus this one's"
 
 EVALUATION = Table(
     "evaluation",
@@ -361,10 +367,20 @@ EVALUATION = Table(
     (
         Column("task", "string", "the task"),
         Column("system", "string", "itemsage or the name of a baseline"),
-        Column("metric", "string", "such as recall@10"),
-        Column("slice", "string", "all, or unseen: pairs whose item has no training engagement"),
+        Column("metric", "string", "recall@1, recall@10, recall@100, mrr or ndcg@10; evaluate.k in the place of 10"),
+        Column(
+            "slice",
+            "string",
+            "which pairs, by their item: all; unseen or seen in training; head, middle, tail: each with a third of the "
+            "training engagements; with_images, without_images, with_text, without_text; or evaluate.slice_by=value",
+        ),
         Column("value", "float64", "the figure, 0 to 1"),
         Column("pair_count", "int64", "held-out pairs behind it"),
+        Column("low", "float64", f"lower end {_INTERVAL}", nullable=True),
+        Column("high", "float64", f"upper end {_INTERVAL}", nullable=True),
+        Column("difference", "float64", f"{_DIFFERENCE}; null for itemsage", nullable=True),
+        Column("difference_low", "float64", f"lower end {_INTERVAL}", nullable=True),
+        Column("difference_high", "float64", f"upper end {_INTERVAL}", nullable=True),
     ),
     key=("task", "system", "metric", "slice"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Float
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
@@ -12,6 +13,9 @@ from itemsage_model.evaluation.recall import ScoreQueries
 
 ItemPairs = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]
 """Key of the item that a query shows, key of the item engaged with, engagements; [pair] each."""
+
+_OF_REAL_NUMBERS = 1e-5
+"""What counts as a tie of scores that are no whole numbers; single precision tells them apart up to 100."""
 
 
 def dot_product(query_vectors: npt.NDArray[np.float32], item_vectors: npt.NDArray[np.float32]) -> ScoreQueries:
@@ -25,7 +29,22 @@ def dot_product(query_vectors: npt.NDArray[np.float32], item_vectors: npt.NDArra
     return lambda block: queries[block] @ items.T
 
 
-def popularity(counts: npt.NDArray[np.int64]) -> ScoreQueries:
+def sparse_dot_product(
+    query_weights: csr_matrix, item_weights: csr_matrix, popularity: npt.NDArray[np.int64]
+) -> ScoreQueries:
+    """Score = dot product; ties by popularity, as texts of a few words have many.
+
+    Args:
+        query_weights: [query, word].
+        item_weights: [candidate, word].
+        popularity: Engagements of each candidate; [candidate].
+    """
+    by_word = item_weights.T.tocsr()
+    tie_break = _tie_break(popularity, smallest_difference=_OF_REAL_NUMBERS).float()
+    return lambda block: torch.from_numpy((query_weights[block.numpy()] @ by_word).toarray()).add_(tie_break)
+
+
+def popularity(counts: npt.NDArray[np.int64] | npt.NDArray[np.float64]) -> ScoreQueries:
     """Score = engagements of the candidate in the training window, whatever the query; [candidate]."""
     scores = torch.from_numpy(counts).float()
     return lambda block: scores.expand(len(block), -1).clone()
@@ -41,12 +60,12 @@ def co_occurrence(
     query_items: npt.NDArray[np.int64],
     candidates: npt.NDArray[np.int64],
     pairs: ItemPairs,
-    popularity: npt.NDArray[np.int64],
+    popularity: npt.NDArray[np.int64] | npt.NDArray[np.float64],
 ) -> ScoreQueries:
     """Score = training engagements of the candidate after queries that show the same item; ties by popularity.
 
     Counts are small numbers with many ties, and ties count against a system, so without an order among them this
-    baseline would look weaker than it is.
+    baseline would look weaker than it is. Engagements and popularity are counts, or both are counts by age.
 
     Args:
         query_items: Key of the item each query shows, 0 = none; [query].
@@ -65,7 +84,8 @@ def co_occurrence(
     matrix = csr_matrix((counts[kept], (row[kept], column[kept])), shape=(len(known) + 1, len(candidates)))
     row_of_query = np.where(query_items == 0, len(known), np.searchsorted(known, query_items))
 
-    tie_break = torch.from_numpy(popularity / (2 * max(popularity.max(initial=0), 1)))
+    is_counted = np.issubdtype(popularity.dtype, np.integer)
+    tie_break = _tie_break(popularity, smallest_difference=1 if is_counted else _OF_REAL_NUMBERS)
 
     def score(block: Tensor) -> Tensor:
         return torch.from_numpy(matrix[row_of_query[block.numpy()]].toarray()) + tie_break
@@ -92,3 +112,10 @@ def sum_of_images(
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     unit: npt.NDArray[np.float32] = (sums / np.maximum(lengths, 1e-12)).astype(np.float32)
     return unit
+
+
+def _tie_break(
+    popularity: npt.NDArray[np.int64] | npt.NDArray[np.float64], *, smallest_difference: float
+) -> Float[Tensor, "candidate"]:
+    """What to add to scores that orders equal ones by popularity and others hardly ever: below half a difference."""
+    return torch.from_numpy(popularity / (2 * (popularity.max(initial=0) or 1)) * smallest_difference)

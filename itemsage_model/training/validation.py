@@ -17,7 +17,7 @@ from itemsage_model.data.batch import PairBatch, to_item_batch
 from itemsage_model.data.reader import CatalogItems
 from itemsage_model.data.validation import ValidationPairs
 from itemsage_model.encoders.tower import Tower
-from itemsage_model.evaluation.recall import HeldOut, hits
+from itemsage_model.evaluation.recall import HeldOut, ranks
 from schemas.elements import SizedElement
 
 K = 10
@@ -99,7 +99,7 @@ class Validation:
         of_all, of_unseen, unseen_shares = 0.0, 0.0, 0.0
         for task in self.tasks:
             queries = tower.sides(items, task.queries.to(device))[0].cpu()
-            hit = hits(task.held_out, lambda block, vectors=queries: vectors[block] @ items.T, K).double()
+            hit = (ranks(task.held_out, lambda block, vectors=queries: vectors[block] @ items.T) <= K).double()
             weights = task.held_out.weights.double()
             of_all += task.share / shares * float((hit * weights).sum() / weights.sum())
             if task.is_unseen.any():

@@ -1,9 +1,8 @@
-"""What an evaluation compares, collected from tables into arrays: held-out pairs, candidate items and their vectors."""
+"""Held-out pairs, candidate items and their vectors, collected from tables into arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,17 +10,17 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
 from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import load_model, model_bytes
 from itemsage_model.evaluation.baselines import sum_of_images
 from itemsage_model.serving.scorer import batch_function, load_once, unpack_rows
+from jobs.evaluation.compared import Candidates, Keys, Names, TaskPairs, Vectors
 from jobs.runtime import table_io
 from jobs.runtime.job_run import JobRun
 from jobs.transforms.keys import item_key
 from schemas.cells import to_matrix
 from schemas.columns import Table
-from schemas.elements import IMAGES
+from schemas.elements import IMAGES, TEXT
 from schemas.metrics import EvaluationMetrics
 from schemas.records import read_record
 from schemas.settings import Settings
@@ -31,65 +30,23 @@ from schemas.tables import (
     ITEM_COUNTS,
     ITEM_EMBEDDINGS,
     ITEM_FEATURES,
-    ITEMS,
-    MAX_TEXT_CHARACTERS,
     TRUE_ITEM_VECTORS,
     held_out_pairs,
 )
 from schemas.tasks import Task
 
-Keys = npt.NDArray[np.int64]
-Vectors = npt.NDArray[np.float32]
-Names = npt.NDArray[np.object_]
-"""Strings as Python objects: an array of numpy's own strings makes each as wide as the longest."""
-
 _SHARES = 1 << 30
-
-
-@dataclass(frozen=True)
-class TaskPairs:
-    """Held-out pairs of one task and its distinct queries; `query` indexes the query arrays.
-
-    Attributes:
-        task: The task.
-        query: Position of each pair's query in `query_ids` [pair].
-        item_key: Item of each pair [pair].
-        weights: Engagement count of each pair [pair].
-        query_ids: The distinct queries, sorted [query].
-        query_item_key: Item that each query shows, 0 = none [query].
-    """
-
-    task: Task
-    query: Keys
-    item_key: Keys
-    weights: npt.NDArray[np.float32]
-    query_ids: Names
-    query_item_key: Keys
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """The items that compete, sorted by key, and what each system knows of them; all arrays are [candidate, ...].
-
-    Attributes:
-        item_key: int64.
-        is_distractor: False where the item is here only as some pair's positive.
-        engagement_count: Training engagements over all tasks; 0 = unseen in training.
-        vectors: System -> vectors.
-    """
-
-    item_key: Keys
-    is_distractor: npt.NDArray[np.bool_]
-    engagement_count: Keys
-    vectors: dict[str, Vectors]
 
 
 def collect_pairs(job: JobRun[EvaluationMetrics], task: Task) -> TaskPairs:
     """At most `evaluate.max_pairs_per_task` held-out pairs, the first by a hash of the pair."""
-    table = job.read(held_out_pairs(task), may_be_empty=True)
+    return pairs_of(job.read(held_out_pairs(task), may_be_empty=True), task, job.settings.evaluate.max_pairs_per_task)
+
+
+def pairs_of(table: DataFrame, task: Task, most: int) -> TaskPairs:
+    """At most so many rows of a table with PAIR_COLUMNS, the first by a hash of the pair."""
     by_hash = table.orderBy(F.xxhash64("query_id", "item_id"), "query_id", "item_id")
-    chosen = by_hash.limit(job.settings.evaluate.max_pairs_per_task)
-    columns = chosen.select("query_id", "item_key", "query_item_key", "engagement_count").toArrow()
+    columns = by_hash.limit(most).select("query_id", "item_key", "query_item_key", "engagement_count").toArrow()
     distinct, first, query = np.unique(names_of(columns["query_id"]), return_index=True, return_inverse=True)
     return TaskPairs(
         task,
@@ -101,32 +58,21 @@ def collect_pairs(job: JobRun[EvaluationMetrics], task: Task) -> TaskPairs:
     )
 
 
-def collect_candidates(
-    job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs], encoder: TextEncoder | None
-) -> Candidates:
-    """The whole catalog, or about `evaluate.max_distractors` of it chosen by hash; and every pair's item.
-
-    Args:
-        job: Reads the tables.
-        task_pairs: The pairs of all tasks.
-        encoder: The frozen text encoder, where the pipeline has one.
-    """
+def collect_candidates(job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs]) -> Candidates:
+    """The whole catalog, or about `evaluate.max_distractors` of it chosen by hash; and every pair's item."""
     chosen = _chosen(job, task_pairs).persist()
     table = chosen.select("item_key", "is_distractor", "embedding").toArrow()
     table = table.take(np.argsort(table["item_key"].to_numpy(), kind="stable"))
     keys = table["item_key"].to_numpy()
     ids = chosen.select("item_id")
     features = job.read(ITEM_FEATURES).join(ids, on="item_id", how="left_semi")
-    vectors = {"itemsage": to_matrix(table["embedding"])} | _feature_vectors(features, keys, job.settings)
-    if encoder is not None:
-        vectors["frozen_query"] = _title_vectors(
-            job.read(ITEMS).join(ids, on="item_id", how="left_semi"), keys, encoder
-        )
+    of_features, has = _of_features(features, keys, job.settings)
+    vectors = {"itemsage": to_matrix(table["embedding"])} | of_features
     if exists(job, TRUE_ITEM_VECTORS):
         true_vectors = job.read(TRUE_ITEM_VECTORS).join(ids, on="item_id", how="left_semi")
         vectors["oracle"] = by_item(true_vectors.select(item_key("item_id"), "true_vector"), keys)
     is_distractor = table["is_distractor"].to_numpy(zero_copy_only=False)
-    candidates = Candidates(keys, is_distractor, _engagements(job, keys, chosen), vectors)
+    candidates = Candidates(keys, is_distractor, _engagements(job, keys, chosen), vectors, has["text"], has["images"])
     chosen.unpersist()
     return candidates
 
@@ -169,8 +115,10 @@ def _chosen(job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs]) -> Data
     return flagged.where("is_distractor OR is_positive").select("item_key", "item_id", "is_distractor", "embedding")
 
 
-def _feature_vectors(features: DataFrame, keys: Keys, settings: Settings) -> dict[str, Vectors]:
-    """Vectors of the untrained model and, where there are images, of their sum."""
+def _of_features(
+    features: DataFrame, keys: Keys, settings: Settings
+) -> tuple[dict[str, Vectors], dict[str, npt.NDArray[np.bool_]]]:
+    """Vectors of the untrained model and, where there are images, of their sum; and who has text, and images."""
     spec = load_model(read_record(settings.layout, TRAIN).metrics.model_uri, ItemTowerSpec).spec
     untrained = model_bytes(spec.build(seed=settings.train.seed))
 
@@ -181,13 +129,20 @@ def _feature_vectors(features: DataFrame, keys: Keys, settings: Settings) -> dic
     def score_untrained(batch: pa.RecordBatch) -> Vectors:
         return load_once(untrained, spec).score_batch(batch)
 
-    # Both from one pass: reading the features takes longer than adding images.
+    # All from one pass: reading the features takes longer than adding images.
     scores: dict[str, Callable[[pa.RecordBatch], Vectors]]
     scores = {"untrained": score_untrained} | ({"sum": add_images} if _images_are_queries(settings) else {})
-    schema = ", ".join(["item_key long", *(f"{name} array<float>" for name in scores)])
-    table = features.mapInArrow(batch_function(("item_key",), scores), schema).toArrow()
+    has = {element.name: F.octet_length(element.values.name) > 0 for element in (TEXT, IMAGES)}
+    schema = ", ".join(
+        ["item_key long", *(f"{name} boolean" for name in has), *(f"{name} array<float>" for name in scores)]
+    )
+    scored = features.withColumns(has).mapInArrow(batch_function(("item_key", *has), scores), schema)
+    table = scored.toArrow()
     rows = np.searchsorted(keys, table["item_key"].to_numpy())
-    return {name: _aligned(table[name], rows, len(keys)) for name in scores}
+    flags = {name: np.zeros(len(keys), bool) for name in has}
+    for name, flag in flags.items():
+        flag[rows] = table[name].to_numpy(zero_copy_only=False)
+    return {name: _aligned(table[name], rows, len(keys)) for name in scores}, flags
 
 
 def _images_are_queries(settings: Settings) -> bool:
@@ -195,28 +150,21 @@ def _images_are_queries(settings: Settings) -> bool:
     return settings.inputs.has_images and settings.model.image_length == EMBEDDING_DIM
 
 
-def _title_vectors(items: DataFrame, keys: Keys, encoder: TextEncoder) -> Vectors:
-    """The frozen text encoder's vector of each candidate's title; zero where it has none."""
-    # Another row of the item may hold a title that is no text: that row was rejected.
-    title = F.when(F.is_valid_utf8("title"), F.substring("title", 1, MAX_TEXT_CHARACTERS))
-    one_each = items.groupBy(item_key("item_id").alias("item_key")).agg(F.min(title).alias("title"))
-    table = one_each.toArrow()
-    vectors = np.zeros((len(keys), EMBEDDING_DIM), np.float32)
-    titles = [title or "" for title in table["title"].to_pylist()]
-    vectors[np.searchsorted(keys, table["item_key"].to_numpy())] = encoder.encode(titles)
-    return vectors
-
-
 def _engagements(job: JobRun[EvaluationMetrics], keys: Keys, chosen: DataFrame) -> Keys:
     """Training engagements of each candidate over all tasks."""
     counts = job.read(ITEM_COUNTS).join(chosen.select("item_key"), on="item_key", how="left_semi")
     totals = counts.groupBy("item_key").agg(F.sum("engagement_count").alias("total")).toArrow()
+    return totals_of(totals, keys).astype(np.int64)
+
+
+def totals_of(totals: pa.Table, keys: Keys) -> npt.NDArray[np.float64]:
+    """Rows (item_key, total), unique by key, in the order of the sorted `keys`; 0 where there is none."""
     items = totals["item_key"].to_numpy()
     index = np.minimum(np.searchsorted(keys, items), len(keys) - 1)
     is_candidate = keys[index] == items
-    engagements = np.zeros(len(keys), np.int64)
-    engagements[index[is_candidate]] = totals["total"].to_numpy()[is_candidate]
-    return engagements
+    found = np.zeros(len(keys), np.float64)
+    found[index[is_candidate]] = totals["total"].to_numpy()[is_candidate]
+    return found
 
 
 def _aligned(column: pa.ChunkedArray, rows: Keys, row_count: int) -> Vectors:

@@ -22,6 +22,10 @@ class EvaluateSettings(Section):
     k: int = Field(default=10, ge=1)
     max_pairs_per_task: int = Field(default=80_000, ge=1)
     max_distractors: int = Field(default=1_000_000, ge=1)
+    slice_by: Literal[
+        "", "google_product_category", "product_types", "brand", "merchant_domain", "colors", "materials", "patterns",
+        "size", "size_type",
+    ] = ""  # fmt: skip
 
 
 class GateSettings(Section):

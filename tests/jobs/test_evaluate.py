@@ -15,8 +15,8 @@ from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import load_model, save_model
 from itemsage_model.serving.query_vectors import adapt_queries
 from jobs import evaluate
-from jobs.evaluation.candidates import Candidates, TaskPairs
-from jobs.evaluation.systems import Queries, notes_of, systems_of
+from jobs.evaluation.compared import Candidates, Queries, TaskPairs
+from jobs.evaluation.systems import notes_of, systems_of
 from pipeline.summary import print_summary
 from schemas.arrow import arrow_schema
 from schemas.metrics import EventCounts, ScoreMetrics, TrainingTableMetrics, TrainMetrics
@@ -92,10 +92,12 @@ def test_the_model_is_compared_with_its_adapted_queries_by_kind(make_settings: A
     np.testing.assert_allclose(adapted[[1]], adapt_queries(model, "closeup", vectors[[1]]), atol=1e-6)
 
     zeros = np.zeros((3, 256), np.float32)
-    queries = Queries(ids, zeros, adapted, None, np.zeros(3, bool), {})
+    queries = Queries(ids, zeros, adapted, None, np.zeros(3, bool), {}, np.full(3, "", object))
     items = {"itemsage": adapted, "untrained": adapted, "sum": adapted}
-    candidates = Candidates(np.arange(3), np.ones(3, bool), np.zeros(3, np.int64), items)
-    systems = systems_of(task_pairs[1], candidates, queries, (np.empty(0), np.empty(0), np.empty(0)))
+    candidates = Candidates(
+        np.arange(3), np.ones(3, bool), np.zeros(3, np.int64), items, np.ones(3, bool), np.ones(3, bool)
+    )
+    systems = systems_of(task_pairs[1], candidates, queries, {})
     chosen = torch.tensor([0])
     assert systems["itemsage"](chosen).argmax() == systems["untrained"](chosen).argmax() == 1
     assert not systems["sum"](chosen).any()

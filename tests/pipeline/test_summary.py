@@ -30,10 +30,15 @@ from schemas.settings import Settings
 from schemas.stages import EVALUATE, SCORE_CATALOG
 from schemas.tables import EVALUATION
 
+METRICS = ("recall@10", "mrr")
+DIFFERENCE = ("difference", "difference_low", "difference_high")
 FIGURES = [
-    ("search_click", "popularity", "all", 0.1, 9), ("search_click", "itemsage", "all", 0.5, 9),
+    ("search_click", "popularity", "all", 0.1, 9, 0.05, 0.15, 0.4, 0.3125, 0.5),
+    ("search_click", "tfidf", "all", 0.52, 9, 0.4, 0.6, -0.02, -0.03, -0.01),
+    ("search_click", "itemsage", "all", 0.5, 9, 0.4, 0.625),
     ("search_click", "itemsage", "unseen", 0.25, 4), ("search_save", "itemsage", "all", 0.75, 2),
-    ("search_save", "itemsage", "unseen", 0.0, 0),
+    ("search_click", "tfidf", "unseen", 0.125, 4, None, None, 0.125),
+    ("search_click", "itemsage", "tail", 0.0, 1),
 ]  # fmt: skip
 
 
@@ -48,10 +53,8 @@ def settings(tmp_path: Path, make_settings: Any) -> Settings:
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     columns = {"item_id": ids, "embedding": pa.array(vectors.tolist(), pa.list_(pa.float32()))}
     write_deltalake(f"{uri}/item_embeddings", pa.table(columns))
-    rows = [
-        {"task": task, "system": system, "metric": "recall@10", "slice": part, "value": value, "pair_count": count}
-        for task, system, part, value, count in FIGURES
-    ]
+    names = ("task", "system", "slice", "value", "pair_count", "low", "high", *DIFFERENCE)
+    rows = [{"metric": metric} | dict(zip(names, figures, strict=False)) for figures in FIGURES for metric in METRICS]
     write_deltalake(f"{uri}/evaluation", pa.Table.from_pylist(rows, arrow_schema(EVALUATION)))
     embeddings = TableVersion("item_embeddings", f"{uri}/item_embeddings", 0, 60)
     events = EventCounts(12, 9, 2, 0, 1)
@@ -78,11 +81,19 @@ def test_the_summary_shows_what_the_records_and_tables_say(
     assert "rejected engagement_logs: future 1" in lines
     assert any(line.startswith('search_click: {"training_pairs": 8,') for line in lines)
     assert "model_id: model-1" in lines
-    header = lines.index("task pairs itemsage popularity")
-    assert lines[header + 1 : header + 3] == ["search_click 9 0.5000 0.1000", "search_save 2 0.7500 -"]
-    unseen = lines.index("task pairs itemsage popularity", header + 1)
-    assert lines[unseen + 1] == "search_click 4 0.2500 -"
-    assert "search_save" not in lines[unseen + 2]
+    header = lines.index("task pairs itemsage popularity tfidf")
+    assert lines[header + 1 : header + 6] == [
+        "search_click 9 0.5000 0.1000 0.5200",
+        "[.400, .625] [.050, .150] [.400, .600]",
+        "search_save 2 0.7500 - -",
+        "search_click: itemsage minus best rival (tfidf): -0.0200 [-.030, -.010]: "
+        "below it, by more than chance explains",
+        "",
+    ]
+    unseen = lines.index("task pairs itemsage tfidf", header + 1)
+    assert lines[unseen + 1 : unseen + 4] == [
+        "search_click 4 0.2500 0.1250", "search_click: itemsage minus best rival (tfidf): +0.1250", ""
+    ]  # fmt: skip
     first = lines.index("nearest neighbours") + 1
     assert lines[first].startswith("title ")
     assert [line.split()[0] for line in lines[first + 1 : first + 6]] == sorted(
