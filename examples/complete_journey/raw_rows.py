@@ -1,5 +1,22 @@
 """The products and purchases of 84.51 degrees' "The Complete Journey", and what can be wrong with a row.
 
+What is wrong with them, of 92,331 products: 215 are none (petrol, gift cards, bottle deposits, coupons, the shop's own
+supplies), 429 have neither a type nor a category. Of the rest 99 have no type and 109 no category, which will do, a
+third has no size, and 23,646 nobody has bought. They have no names: 32,026 descriptions tell 91,687 products apart, and
+up to 912 share one; types are abbreviated, cut at 30 characters and misspelled.
+
+Of 1,469,307 purchases: 4,836 of 17 products that no row describes, most of them coupons without quantity or sales;
+19,831 of the products left out above, petrol first, whose quantity is in thousandths of a gallon; 3,929 of quantity 0;
+87 without money or discount. Another 2,128 that brought the shop nothing had a discount: gifts, which are used. 19,819
+stand alone in their basket.
+
+Times are UTC: by the calendar of New York every one of the 2,102 coupon redemptions meets a household that bought
+something on that day, by UTC 233 do not. `coupon_redemptions` itself is not read: it names a coupon, and a coupon is for
+up to 14,477 products; 263 of them find no product of theirs in the household's purchases of the day, and of the
+products that the others find, 3 in 10 have a discount. `coupon_disc` says of each purchase whether a coupon was used.
+`promotions` (20,940,529 rows: a product on display or in the mailer, by store and week) would tell which products were
+seen and not bought; nothing reads it.
+
 The tables declared here belong to this example alone; the pipeline's own are in schemas/tables.py.
 """
 

@@ -1,7 +1,8 @@
-"""The Complete Journey: what each kind of dirt does to a row, who follows whom, and that no row of the package is lost."""
+"""The Complete Journey: what each kind of dirt does to a row, who follows whom, and that no row is lost."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -22,8 +23,10 @@ from examples.complete_journey.raw_rows import (
     checked_transactions,
     split_transactions,
 )
+from jobs.runtime.input_tables import read_input
 from jobs.transforms.quarantine import accepted, rejected
 from schemas.errors import SettingsError, TableError
+from schemas.input_tables import find_input
 from schemas.settings import Settings, load_settings
 from schemas.spark import struct_type
 
@@ -187,3 +190,38 @@ def test_the_settings_split_the_log_where_it_should_be_split() -> None:
     assert [entry.task.name for entry in settings.tasks] == ["closeup_checkout", "closeup_redeem"]
     instants = (settings.dates.train_start, settings.dates.train_end, settings.dates.test_start, settings.dates.end)
     assert [f"{instant:%Y-%m-%d}" for instant in instants] == ["2017-01-01", "2017-11-26", "2017-12-03", "2018-01-02"]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec(prepare.PACKAGE) is None,
+    reason=f"the package {prepare.PACKAGE} is not installed: make .venv/complete-journey",
+)
+def test_every_product_and_a_tenth_of_the_baskets_of_the_real_package_are_accounted_for(spark: SparkSession) -> None:
+    folder = prepare.installed_folder()
+    found_files = [find_input(str(folder / f"{table.name}.parquet"), table) for table in (PRODUCTS, TRANSACTIONS)]
+    raw_products, raw_transactions = (read_input(spark, file) for file in found_files)
+    shelf = checked_products(raw_products).persist()
+    tenth = raw_transactions.where("basket_id like '%7'").persist()
+    items, refused = accepted(shelf), rejected(shelf, REJECTED_PRODUCTS)
+    rows_of = {
+        "products": (items, refused),
+        "transactions": split_transactions(checked_transactions(tenth, shelf)),
+    }
+    found = {(row[0], row[1]): row[2] for row in prepare.build_accounting(rows_of).collect()}
+    assert {reason: count for (source, reason), count in found.items() if source == "products"} == {
+        "used": 91_687,
+        "no_name": 429,
+        "non_product": 215,
+    }
+    of_tenth = {reason: count for (source, reason), count in found.items() if source == "transactions"}
+    assert sum(of_tenth.values()) == tenth.count() == 146_144
+    assert of_tenth == {
+        "used": 141_237,
+        "no_item": 2_017,
+        "lone_item_in_basket": 1_964,
+        "unknown_product": 504,
+        "quantity_not_positive": 416,
+        "no_money": 6,
+    }
+    shelf.unpersist()
+    tenth.unpersist()
