@@ -11,8 +11,8 @@ Of 1,469,307 purchases: 4,836 of 17 products that no row describes, most of them
 stand alone in their basket.
 
 Times are UTC: by the calendar of New York every one of the 2,102 coupon redemptions meets a household that bought
-something on that day, by UTC 233 do not. `coupon_redemptions` itself is not read: it names a coupon, and a coupon is for
-up to 14,477 products; 263 of them find no product of theirs in the household's purchases of the day, and of the
+something on that day, by UTC 233 do not. `coupon_redemptions` itself is not read: it names a coupon, and a coupon is
+for up to 14,477 products. 263 of them find no product of theirs in the household's purchases of the day, and of the
 products that the others find, 3 in 10 have a discount. `coupon_disc` says of each purchase whether a coupon was used.
 `promotions` (20,940,529 rows: a product on display or in the mailer, by store and week) would tell which products were
 seen and not bought; nothing reads it.
