@@ -114,7 +114,7 @@ def test_each_ordered_pair_of_a_basket_is_one_checkout_in_utc(spark: SparkSessio
 def test_a_cold_slice_has_so_many_pairs_no_held_out_target_and_the_whole_test_window(
     spark: SparkSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cold, "TRAINING_PAIRS", 25)
+    monkeypatch.setattr(cold, "TRAINING_PAIRS", 80)
     dates = load_settings(COLD).dates
     days = (datetime(2010, 11, 30), datetime(2011, 7, 1), datetime(2011, 11, 3), datetime(2011, 11, 20))
     rows = [
@@ -133,10 +133,10 @@ def test_a_cold_slice_has_so_many_pairs_no_held_out_target_and_the_whole_test_wi
     assert sorted(slices[0]) == sorted(slices[1])
     held_out = {f"{item}" for item in range(20) if hashlib.md5(f"{item}".encode()).hexdigest() < "8"}
     training = [row for row in slices[0] if row[1] == days[1]]
-    assert len({row[2:] for row in training}) == 25
+    assert len({row[2:] for row in training}) == 80
     assert 0 < len(held_out) < 20
     assert not held_out & {row[3] for row in training}
-    assert len(training) > 25, "pairs that two of the taken baskets have count twice"
+    assert len(training) > 80, "pairs that two of the taken baskets have count twice"
     assert sorted(row for row in slices[0] if row not in training) == sorted(row for row in rows if row[1] == days[3])
 
 
