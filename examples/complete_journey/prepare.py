@@ -12,8 +12,12 @@ Each purchase is a closeup that the shopper came from, and FOLLOWERS others of i
 out: the next ones in the order of a hash, so that in a basket of up to five every one leads to every other. Those that
 were paid with a coupon were redeemed, too.
 
-The catalog is every product that has a name, a quarter of which no household of this sample has bought: a shop's
-catalog is what stands on its shelves.
+The catalog is every product that has a type or a category, a quarter of which no household of this sample has bought:
+a shop's catalog is what stands on its shelves.
+
+91,687 items; 5,451,038 events checkout and 73,451 redeem. In the training window 4,098,156 pairs of 63,907 items were
+checked out and 65,358 of 6,308 redeemed; held out are 434,009 pairs, of which 3.4 % have an item that training has not
+seen, and 5,637, of which 23.4 % have one.
 """
 
 from __future__ import annotations
