@@ -1,8 +1,8 @@
 """A cold slice of the log: few training pairs, and half of the items never bought in training.
 
 What a young shop looks like: most of what it will sell next month it has not sold yet. The test window stays as it is.
-Of 3,785 items 1,893 are held out. 569 baskets with 66,028 events are left, whose targets are 1,060 items, so that 57.5 %
-of the 445,858 held-out pairs have an item that training has not seen, where the whole log has 1.3 %.
+Of 3,785 items 1,893 are held out. 569 baskets with 66,028 events are left, whose targets are 1,060 items, so that
+57.5 % of the 445,858 held-out pairs have an item that training has not seen, where the whole log has 1.3 %.
 """
 
 from __future__ import annotations

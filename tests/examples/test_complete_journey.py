@@ -192,6 +192,7 @@ def test_the_settings_split_the_log_where_it_should_be_split() -> None:
     assert [f"{instant:%Y-%m-%d}" for instant in instants] == ["2017-01-01", "2017-11-26", "2017-12-03", "2018-01-02"]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(
     importlib.util.find_spec(prepare.PACKAGE) is None,
     reason=f"the package {prepare.PACKAGE} is not installed: make .venv/complete-journey",
