@@ -79,7 +79,8 @@ class Settings(Section):
             raise ValueError("tasks: name at least one task, each once")
         if len(names) > self.train.batch_size // self.train.processes:
             raise ValueError("train.batch_size: every process needs at least one pair of every task; raise it")
-        if "images" in self.model.sequence and not self.inputs.has_images:
+        is_chosen = self.preset == "paper" or "sequence" in self.model.model_fields_set
+        if is_chosen and "images" in self.model.sequence and not self.inputs.has_images:
             raise ValueError('inputs.has_images is false: take "images" out of model.sequence')
         return self
 
