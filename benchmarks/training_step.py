@@ -122,6 +122,8 @@ def make_inputs(settings: Settings, catalog: Catalog) -> Inputs:
         spec,
         {"vocabulary": "synthetic"},
         (),
+        (),
+        has_images=True,
     )
 
 

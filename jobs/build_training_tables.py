@@ -79,7 +79,7 @@ def build_pairs(engagements: DataFrame, settings: Settings) -> DataFrame:
         accepted(engagements),
         train_end=settings.dates.train_end,
         validation_start=settings.dates.validation_start,
-        half_life_days=settings.training_tables.half_life_days(settings.dates),
+        half_life_days=settings.half_life_days,
     )
 
 

@@ -37,6 +37,7 @@ from schemas.columns import Table
 from schemas.contracts import run_again
 from schemas.errors import InputError
 from schemas.metrics import EvaluationMetrics
+from schemas.records import read_record
 from schemas.settings import Settings
 from schemas.stages import EMBED_QUERIES, EVALUATE, TRAIN
 from schemas.tables import (

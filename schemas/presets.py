@@ -11,7 +11,7 @@ from typing import Any
 from schemas.settings import FeatureSettings, LossSettings, ModelSettings, Settings, TrainSettings
 
 MAX_FULL_SOFTMAX_ITEMS = 12_000
-"""Engaged items up to which the softmax runs over all of them; beyond, a step would take longer than a batch is worth."""
+"""Engaged items up to which the softmax runs over all of them; beyond, a step takes longer than it is worth."""
 _STEPS_PER_VALIDATION = 8
 _LEAST_STEPS = 40
 

@@ -54,6 +54,11 @@ class Tower(Protocol):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
         """Takes weights and buffers, as `nn.Module` does."""
 
+    training: bool
+
+    def train(self, mode: bool = True) -> Any:
+        """Into training mode, or out of it, as `nn.Module` does."""
+
     def eval(self) -> Any:
         """Into evaluation mode, as `nn.Module` does."""
 

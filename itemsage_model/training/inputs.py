@@ -48,7 +48,7 @@ class Inputs:
         spec: The model to train.
         made_with: What the tables were made with, which is stamped on the model; see schemas/contracts.py.
         versions: Version and rows of every table read.
-        validation: Version and rows of each task's validation table, in the order of the tasks; none of tables of before.
+        validation: Version and rows of each task's validation table, by task; none of tables of before.
         has_images: Whether any item has an image.
         weight: The column that is a pair's weight; "fit_weight" leaves the validation window out.
     """
@@ -189,7 +189,7 @@ def _require_one_space(spaces: dict[str, str], kinds: Iterable[str], made_with: 
         raise InputError(
             TRAIN.name,
             "model.residual",
-            expected=f"frozen item texts in the space of the {kind} queries, {spaces.get(kind, 'which no record names')}",
+            expected=f"frozen item texts in the space of the {kind} queries, {spaces.get(kind, 'unnamed')}",
             found=found,
             cure="Embed both with one encoder: run embed_queries, embed_items and all stages after them; or set "
             "model.residual = false.",
@@ -217,7 +217,7 @@ def _item_shares(
         share[rows] = size / settings.train.batch_size * share[rows] / max(share[rows].sum(), 1)
     share[task < 0] = 0
     keys, inverse = np.unique(np.concatenate(key_parts), return_inverse=True)
-    shares = np.bincount(inverse, share, minlength=len(keys))
+    shares = np.bincount(inverse, share, minlength=len(keys)).astype(np.float64)
     return keys[shares > 0], shares[shares > 0]
 
 

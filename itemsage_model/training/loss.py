@@ -126,7 +126,9 @@ def distillation_losses(
     frozen_items: Float[Tensor, "column dim"],
     scale: float,
 ) -> Float[Tensor, "row"]:
-    """How far each query's ranking of some items is from that of the frozen vectors: the Kullback-Leibler divergence
+    """Compute how far each query's ranking of some items is from that of the frozen vectors.
+
+    It is the Kullback-Leibler divergence
 
         sum over c of P_c (log P_c - log p_c),   P = softmax(scale <f_q, f_c>),   p = softmax(scale <q, v_c>)
 

@@ -77,6 +77,11 @@ class Outcome:
     skipped_steps: int = 0
     precision: str = "float32"
 
+    @property
+    def recall(self) -> float:
+        """The best recall on the validation window; 0 without validation."""
+        return self.best.of_all if self.best else 0.0
+
 
 def run_pass(one: Pass, device: torch.device) -> Outcome:
     """Train from fresh weights, or from the newest intact checkpoint of the same pass, to the end of the pass."""
@@ -113,9 +118,7 @@ def run_pass(one: Pass, device: torch.device) -> Outcome:
     )
 
 
-def _is_enough(
-    one: Pass, trainer: Trainer, stopping: EarlyStopping, device: torch.device
-) -> Callable[[], bool] | None:
+def _is_enough(one: Pass, trainer: Trainer, stopping: EarlyStopping, device: torch.device) -> Callable[[], bool] | None:
     """Measures on rank 0 and tells the others; all keep the best weights, as all have them."""
     if not one.is_validated:
         return None
@@ -125,9 +128,7 @@ def _is_enough(
         if one.validation is not None:
             found = one.validation.recall(trainer.trained, trainer.step, device)
             figures += torch.tensor([found.of_all, found.of_unseen], dtype=torch.float64, device=device)
-            unseen = "" if found.of_unseen != found.of_unseen else f", of unseen items {found.of_unseen:.4f}"
-            line = f"  validation of {one.name or 'the model'}, step {trainer.step}: recall@10 {found.of_all:.4f}{unseen}"
-            print(line, flush=True)
+            print(f"  validation of {one.name}, {found}", flush=True)
         of_all, of_unseen = distributed.sum_over_ranks(figures).tolist()
         return stopping.add(Recall(trainer.step, of_all, of_unseen), trainer.trained)
 

@@ -48,7 +48,7 @@ def _train(settings: Settings, device: torch.device) -> None:
     distributed.same_on_all_ranks("inputs and settings", run_id)
     tried = candidates(settings, None if settings.preset == "paper" else shop_of(inputs, settings))
     fitted = _fit(tried, inputs, settings, run_id, device)
-    chosen = max(fitted, key=lambda name: fitted[name].best.of_all) if fitted else tried[0].name
+    chosen = max(fitted, key=lambda name: fitted[name].recall) if fitted else tried[0].name
     candidate = next(one for one in tried if one.name == chosen)
     outcome = _final(candidate, fitted.get(chosen), inputs, run_id, device)
     if distributed.rank() == 0:
@@ -96,9 +96,7 @@ def _fit(
     return outcomes
 
 
-def _final(
-    candidate: Candidate, fitted: Outcome | None, inputs: Inputs, run_id: str, device: torch.device
-) -> Outcome:
+def _final(candidate: Candidate, fitted: Outcome | None, inputs: Inputs, run_id: str, device: torch.device) -> Outcome:
     """The chosen candidate over the whole training period, for as many steps as were best; or as it was fitted."""
     settings = candidate.settings
     if fitted is not None and not settings.train.final_pass:
@@ -176,13 +174,10 @@ def _choice(candidate: Candidate, fitted: dict[str, Outcome], tried: list[Candid
     """What was chosen and why, in one paragraph."""
     if not fitted:
         return f"{candidate.name}: {candidate.reason}; nothing was validated."
-    best = fitted[candidate.name].best
-    assert best is not None
-    others = [
-        f"{name} {one.best.of_all:.4f}" for name, one in fitted.items() if name != candidate.name and one.best
-    ]  # fmt: skip
+    best = fitted[candidate.name]
+    others = [f"{name} {one.recall:.4f}" for name, one in fitted.items() if name != candidate.name]
     against = f", against {' and '.join(others)}" if others else ""
     return (
-        f"{candidate.name}: recall@10 of {best.of_all:.4f} on the validation window after {best.step} steps{against}. "
+        f"{candidate.name}: recall@10 of {best.recall:.4f} on the validation window after {best.steps} steps{against}. "
         f"Chosen because {candidate.reason}."
     )

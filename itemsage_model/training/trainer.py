@@ -183,7 +183,7 @@ def _average(tower: Tower, decay: float) -> AveragedModel | None:
     """The tower with an exponential moving average of its weights (Polyak and Juditsky 1992); None where decay is 0."""
     if not decay:
         return None
-    average = AveragedModel(cast(nn.Module, tower), multi_avg_fn=get_ema_multi_avg_fn(decay))
+    average = AveragedModel(cast(nn.Module, tower), multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
     return average.requires_grad_(False)
 
 

@@ -5,6 +5,7 @@ The window is the end of the training period, never the test. A pass that is val
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ from itemsage_model.data.batch import PairBatch, to_item_batch
 from itemsage_model.data.reader import CatalogItems
 from itemsage_model.data.validation import ValidationPairs
 from itemsage_model.encoders.tower import Tower
-from itemsage_model.evaluation.recall import HeldOut, ranks
+from itemsage_model.evaluation.recall import HeldOut, ScoreQueries, ranks
 from schemas.elements import SizedElement
 
 K = 10
@@ -40,6 +41,10 @@ class Recall:
     step: int
     of_all: float
     of_unseen: float
+
+    def __str__(self) -> str:
+        unseen = "" if math.isnan(self.of_unseen) else f", of unseen items {self.of_unseen:.4f}"
+        return f"step {self.step}: recall@10 {self.of_all:.4f}{unseen}"
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class Validation:
         of_all, of_unseen, unseen_shares = 0.0, 0.0, 0.0
         for task in self.tasks:
             queries = tower.sides(items, task.queries.to(device))[0].cpu()
-            hit = (ranks(task.held_out, lambda block, vectors=queries: vectors[block] @ items.T) <= K).double()
+            hit = (ranks(task.held_out, _dot_product(queries, items)) <= K).double()
             weights = task.held_out.weights.double()
             of_all += task.share / shares * float((hit * weights).sum() / weights.sum())
             if task.is_unseen.any():
@@ -193,6 +198,10 @@ class EarlyStopping:
         self.weights = {
             name.removeprefix("best."): tensor for name, tensor in tensors.items() if name.startswith("best.")
         }
+
+
+def _dot_product(queries: Tensor, items: Tensor) -> ScoreQueries:
+    return lambda block: queries[block] @ items.T
 
 
 def _positions(

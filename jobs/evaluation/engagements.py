@@ -46,7 +46,7 @@ def collect_log(job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs]) -> 
     columns = ("query_item_key", "item_key", "engagement_count", "pair_weight")
     pairs = reduce(DataFrame.unionByName, [part.select(*columns) for part in parts])
     counted, recent = {"": "engagement_count"}, None
-    if job.settings.training_tables.recency_half_life_days > 0:
+    if job.settings.half_life_days > 0:
         counted[_RECENT] = "pair_weight"
         recent = pairs.groupBy("item_key").agg(F.sum("pair_weight").alias("total")).toArrow()
     table = _after_shown(pairs, task_pairs, counted)

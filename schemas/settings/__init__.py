@@ -49,6 +49,9 @@ def item_elements(model: ModelSettings, features: FeatureSettings, vocabulary_si
     )
 
 
+_AUTO_HALF_LIFE_DAYS = 120.0
+
+
 class Settings(Section):
     """The whole settings file."""
 
@@ -93,6 +96,18 @@ class Settings(Section):
     def task_list(self) -> list[Task]:
         """The tasks without their shares."""
         return [entry.task for entry in self.tasks]
+
+    @property
+    def half_life_days(self) -> float:
+        """Age at which an event weighs half in the loss; 0 = every event weighs 1.
+
+        Assumed: "auto" is 120 days where the log is longer than that, and no weighting otherwise; the paper has none.
+        """
+        named = self.training_tables.recency_half_life_days
+        if named != "auto":
+            return named
+        is_long = self.preset != "paper" and self.dates.train_days > _AUTO_HALF_LIFE_DAYS
+        return _AUTO_HALF_LIFE_DAYS if is_long else 0.0
 
     def table_uri(self, name: str) -> str:
         """Where a table lies: the URI named in [inputs], else `<warehouse>/<name>`."""

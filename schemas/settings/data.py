@@ -161,25 +161,13 @@ class QueryEncoderSettings(Section):
         return self
 
 
-_AUTO_HALF_LIFE_DAYS = 120.0
-
-
 class TrainingTableSettings(Section):
     """How the training tables are cut."""
 
     max_pairs_per_item: int = Field(default=0, ge=0)
     max_pairs_per_query: int = Field(default=0, ge=0)
-    recency_half_life_days: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
+    recency_half_life_days: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     rows_per_file: int = Field(default=0, ge=0)
-
-    def half_life_days(self, dates: DateSettings) -> float:
-        """Age at which an event weighs half; 0 = every event weighs 1.
-
-        Assumed: "auto" is 120 days, which pays where a log is longer than that.
-        """
-        if self.recency_half_life_days != "auto":
-            return self.recency_half_life_days
-        return _AUTO_HALF_LIFE_DAYS if dates.train_days > _AUTO_HALF_LIFE_DAYS else 0.0
 
 
 class DemoWorldSettings(Section):

@@ -74,7 +74,7 @@ def test_a_half_life_may_follow_from_the_length_of_the_log(
 ) -> None:
     chosen = (f"training_tables.recency_half_life_days={half_life}", f"dates.train_days={train_days}")
     settings = load("", *chosen)
-    assert settings.training_tables.half_life_days(settings.dates) == days
+    assert settings.half_life_days == days
 
 
 def test_a_shop_can_name_its_own_tasks(load: Load) -> None:
