@@ -12,7 +12,7 @@ from schemas.settings import FeatureSettings, LossSettings, ModelSettings, Setti
 
 MAX_FULL_SOFTMAX_ITEMS = 12_000
 """Engaged items up to which the softmax runs over all of them; beyond, a step takes longer than it is worth."""
-_STEPS_PER_VALIDATION = 8
+_VALIDATIONS = 20
 _LEAST_STEPS = 40
 
 
@@ -94,7 +94,6 @@ def _small_log(shop: Shop) -> dict[str, dict[str, Any]]:
 
     Where queries and items are no neighbours in one space there is nothing to start from, and a narrow tower is left.
     """
-    batch = _batch_size(shop, 4_096)
     model: dict[str, Any] = {"query_adapter": True}
     loss = _loss(shop)
     if shop.is_one_space:
@@ -105,14 +104,13 @@ def _small_log(shop: Shop) -> dict[str, dict[str, Any]]:
     return {
         "model": model,
         "loss": loss,
-        "train": _train(shop, batch, steps=400) | {"learning_rate": 1e-3, "weight_decay": 0.1},
+        "train": _train(shop, _batch_size(shop), steps=300) | {"learning_rate": 1e-3, "weight_decay": 0.1},
     }
 
 
 def _large_log(shop: Shop) -> dict[str, dict[str, Any]]:
     """A tower of a quarter of the paper's width that also knows who an item is, beside the frozen vectors."""
-    batch = _batch_size(shop, 8_192)
-    model = _narrow(_parts(shop, ["text", "images", "frozen_text", "item_id"]), 256) | {
+    model = _narrow(_parts(shop, ["images", "frozen_text", "item_id"]), 256) | {
         "query_adapter": True,
         "residual": shop.is_one_space,
         "item_map": shop.is_one_space,
@@ -121,7 +119,8 @@ def _large_log(shop: Shop) -> dict[str, dict[str, Any]]:
     return {
         "model": model,
         "loss": _loss(shop),
-        "train": _train(shop, batch, steps=1_200) | {"learning_rate": 3e-3, "table_learning_rate": 1e-2},
+        "train": _train(shop, _batch_size(shop), steps=300 if _is_full(shop) else 1_200)
+        | {"learning_rate": 3e-3, "table_learning_rate": 1e-2},
     }
 
 
@@ -136,17 +135,25 @@ def _narrow(sequence: tuple[str, ...], width: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _batch_size(shop: Shop, most: int) -> int:
-    """A power of two of at most an eighth of the pairs."""
-    size = 256
-    while 2 * size <= min(most, shop.training_pairs // 8):
+def _batch_size(shop: Shop) -> int:
+    """A power of two of at most a sixteenth of the pairs.
+
+    A softmax over all items has a row a query, however many pairs there are of it: there large batches cost little,
+    and in a long-tailed log they are what makes few steps enough.
+    """
+    size, most = 256, 65_536 if _is_full(shop) else 8_192
+    while 2 * size <= min(most, shop.training_pairs // 16):
         size *= 2
     return size
 
 
+def _is_full(shop: Shop) -> bool:
+    return shop.engaged_items <= MAX_FULL_SOFTMAX_ITEMS
+
+
 def _loss(shop: Shop) -> dict[str, Any]:
     """The softmax over all engaged items where it is affordable, else over a sample."""
-    return {"form": "full" if shop.engaged_items <= MAX_FULL_SOFTMAX_ITEMS else "mixed", "frequency": "exact"}
+    return {"form": "full" if _is_full(shop) else "mixed", "frequency": "exact"}
 
 
 def _train(shop: Shop, batch: int, steps: int) -> dict[str, Any]:
@@ -156,11 +163,11 @@ def _train(shop: Shop, batch: int, steps: int) -> dict[str, Any]:
     catalog it is drawn again and again.
     """
     steps = max(_LEAST_STEPS, min(steps, 30 * shop.training_pairs // batch))
-    every = max(5, steps // (3 * _STEPS_PER_VALIDATION))
+    every = max(5, steps // _VALIDATIONS)
     return {
-        "batch_size": batch, "negative_count": batch, "negatives_from": "engaged", "steps": steps,
-        "warmup_steps": max(1, min(30, steps // 10)), "schedule": "constant",
-        "average_decay": 0.98 if steps >= 200 else 0.9, "validate_every": every, "log_every": every,
+        "batch_size": batch, "negative_count": min(batch, 8_192), "negatives_from": "engaged", "steps": steps,
+        "warmup_steps": max(1, min(15, steps // 10)), "schedule": "constant",
+        "average_decay": 0.9 if steps < 400 else 0.98, "validate_every": every, "log_every": every,
         "checkpoint_every": 4 * every,
     }  # fmt: skip
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from itemsage_model.data.batch import ItemBatch, PairBatch, RaggedTensor
 from itemsage_model.encoders.encoder import Encoder, Fold, Tokens
@@ -45,6 +46,7 @@ class ItemTower(nn.Module):
     lookup_tables: ClassVar[frozenset[str]] = frozenset(
         {"hash_embedding.table", "hash_embedding.importance", "item_identity.table"}
     )
+    unseen_pull: Tensor
     learning_rate_factors: ClassVar[dict[str, float]] = {"residual.alpha": 10.0}
 
     def __init__(
@@ -77,6 +79,8 @@ class ItemTower(nn.Module):
             else None
         )
         self.query_adapter = QueryAdapter(task_kinds, EMBEDDING_DIM) if settings.query_adapter else None
+        if self.item_identity is not None:
+            self.register_buffer("unseen_pull", torch.zeros(EMBEDDING_DIM))
 
     def forward(self, items: ItemBatch, fold: Fold | None = None) -> Float[Tensor, "item dim"]:
         """Embed items; unit length. `fold` may hold the encoder's constants, where the weights are frozen."""
@@ -86,7 +90,11 @@ class ItemTower(nn.Module):
             frozen = Tokens(texts.values.float(), texts.counts[:, None] > 0)
             embeddings = self.residual(frozen.padded()[:, 0], frozen.is_present[:, 0], embeddings)
         assert embeddings is not None, "the settings refuse a tower with neither a sequence nor a residual path"
-        return embeddings
+        if self.item_identity is None or self.training:
+            return embeddings
+        assert items.item_key is not None
+        is_seen = self.item_identity.is_present(items.item_key)
+        return torch.where(is_seen[:, None], embeddings, F.normalize(embeddings + self.unseen_pull, dim=-1))
 
     def fold(self) -> Fold | None:
         """The encoder's constants, to pass to `forward` while the weights are frozen; None where there are none."""
@@ -96,6 +104,15 @@ class ItemTower(nn.Module):
         """Say which items have training pairs: they, and no others, have an identity in the sequence."""
         if self.item_identity is not None:
             self.item_identity.remember(item_key)
+
+    def pull_unseen(self, pull: Float[Tensor, "dim"]) -> None:
+        """What is added to the embeddings of items without training pairs, once training is over.
+
+        Items that are sold lie nearer to all queries than those that nobody could buy yet. A pull towards the mean
+        query evens that out, as far as the one who calls wants it; see `training.validation`.
+        """
+        if self.item_identity is not None:
+            self.unseen_pull.copy_(pull)
 
     def in_precision(self, dtype: torch.dtype) -> ItemTower:
         """This tower with its encoder and tables in `dtype`; maps of frozen vectors stay in float32."""

@@ -6,9 +6,10 @@ validation window, measured on that window, and then one over the whole period w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from itemsage_model.data.batch import PairBatch
 from itemsage_model.data.parquet_files import reading_now
 from itemsage_model.data.prefetch import Prefetch
-from itemsage_model.encoders.item_tower import ItemTowerSpec, parameter_counts
+from itemsage_model.encoders.item_tower import ItemTower, ItemTowerSpec, parameter_counts
 from itemsage_model.encoders.model_files import CheckpointError
 from itemsage_model.encoders.tower import Tower
 from itemsage_model.training import distributed
@@ -26,6 +27,7 @@ from itemsage_model.training.progress import Progress
 from itemsage_model.training.trainer import StepReport, Trainer
 from itemsage_model.training.validation import EarlyStopping, Recall, Validation
 from schemas.settings import Settings
+from schemas.tables import EMBEDDING_DIM
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,9 @@ class Pass:
         checkpoints: Folder of its checkpoints.
         tensorboard: Local folder of its curves; empty = none.
         run_id: Identity of the run; a checkpoint of another run is not resumed.
+        pull: Pull on items without training pairs that an earlier pass has found; see `Validation.calibrate`.
         is_validated: Whether it is measured as it goes on, and ends when that is enough.
-        validation: Measures it; rank 0 has it.
+        validation: Measures it, and knows the mean query; rank 0 has it, where anything is validated.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Pass:
     checkpoints: str
     tensorboard: str
     run_id: str
+    pull: float = 0.0
     is_validated: bool = False
     validation: Validation | None = None
 
@@ -63,6 +67,7 @@ class Outcome:
         steps: Steps after which it had them.
         best: What was measured then; None without validation.
         history: All that was measured.
+        pull: Pull on items without training pairs.
         reports: What was reported on the way.
         skipped_steps: Steps without an update.
         precision: What the tower was computed in.
@@ -73,6 +78,7 @@ class Outcome:
     steps: int
     best: Recall | None
     history: list[Recall]
+    pull: float = 0.0
     reports: list[StepReport] = field(default_factory=list)
     skipped_steps: int = 0
     precision: str = "float32"
@@ -102,20 +108,47 @@ def run_pass(one: Pass, device: torch.device) -> Outcome:
             tensors = _state(trainer, stopping)
             save_checkpoint(one.checkpoints, trainer.step, tensors, trainer.optimizer, {"run_id": one.run_id})
 
+    is_enough = _is_enough(one, trainer, stopping, device)
+    if is_enough and trainer.step == 0:
+        is_enough()  # what the frozen vectors reach, where training starts from them
     try:
-        trainer.fit(batches, progress or (lambda _: None), save, _is_enough(one, trainer, stopping, device))
+        trainer.fit(batches, progress or (lambda _: None), save, is_enough)
     finally:
         batches.close()
         if progress:
             progress.close()
-    trained, steps = trainer.trained, trainer.step
+    trained, steps = cast(ItemTower, trainer.trained), trainer.step
     if stopping.best is not None:
         trained.load_state_dict(stopping.weights)
         steps = stopping.best.step
+    best, pull = _pulled(one, trained, stopping.best, device)
     reports = progress.history if progress else []
     return Outcome(
-        trained, inputs.spec, steps, stopping.best, stopping.history, reports, trainer.skipped_steps, trainer.precision
+        trained, inputs.spec, steps, best, stopping.history, pull, reports, trainer.skipped_steps, trainer.precision
     )
+
+
+def _pulled(one: Pass, tower: ItemTower, best: Recall | None, device: torch.device) -> tuple[Recall | None, float]:
+    """Pull items without training pairs as far as the settings ask; what the tower then reaches, and the pull."""
+    if not one.settings.train.unseen_as_frozen or not one.settings.model.residual:
+        return best, 0.0
+    figures = torch.zeros(3, dtype=torch.float64, device=device)
+    direction = torch.zeros(EMBEDDING_DIM, device=device)
+    if one.validation is not None:
+        pull = one.pull
+        frozen = one.validation.frozen() if one.is_validated else None
+        if frozen is not None and not math.isnan(frozen.of_unseen):
+            print(f"  the frozen vectors, {frozen}", flush=True)
+            pull = one.validation.calibrate(tower, frozen.of_unseen, device)
+        direction += pull * one.validation.mean_query(tower, device).to(device)
+        tower.pull_unseen(direction)
+        found = one.validation.recall(tower, 0, device) if best else Recall(0, 0.0, 0.0)
+        figures += torch.tensor([pull, found.of_all, found.of_unseen], dtype=torch.float64, device=device)
+        if best and pull:
+            print(f"  {one.name} with a pull of {pull} on unseen items, {replace(found, step=best.step)}", flush=True)
+    tower.pull_unseen(distributed.sum_over_ranks(direction))
+    pull, of_all, of_unseen = distributed.sum_over_ranks(figures).tolist()
+    return (replace(best, of_all=of_all, of_unseen=of_unseen) if best else None), pull
 
 
 def _is_enough(one: Pass, trainer: Trainer, stopping: EarlyStopping, device: torch.device) -> Callable[[], bool] | None:

@@ -20,6 +20,7 @@ from itemsage_model.training import distributed
 from itemsage_model.training.checkpoint import remove_checkpoints
 from itemsage_model.training.inputs import Inputs, inputs_for, pin_inputs, shop_of, validation_of
 from itemsage_model.training.passes import Outcome, Pass, run_pass
+from itemsage_model.training.validation import Validation
 from schemas.lease import hold, require_held
 from schemas.metrics import CandidateMetrics, TrainMetrics
 from schemas.presets import Candidate, candidates
@@ -47,11 +48,16 @@ def _train(settings: Settings, device: torch.device) -> None:
     run_id = _run_id(inputs, settings)
     distributed.same_on_all_ranks("inputs and settings", run_id)
     tried = candidates(settings, None if settings.preset == "paper" else shop_of(inputs, settings))
-    fitted = _fit(tried, inputs, settings, run_id, device)
+    is_first = distributed.rank() == 0
+    asks = any(one.settings.train.validate_every for one in tried)
+    validation = validation_of(inputs, settings) if asks else None
+    if asks and validation is None:
+        _say("warning: no validation pair, so training ends at its last step: raise dates.validation_days")
+    fitted = _fit(tried, inputs, validation, run_id, device) if validation else {}
     chosen = max(fitted, key=lambda name: fitted[name].recall) if fitted else tried[0].name
     candidate = next(one for one in tried if one.name == chosen)
-    outcome = _final(candidate, fitted.get(chosen), inputs, run_id, device)
-    if distributed.rank() == 0:
+    outcome = _final(candidate, fitted.get(chosen), inputs, validation if is_first else None, run_id, device)
+    if is_first:
         require_held()
         metrics = _save_trained(inputs, candidate, outcome, fitted, tried)
         print(f"  chosen: {metrics.choice}", flush=True)
@@ -60,59 +66,56 @@ def _train(settings: Settings, device: torch.device) -> None:
                            settings=settings.model_dump(mode="json"), made_with=inputs.made_with)  # fmt: skip
         write_record(settings.layout, record)
         print(f"  saved model {metrics.model_id}", flush=True)
-        for one in tried:
-            remove_checkpoints(_folder(settings.layout, run_id, one.name))
-        remove_checkpoints(settings.layout.checkpoints(run_id))
+        for folder in (run_id, *(f"{run_id}-{one.name}" for one in tried)):
+            remove_checkpoints(settings.layout.checkpoints(folder))
     distributed.barrier()
 
 
 def _fit(
-    tried: list[Candidate], inputs: Inputs, settings: Settings, run_id: str, device: torch.device
+    tried: list[Candidate], inputs: Inputs, validation: Validation, run_id: str, device: torch.device
 ) -> dict[str, Outcome]:
-    """Each candidate trained on what came before the validation window; none where nothing is validated."""
-    validated = [one for one in tried if one.settings.train.validate_every]
-    if not validated:
-        return {}
-    validation = validation_of(inputs, settings)
-    if validation is None:
-        _say("warning: no validation pair, so training ends at its last step: raise dates.validation_days")
-        return {}
+    """Each candidate that asks for it, trained on what came before the validation window."""
     outcomes = {}
-    for one in validated:
-        _say(f"fitting {one.name}: {one.reason}")
-        outcomes[one.name] = run_pass(
-            Pass(
-                one.name,
-                one.settings,
-                inputs_for(inputs, one.settings, "fit_weight"),
-                _folder(settings.layout, run_id, one.name),
-                settings.layout.tensorboard(f"{run_id}-{one.name}"),
-                run_id,
-                is_validated=True,
-                validation=validation if distributed.rank() == 0 else None,
-            ),
-            device,
-        )
+    for one in tried:
+        if one.settings.train.validate_every:
+            _say(f"fitting {one.name}: {one.reason}")
+            layout, folder = one.settings.layout, f"{run_id}-{one.name}"
+            outcomes[one.name] = run_pass(
+                Pass(
+                    one.name,
+                    one.settings,
+                    inputs_for(inputs, one.settings, "fit_weight"),
+                    layout.checkpoints(folder),
+                    layout.tensorboard(folder),
+                    run_id,
+                    is_validated=True,
+                    validation=validation if distributed.rank() == 0 else None,
+                ),
+                device,
+            )
     return outcomes
 
 
-def _final(candidate: Candidate, fitted: Outcome | None, inputs: Inputs, run_id: str, device: torch.device) -> Outcome:
+def _final(
+    candidate: Candidate,
+    fitted: Outcome | None,
+    inputs: Inputs,
+    validation: Validation | None,
+    run_id: str,
+    device: torch.device,
+) -> Outcome:
     """The chosen candidate over the whole training period, for as many steps as were best; or as it was fitted."""
     settings = candidate.settings
-    if fitted is not None and not settings.train.final_pass:
+    if fitted is not None and not (settings.train.final_pass and fitted.steps):
         return fitted
     if fitted is not None:
         _say(f"training {candidate.name} on the whole period, {fitted.steps} steps")
         train_settings = settings.train.model_copy(update={"steps": fitted.steps})
         settings = settings.model_copy(update={"train": train_settings})
-    layout = settings.layout
-    whole = inputs_for(inputs, settings, "pair_weight")
-    return run_pass(Pass("", settings, whole, layout.checkpoints(run_id), layout.tensorboard(run_id), run_id), device)
-
-
-def _folder(layout: Warehouse, run_id: str, candidate: str) -> str:
-    """Where the checkpoints of a candidate's pass lie, beside those of the last pass."""
-    return layout.checkpoints(f"{run_id}-{candidate}")
+    layout, whole = settings.layout, inputs_for(inputs, settings, "pair_weight")
+    folders = layout.checkpoints(run_id), layout.tensorboard(run_id)
+    pull = fitted.pull if fitted else 0.0
+    return run_pass(Pass("", settings, whole, *folders, run_id, pull, validation=validation), device)
 
 
 def _say(line: str) -> None:

@@ -81,6 +81,7 @@ class TrainSettings(Section):
     validate_every: int = Field(default=0, ge=0)
     patience: int = Field(default=4, ge=1)
     final_pass: bool = True
+    unseen_as_frozen: bool = True
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     shuffle_rows: int = Field(default=32_768, ge=1)
     prefetch_batches: int = Field(default=4, ge=1)
