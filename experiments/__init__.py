@@ -1,0 +1,1 @@
+"""Experiments that back a claim of the README: they use everything, and nobody imports them."""
