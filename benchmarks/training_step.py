@@ -119,6 +119,7 @@ def make_inputs(settings: Settings, catalog: Catalog) -> Inputs:
         pin_files("item_features", settings.table_uri("item_features"), 0),
         keys,
         np.full(len(keys), 1 / len(keys)),
+        np.empty(0, np.int64),
         spec,
         {"vocabulary": "synthetic"},
         (),

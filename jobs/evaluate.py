@@ -156,9 +156,11 @@ def _adapted(settings: Settings, task_pairs: list[TaskPairs], ids: Names, embedd
     model = load_model(read_record(settings.layout, TRAIN).metrics.model_uri, ItemTowerSpec)
     adapted = embeddings.copy()
     for kind in sorted({pairs.task.query_kind for pairs in task_pairs}):
-        of_kind = np.concatenate([pairs.query_ids for pairs in task_pairs if pairs.task.query_kind == kind])
-        rows = np.searchsorted(ids, np.unique(of_kind))
-        adapted[rows] = adapt_queries(model, kind, embeddings[rows])
+        of_kind = [pairs for pairs in task_pairs if pairs.task.query_kind == kind]
+        names, first = np.unique(np.concatenate([pairs.query_ids for pairs in of_kind]), return_index=True)
+        keys = np.concatenate([pairs.query_key for pairs in of_kind])[first]
+        rows = np.searchsorted(ids, names)
+        adapted[rows] = adapt_queries(model, kind, embeddings[rows], keys)
     return adapted
 
 

@@ -32,6 +32,7 @@ from itemsage_model.serving.scorer import batch_function, load_once
 from jobs.runtime import command_line, gates, table_io
 from jobs.runtime.job_run import JobRun
 from jobs.runtime.worker_rows import WorkerRows
+from jobs.transforms.keys import query_key
 from schemas.arrow import arrow_schema
 from schemas.elements import FEATURE_CELLS
 from schemas.errors import InputError
@@ -104,7 +105,7 @@ def build(
 
 
 def build_queries(queries: DataFrame, model: SavedModel[ItemTowerSpec], kinds: set[str]) -> WorkerRows:
-    """The vectors of the queries of some kinds; the adapter, a few hundred kilobytes, travels with the function.
+    """The vectors of the queries of some kinds; the adapter travels with the function, which Spark broadcasts.
 
     Args:
         queries: Rows of QUERY_EMBEDDINGS.
@@ -121,7 +122,8 @@ def build_queries(queries: DataFrame, model: SavedModel[ItemTowerSpec], kinds: s
     if adapter is not None:
         for kind in sorted(kinds):
             adapter.number_of(kind)
-    asked = queries.where(F.col("query_kind").isin(*kinds)).select("query_id", "query_kind", "query_embedding")
+    asked = queries.where(F.col("query_kind").isin(*kinds))
+    asked = asked.select("query_id", "query_kind", query_key("query_id").alias("query_key"), "query_embedding")
     return WorkerRows(asked, query_batches(adapter, model.model_id))
 
 

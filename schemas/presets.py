@@ -115,6 +115,7 @@ def _large_log(shop: Shop) -> dict[str, dict[str, Any]]:
         "residual": shop.is_one_space,
         "item_map": shop.is_one_space,
         "id_rows": max(1_000, 2 * shop.engaged_items),
+        "query_id_rows": max(1_000, min(2 * shop.items, 200_000)),
     }
     return {
         "model": model,

@@ -76,6 +76,7 @@ lsa_vocabulary = 400
 sequence = ["text", "images", "frozen_text", "item_id"]
 query_adapter = true
 id_rows = 100
+query_id_rows = 100
 width = 32
 heads = 4
 feed_forward_width = 32
@@ -218,10 +219,16 @@ def test_published_query_vectors_are_what_the_model_makes_of_the_frozen_ones(por
         (frozen, "query_embedding"), (found, "query_vector")
     ))  # fmt: skip
     assert set(kinds) == {"search", "closeup"}
+    pairs = [rows_of(portal, task.training_table) for task in portal.task_list]
+    key_of = {q: k for table in pairs for q, k in zip(*table.select(["query_id", "query_key"]).columns, strict=True)}
+    keys = np.array([key_of.get(name, 0) for name in frozen["query_id"].to_pylist()])
+    assert model.spec.trained_queries == len(key_of)
     for kind in set(kinds):
-        adapted = adapt_queries(model, kind, embeddings[kinds == kind])
-        np.testing.assert_allclose(vectors[kinds == kind], adapted, atol=1e-6)
-        assert not np.allclose(adapted, embeddings[kinds == kind], atol=1e-6)
+        known = (kinds == kind) & (keys != 0)
+        adapted = adapt_queries(model, kind, embeddings[known], keys[known])
+        np.testing.assert_allclose(vectors[known], adapted, atol=1e-6)
+        assert not np.allclose(adapted, embeddings[known], atol=1e-6)
+        assert not np.allclose(adapted, adapt_queries(model, kind, embeddings[known], 0 * keys[known]), atol=1e-6)
 
 
 @pytest.mark.fault("S2", "refused", "whoever reaches a port of a whole run: none is open but on the loopback interface")

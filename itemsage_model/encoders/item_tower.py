@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from itemsage_model.data.batch import ItemBatch, PairBatch, RaggedTensor
 from itemsage_model.encoders.encoder import Encoder, Fold, Tokens
 from itemsage_model.encoders.hash_embedding import HashEmbedding
-from itemsage_model.encoders.item_identity import ItemIdentity
+from itemsage_model.encoders.identity import KeyIdentity
 from itemsage_model.encoders.query_adapter import QueryAdapter
 from itemsage_model.encoders.residual import Residual
 from itemsage_model.encoders.tower import Tower
@@ -41,13 +41,14 @@ class ItemTower(nn.Module):
         elements: What a batch holds of an item; those that settings.sequence names enter the sequence.
         task_kinds: Query kind of each task, in the order of the tasks; only the query adapter asks.
         trained_items: How many items have training pairs; only the item identity asks.
+        trained_queries: How many queries have; only the query identity asks.
     """
 
     lookup_tables: ClassVar[frozenset[str]] = frozenset(
-        {"hash_embedding.table", "hash_embedding.importance", "item_identity.table"}
+        {"hash_embedding.table", "hash_embedding.importance", "item_identity.table", "query_adapter.identity.table"}
     )
     unseen_pull: Tensor
-    learning_rate_factors: ClassVar[dict[str, float]] = {"residual.alpha": 10.0}
+    learning_rate_factors: ClassVar[dict[str, float]] = {"residual.alpha": 10.0, "query_adapter.beta": 10.0}
 
     def __init__(
         self,
@@ -56,6 +57,7 @@ class ItemTower(nn.Module):
         elements: Sequence[SizedElement],
         task_kinds: Sequence[str] = (),
         trained_items: int = 0,
+        trained_queries: int = 0,
     ) -> None:
         super().__init__()
         self.settings = settings
@@ -69,7 +71,7 @@ class ItemTower(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(math.log(loss.temperature)))
         # The paper's tower has none of these; they come last so that a seed gives it the weights it always gave.
         self.item_identity = (
-            ItemIdentity(settings.id_rows, EMBEDDING_DIM, settings.id_dropout, trained_items)
+            KeyIdentity(settings.id_rows, EMBEDDING_DIM, settings.id_dropout, trained_items)
             if ITEM_ID in settings.sequence
             else None
         )
@@ -78,7 +80,7 @@ class ItemTower(nn.Module):
             if settings.residual
             else None
         )
-        self.query_adapter = QueryAdapter(task_kinds, EMBEDDING_DIM) if settings.query_adapter else None
+        self.query_adapter = make_query_adapter(settings, task_kinds, trained_queries)
         if self.item_identity is not None:
             self.register_buffer("unseen_pull", torch.zeros(EMBEDDING_DIM))
 
@@ -100,10 +102,12 @@ class ItemTower(nn.Module):
         """The encoder's constants, to pass to `forward` while the weights are frozen; None where there are none."""
         return self.encoder.fold() if self.encoder is not None and len(self.encoder.blocks) == 1 else None
 
-    def remember(self, item_key: Int[Tensor, "item"]) -> None:
-        """Say which items have training pairs: they, and no others, have an identity in the sequence."""
+    def remember(self, item_key: Int[Tensor, "item"], query_key: Int[Tensor, "query"] | None = None) -> None:
+        """Say which items and which queries have training pairs: they, and no others, have an identity."""
         if self.item_identity is not None:
             self.item_identity.remember(item_key)
+        if self.query_adapter is not None and self.query_adapter.identity is not None and query_key is not None:
+            self.query_adapter.identity.remember(query_key)
 
     def pull_unseen(self, pull: Float[Tensor, "dim"]) -> None:
         """What is added to the embeddings of items without training pairs, once training is over.
@@ -131,7 +135,7 @@ class ItemTower(nn.Module):
         """The query vector of each pair, frozen or adapted, and the items just embedded."""
         queries = batch.query_embedding.float()
         if self.query_adapter is not None:
-            queries = self.query_adapter(queries, self.query_adapter.kind_of_task[batch.task])
+            queries = self.query_adapter(queries, self.query_adapter.kind_of_task[batch.task], batch.query_key)
         return queries, embedded
 
     def temperature(self) -> Float[Tensor, ""]:
@@ -189,6 +193,15 @@ def _encoder(settings: ModelSettings, elements: Mapping[str, SizedElement]) -> E
     )
 
 
+def make_query_adapter(settings: ModelSettings, task_kinds: Sequence[str], trained_queries: int) -> QueryAdapter | None:
+    """The query adapter that the settings ask for, with fresh weights; None where they ask for none."""
+    if not settings.query_adapter:
+        return None
+    rows = settings.query_id_rows
+    identity = KeyIdentity(rows, EMBEDDING_DIM, settings.id_dropout, trained_queries) if rows else None
+    return QueryAdapter(task_kinds, EMBEDDING_DIM, identity)
+
+
 @dataclass(frozen=True)
 class ItemTowerSpec:
     """What one must know to read an item tower's weights, and what its embeddings may be compared with.
@@ -201,6 +214,7 @@ class ItemTowerSpec:
         embedding_spaces: Query kind -> frozen query space that the embeddings were fitted to.
         task_kinds: Query kind of each task that it was trained on, in the order of the tasks.
         trained_items: Number of items with training pairs.
+        trained_queries: Number of queries with training pairs; 0 where the model has no identities of queries.
     """
 
     kind: ClassVar[str] = "item_tower"
@@ -212,6 +226,7 @@ class ItemTowerSpec:
     embedding_spaces: dict[str, str]
     task_kinds: tuple[str, ...] = ()
     trained_items: int = 0
+    trained_queries: int = 0
 
     @property
     def elements(self) -> tuple[SizedElement, ...]:
@@ -228,6 +243,7 @@ class ItemTowerSpec:
             "embedding_spaces": self.embedding_spaces,
             "task_kinds": list(self.task_kinds),
             "trained_items": self.trained_items,
+            "trained_queries": self.trained_queries,
         }
 
     @classmethod
@@ -239,15 +255,18 @@ class ItemTowerSpec:
             FeatureSettings.model_validate(values["features"]),
             int(values["vocabulary_size"]),
             dict(values["embedding_spaces"]),
-            # Absent in models of before version 0.3, which have neither query adapter nor item identity.
+            # Absent in models of before version 0.3, which have neither query adapter nor identities.
             tuple(values.get("task_kinds", ())),
             int(values.get("trained_items", 0)),
+            int(values.get("trained_queries", 0)),
         )
 
     def build(self, *, seed: int = 1) -> ItemTower:
         """A tower of these sizes with fresh weights, the same for the same seed."""
         torch.manual_seed(seed)
-        return ItemTower(self.model, self.loss, self.elements, self.task_kinds, self.trained_items)
+        return ItemTower(
+            self.model, self.loss, self.elements, self.task_kinds, self.trained_items, self.trained_queries
+        )
 
 
 def parameter_counts(tower: Tower) -> dict[str, int]:

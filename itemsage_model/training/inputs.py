@@ -15,6 +15,7 @@ import torch
 
 from itemsage_model.data.mixing import CPU, CatalogBatches, MixedBatches, pairs_per_task
 from itemsage_model.data.pinned_files import TableFiles, pin_files, require_image_length
+from itemsage_model.data.query_keys import trained_queries
 from itemsage_model.data.reader import CatalogItems, RowStream, Weight, catalog_format, pair_format, read_catalog
 from itemsage_model.data.validation import read_validation
 from itemsage_model.encoders.item_tower import ITEM_ID, ItemTowerSpec
@@ -45,6 +46,7 @@ class Inputs:
         catalog: Files of item_features.
         item_keys: int64 [item], sorted keys of the items with a training pair; empty where nothing asks for them.
         item_shares: float64 [item], expected share of a batch's rows that have the item; empty like the keys.
+        query_keys: int64 [query], sorted keys of the queries with a training pair; empty where nothing asks for them.
         spec: The model to train.
         made_with: What the tables were made with, which is stamped on the model; see schemas/contracts.py.
         versions: Version and rows of every table read.
@@ -57,6 +59,7 @@ class Inputs:
     catalog: TableFiles
     item_keys: npt.NDArray[np.int64]
     item_shares: npt.NDArray[np.float64]
+    query_keys: npt.NDArray[np.int64]
     spec: ItemTowerSpec
     made_with: dict[str, str]
     versions: tuple[TableVersion, ...]
@@ -99,6 +102,7 @@ def pin_inputs(settings: Settings) -> Inputs:
         pin_files(catalog.table, catalog.uri, catalog.version),
         np.empty(0, np.int64),
         np.empty(0),
+        np.empty(0, np.int64),
         ItemTowerSpec(settings.model, settings.loss, settings.features, features.metrics.vocabulary_size, spaces),
         made_with,
         (*tasks, catalog, counts),
@@ -125,10 +129,12 @@ def inputs_for(pinned: Inputs, settings: Settings, weight: Weight) -> Inputs:
     keys, shares = np.empty(0, np.int64), np.empty(0)
     if _needs_item_shares(settings):
         keys, shares = _item_shares(pinned.counts, settings, weight)
+    queries = trained_queries(pinned.tasks, weight) if settings.model.query_id_rows else np.empty(0, np.int64)
     spec = replace(
-        pinned.spec, model=settings.model, loss=settings.loss, task_kinds=kinds, trained_items=len(keys)
+        pinned.spec, model=settings.model, loss=settings.loss, task_kinds=kinds, trained_items=len(keys),
+        trained_queries=len(queries),
     )  # fmt: skip
-    return replace(pinned, item_keys=keys, item_shares=shares, spec=spec, weight=weight)
+    return replace(pinned, item_keys=keys, item_shares=shares, query_keys=queries, spec=spec, weight=weight)
 
 
 def _validation_tables(tables: RunRecord[Any], settings: Settings) -> tuple[TableVersion, ...]:

@@ -93,7 +93,7 @@ def run_pass(one: Pass, device: torch.device) -> Outcome:
     """Train from fresh weights, or from the newest intact checkpoint of the same pass, to the end of the pass."""
     settings, inputs, is_first = one.settings, one.inputs, distributed.rank() == 0
     tower = inputs.spec.build(seed=settings.train.seed).to(device)
-    tower.remember(torch.from_numpy(inputs.item_keys))
+    tower.remember(torch.from_numpy(inputs.item_keys), torch.from_numpy(inputs.query_keys))
     trainer = Trainer(tower, make_objective(inputs, settings, device), settings.train, len(settings.tasks))
     stopping = EarlyStopping(settings.train.patience)
     _resume(trainer, stopping, one.checkpoints)

@@ -46,7 +46,8 @@ def collect_pairs(job: JobRun[EvaluationMetrics], task: Task) -> TaskPairs:
 def pairs_of(table: DataFrame, task: Task, most: int) -> TaskPairs:
     """At most so many rows of a table with PAIR_COLUMNS, the first by a hash of the pair."""
     by_hash = table.orderBy(F.xxhash64("query_id", "item_id"), "query_id", "item_id")
-    columns = by_hash.limit(most).select("query_id", "item_key", "query_item_key", "engagement_count").toArrow()
+    names = ("query_id", "query_key", "item_key", "query_item_key", "engagement_count")
+    columns = by_hash.limit(most).select(*names).toArrow()
     distinct, first, query = np.unique(names_of(columns["query_id"]), return_index=True, return_inverse=True)
     return TaskPairs(
         task,
@@ -55,6 +56,7 @@ def pairs_of(table: DataFrame, task: Task, most: int) -> TaskPairs:
         columns["engagement_count"].to_numpy().astype(np.float32),
         distinct,
         columns["query_item_key"].to_numpy()[first],
+        columns["query_key"].to_numpy()[first],
     )
 
 

@@ -28,6 +28,7 @@ class TaskPairs:
         weights: Engagement count of each pair [pair].
         query_ids: The distinct queries, sorted [query].
         query_item_key: Item that each query shows, 0 = none [query].
+        query_key: Key of each query [query].
     """
 
     task: Task
@@ -36,6 +37,7 @@ class TaskPairs:
     weights: npt.NDArray[np.float32]
     query_ids: Names
     query_item_key: Keys
+    query_key: Keys
 
 
 @dataclass(frozen=True)

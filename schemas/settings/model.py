@@ -29,6 +29,7 @@ class ModelSettings(Section):
     residual: bool = False
     item_map: bool = False
     query_adapter: bool = False
+    query_id_rows: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _combinations(self) -> ModelSettings:
@@ -40,6 +41,8 @@ class ModelSettings(Section):
             raise ValueError("sequence is empty, which only residual = true allows: name text, images or another part")
         if self.item_map and not self.residual:
             raise ValueError("item_map maps the frozen vector of the residual path: also set residual = true")
+        if self.query_id_rows and not self.query_adapter:
+            raise ValueError("query_id_rows are of the query adapter: also set query_adapter = true")
         return self
 
 

@@ -31,12 +31,12 @@ SPEC = ItemTowerSpec(
 """A small model that reads the items made here."""
 BEYOND_THE_PAPER = {
     "sequence": ("text", "images", "frozen_text", "item_id"), "residual": True, "item_map": True, "query_adapter": True,
-    "id_rows": 64,
+    "id_rows": 64, "query_id_rows": 32,
 }  # fmt: skip
 """Settings of a model that has all that the paper's has not."""
 FULL_SPEC = replace(
     SPEC, model=SPEC.model.model_copy(update=BEYOND_THE_PAPER), task_kinds=("search", "closeup", "search"),
-    trained_items=6,
+    trained_items=6, trained_queries=4,
 )  # fmt: skip
 ELEMENTS = SPEC.elements
 CHECKSUMS = (FEATURES_HASH, ROW_CHECKSUM)

@@ -61,7 +61,7 @@ def test_a_log_without_a_held_out_pair_is_published_and_that_is_said(
 def pairs(engagement: str, count: int) -> TaskPairs:
     numbers = np.arange(count)
     ones = np.ones(count, np.float32)
-    return TaskPairs(Task("search", engagement), numbers, numbers, ones, numbers.astype(str), numbers)
+    return TaskPairs(Task("search", engagement), numbers, numbers, ones, numbers.astype(str), numbers, numbers)
 
 
 @pytest.mark.fault("t10", "recovered", "few held-out pairs, and fewer candidates than k")
@@ -79,17 +79,25 @@ def test_the_model_is_compared_with_its_adapted_queries_by_kind(make_settings: A
     settings = make_settings(tasks=[{"query_kind": kind, "engagement": "click"} for kind in ("closeup", "search")])
     tower = FULL_SPEC.build(seed=1)
     tower.query_adapter.weight.data.normal_(std=0.1)
+    tower.query_adapter.identity.table.data.normal_()
+    tower.remember(torch.tensor([1000]), torch.tensor([1]))
     uri, identity = save_model(settings.layout.models, tower, FULL_SPEC, {})
     metrics = TrainMetrics(identity, uri, "abc", {}, 1, 1, 0.0, 1, "float32", 0)
     write_record(settings.layout, RunRecord("train", metrics))
     ids = np.array(["a", "b", "c"], object)
     vectors = np.random.default_rng(1).normal(size=(3, 256)).astype(np.float32)
     of_search, of_closeup = pairs("click", 2), replace(pairs("click", 1), task=Task("closeup", "click"))
-    task_pairs = [replace(of_search, query_ids=ids[[0, 2]]), replace(of_closeup, query_ids=ids[[1]])]
+    keys = np.arange(3)  # the second query of the search task, c, is known
+    of_search = replace(of_search, query_ids=ids[[0, 2]], query_key=keys[[0, 1]])
+    task_pairs = [of_search, replace(of_closeup, query_ids=ids[[1]], query_key=keys[[2]])]
     adapted = evaluate._adapted(settings, task_pairs, ids, vectors)
     model = load_model(uri, ItemTowerSpec)
-    np.testing.assert_allclose(adapted[[0, 2]], adapt_queries(model, "search", vectors[[0, 2]]), atol=1e-6)
-    np.testing.assert_allclose(adapted[[1]], adapt_queries(model, "closeup", vectors[[1]]), atol=1e-6)
+    np.testing.assert_allclose(
+        adapted[[0, 2]], adapt_queries(model, "search", vectors[[0, 2]], keys[[0, 1]]), atol=1e-6
+    )
+    np.testing.assert_allclose(adapted[[1]], adapt_queries(model, "closeup", vectors[[1]], keys[[2]]), atol=1e-6)
+    unknown = adapt_queries(model, "search", vectors[[0, 2]], keys[[0, 0]])
+    assert (np.abs(adapted[[0, 2]] - unknown).max(axis=1) > 0.01).tolist() == [False, True]
 
     zeros = np.zeros((3, 256), np.float32)
     queries = Queries(ids, zeros, adapted, None, np.zeros(3, bool), {}, np.full(3, "", object))

@@ -21,6 +21,7 @@ from itemsage_model.serving.query_vectors import adapt_queries
 from itemsage_model.serving.scorer import Scorer, batch_function, load_once
 from jobs import score_catalog as job
 from jobs.runtime.worker_rows import write_parts
+from jobs.transforms.keys import query_key
 from schemas.cells import to_list_column
 from schemas.elements import FEATURE_CELLS
 from schemas.errors import InputError
@@ -113,21 +114,30 @@ def test_query_vectors_are_the_queries_of_the_tasks_kinds_as_adapt_queries_has_t
     spark: SparkSession, tmp_path: Path, spec: ItemTowerSpec
 ) -> None:
     tower, queries = spec.build(seed=1), query_embeddings()
+    hashed = spark.createDataFrame(queries).select(query_key("query_id").alias("query_key")).toArrow()
+    keys = hashed["query_key"].to_numpy()
     if tower.query_adapter is not None:
         torch.manual_seed(2)
         tower.query_adapter.weight.data.normal_(std=0.1)
+        tower.query_adapter.identity.table.data.normal_()
+        tower.remember(torch.tensor([1000]), torch.from_numpy(keys[:4]))
     model = SavedModel("model-7", model_bytes(tower), spec, {})
     rows = job.build_queries(spark.createDataFrame(queries), model, {"search", "closeup"})
     written = write_parts(rows, str(tmp_path), QUERY_VECTORS)["path"].to_pylist()
     found = pa.concat_tables(pa.parquet.read_table(tmp_path / path) for path in written).sort_by("query_id")
     assert tuple(found.schema.names) == QUERY_VECTORS.column_names
     assert set(found["model_id"].to_pylist()) == {"model-7"}
-    asked = [row for row in queries.to_pylist() if row["query_kind"] != "voice"]
+    asked = [
+        row | {"key": key} for row, key in zip(queries.to_pylist(), keys, strict=True) if row["query_kind"] != "voice"
+    ]
     assert found["query_id"].to_pylist() == [row["query_id"] for row in asked]
     for row, expected in zip(found.to_pylist(), asked, strict=True):
         frozen = np.array([expected["query_embedding"]], np.float32)
         assert row["query_kind"] == expected["query_kind"]
-        adapted = adapt_queries(model, row["query_kind"], frozen)
+        key = np.array([expected["key"]])
+        adapted = adapt_queries(model, row["query_kind"], frozen, key)
+        by_map = adapt_queries(model, row["query_kind"], frozen, key + 1)
+        assert np.allclose(adapted, by_map) == (spec is SPEC or expected["key"] not in keys[:4])
         assert np.array_equal(adapted, frozen) == (spec is SPEC)
         np.testing.assert_allclose([row["query_vector"]], adapted, atol=1e-6)
 

@@ -50,7 +50,13 @@ def test_every_parameter_of_a_tower_with_all_parts_gets_a_gradient():
     model = tower()
     embedded = model(batch())
     embedded[:, 0].sum().backward()
-    others = {"log_temperature", "query_adapter.weight", "query_adapter.bias"}
+    others = {
+        "log_temperature",
+        "query_adapter.weight",
+        "query_adapter.bias",
+        "query_adapter.beta",
+        "query_adapter.identity.table",
+    }
     for name, parameter in model.named_parameters():
         if name not in others:
             assert parameter.grad is not None, name
@@ -75,7 +81,7 @@ def test_at_the_start_the_maps_leave_the_frozen_vectors_as_they_are(sequence: tu
         assert model.encoder is None
         assert {name for name, _ in model.named_parameters()} == {
             "log_temperature", "residual.item_map", "residual.without_text", "query_adapter.weight",
-            "query_adapter.bias",
+            "query_adapter.bias", "query_adapter.beta", "query_adapter.identity.table",
         }  # fmt: skip
     embedded = model(batch())
     assert torch.equal(embedded[HAS_TEXT], F.normalize(FROZEN[HAS_TEXT], dim=1))

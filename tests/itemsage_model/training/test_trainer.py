@@ -81,6 +81,11 @@ def test_a_model_with_all_parts_lowers_the_loss_and_knows_whom_it_was_trained_on
     saved = load_model(read_record(settings.layout, TRAIN).metrics.model_uri, ItemTowerSpec)
     counts = DeltaTable(tmp_path / "item_counts").to_pyarrow_table()
     trained = set(counts["item_key"].to_pylist())
+    # `write_pairs` numbers the queries of each task from 0.
+    assert saved.spec.trained_queries == 13
+    queries = saved.build().query_adapter.identity.is_present(torch.arange(1_000))
+    assert queries[:13].all()
+    assert queries.sum() < 40
     assert (saved.spec.trained_items, saved.spec.task_kinds) == (len(trained), ("closeup", "closeup"))
     catalog = torch.arange(20) + 1000
     known = saved.build().item_identity.is_present(catalog)

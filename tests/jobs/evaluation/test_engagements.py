@@ -26,7 +26,7 @@ def counted(spark: Any, make_settings: Any, half_life: float) -> dict[str, Any]:
     job: Any = SimpleNamespace(settings=settings, read=lambda table: spark.createDataFrame(rows[table.name], COLUMNS))
     one = np.zeros(1, np.int64)
     asked = TaskPairs(
-        Task("closeup", "click"), one, one, one.astype(np.float32), np.array(["q"], object), np.array([7])
+        Task("closeup", "click"), one, one, one.astype(np.float32), np.array(["q"], object), np.array([7]), one
     )
     yes = np.ones(3, bool)
     candidates = Candidates(np.array([10, 20, 30]), yes, np.array([0, 7, 9]), {}, yes, yes)

@@ -27,7 +27,7 @@ def window(shown: int = 0) -> tuple[TaskPairs, Candidates]:
     query = np.repeat(np.arange(QUERIES), 2)
     item = np.stack([np.arange(QUERIES) + 10, np.arange(QUERIES)], axis=1).ravel()
     names = np.array([f"q{number:02}" for number in range(QUERIES)], object)
-    pairs = TaskPairs(Task("search", "click"), query, item, WEIGHTS, names, np.full(QUERIES, shown))
+    pairs = TaskPairs(Task("search", "click"), query, item, WEIGHTS, names, np.full(QUERIES, shown), np.arange(QUERIES))
     counts = np.where(np.arange(ITEMS) < 30, 40 - np.arange(ITEMS), 0)
     yes = np.ones(ITEMS, bool)
     return pairs, Candidates(np.arange(ITEMS), yes, counts, {"itemsage": VECTORS, "untrained": -VECTORS}, yes, yes)
@@ -88,7 +88,9 @@ def test_without_ours_there_is_no_difference_and_nothing_to_judge() -> None:
 
 def test_systems_counted_by_age_are_there_where_engagements_have_one() -> None:
     pairs, candidates = window(shown=3)
-    queries = Queries(pairs.query_ids, ours(0.0), None, np.zeros(QUERIES, bool), {}, np.full(QUERIES, "", object))
+    queries = Queries(
+        pairs.query_ids, ours(0.0), ours(0.0), None, np.zeros(QUERIES, bool), {}, np.full(QUERIES, "", object)
+    )
     item_pairs = (np.array([3]), np.array([4]), np.array([0.5]))
     by_age = Engagements(candidates.engagement_count / 2, item_pairs)
     counted = {"": Engagements(candidates.engagement_count, item_pairs)}

@@ -54,8 +54,8 @@ def test_a_query_without_a_text_is_asked_with_that_of_the_item_it_shows() -> Non
     nothing = np.zeros((3, 2), np.float32)
     queries = Queries(objects("q1", "q2", "q3"), nothing, None, yes, {}, objects("lamp", "", ""))
     one = np.zeros(1, np.int64)
-    closeup = TaskPairs(Task("closeup", "click"), one, one, one, objects("q2"), np.array([30]))
-    search = TaskPairs(Task("search", "click"), one, one, one, objects("q1", "q3"), np.array([20, 0]))
+    closeup = TaskPairs(Task("closeup", "click"), one, one, one, objects("q2"), np.array([30]), one)
+    search = TaskPairs(Task("search", "click"), one, one, one, objects("q1", "q3"), np.array([20, 0]), np.arange(2))
     assert shown_items([closeup, search]).tolist() == [20, 30]
     candidates, queries = with_words(candidates, queries, [closeup, search], texts)
     for name in ("tfidf", "bm25"):

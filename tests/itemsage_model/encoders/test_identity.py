@@ -1,17 +1,17 @@
-"""Identities of items: for those trained on alone, hidden at random in training, the same whoever asks."""
+"""Identities of keys: for those trained on alone, hidden at random in training, the same whoever asks."""
 
 from __future__ import annotations
 
 import torch
 
-from itemsage_model.encoders.item_identity import ItemIdentity, _hashes
+from itemsage_model.encoders.identity import KeyIdentity, _hashes
 
 KEYS = torch.randint(-(1 << 63), (1 << 63) - 1, (4_000,), generator=torch.Generator().manual_seed(1))
 
 
-def identity(dropout: float = 0.0, trained: int = 1_000) -> ItemIdentity:
+def identity(dropout: float = 0.0, trained: int = 1_000) -> KeyIdentity:
     torch.manual_seed(2)
-    made = ItemIdentity(256, 8, dropout, trained)
+    made = KeyIdentity(256, 8, dropout, trained)
     made.remember(KEYS[:trained])
     return made
 
@@ -30,11 +30,11 @@ def test_hashes_are_those_of_a_slow_loop_over_unsigned_numbers():
     assert _hashes(torch.tensor(keys), range(3)).tolist() == expected
 
 
-def test_every_item_trained_on_has_an_identity_and_hardly_another():
+def test_every_key_trained_on_has_an_identity_and_hardly_another():
     model = identity().eval()
     assert model.is_present(KEYS[:1_000]).all()
     assert model.is_present(KEYS[1_000:]).float().mean() < 0.03
-    assert not ItemIdentity(256, 8, 0.0, 1_000).is_present(KEYS).any()
+    assert not KeyIdentity(256, 8, 0.0, 1_000).is_present(KEYS).any()
 
 
 def test_neighbouring_keys_are_told_apart():
@@ -46,7 +46,7 @@ def test_neighbouring_keys_are_told_apart():
     assert len(rows.unique()) > 240
 
 
-def test_items_remembered_before_are_forgotten():
+def test_keys_remembered_before_are_forgotten():
     model = identity().eval()
     model.remember(KEYS[2_000:2_500])
     assert model.is_present(KEYS[2_000:2_500]).all()
@@ -61,7 +61,7 @@ def test_in_training_some_are_hidden_others_in_the_next_step_and_none_in_scoring
     assert model.eval().is_present(KEYS[:1_000]).all()
 
 
-def test_a_resumed_run_hides_the_same_items():
+def test_a_resumed_run_hides_the_same_keys():
     whole, resumed = identity(dropout=0.5), identity(dropout=0.5)
     whole.is_present(KEYS[:100])
     resumed.load_state_dict(whole.state_dict())

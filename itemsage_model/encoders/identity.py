@@ -1,4 +1,4 @@
-"""Who an item is, as one more part of its sequence: a hashed embedding of its key, for the items trained on alone."""
+"""Who an item or a query is: a learned vector of its key, hashed, for the keys trained on alone."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch.nn import functional as F
 
 _FUNCTIONS = 2
 _BITS_PER_KEY, _PROBES = 10, 7
-"""Of the Bloom filter: 0.8 % of the items never trained on are taken for trained ones."""
+"""Of the Bloom filter: 0.8 % of the keys never trained on are taken for trained ones."""
 _DROPOUT_SEED = _FUNCTIONS + _PROBES
 _LARGEST = (1 << 63) - 1
 
 
-class ItemIdentity(nn.Module):
-    """Vector of an item = sum of the rows of a small table that its key hashes to (Svenstrup et al. 2017).
+class KeyIdentity(nn.Module):
+    """Vector of a key = sum of the rows of a small table that it hashes to (Svenstrup et al. 2017).
 
-    An item that was never a positive has no identity: its rows would hold what other items left there. Which items
-    were, a Bloom filter of their keys says, so that a worker that scores needs no list of them. In training an
-    identity is hidden at random, so that the other parts of the sequence learn to do without.
+    A key that is in no training pair has no identity: its rows would hold what other keys left there. Which keys are,
+    a Bloom filter says, so that a worker that scores needs no list of them. In training an identity is hidden at
+    random, so that all else that the model knows of an item or a query learns to do without.
 
     The draws follow from the key and a count of forward passes, which is a buffer: a resumed run hides the same.
 
@@ -27,45 +27,45 @@ class ItemIdentity(nn.Module):
         rows: Rows of the table.
         dim: Length of a vector.
         dropout: Probability that an identity is hidden in training.
-        trained_items: How many keys the filter is made for.
+        trained_keys: How many keys the filter is made for.
     """
 
     filter: Tensor
     draws: Tensor
 
-    def __init__(self, rows: int, dim: int, dropout: float, trained_items: int) -> None:
+    def __init__(self, rows: int, dim: int, dropout: float, trained_keys: int) -> None:
         super().__init__()
         self.dropout = dropout
         self.table = nn.Parameter(torch.empty(rows, dim))
         nn.init.xavier_normal_(self.table)
-        self.register_buffer("filter", torch.zeros(max(8, -(-_BITS_PER_KEY * trained_items // 8)), dtype=torch.uint8))
+        self.register_buffer("filter", torch.zeros(max(8, -(-_BITS_PER_KEY * trained_keys // 8)), dtype=torch.uint8))
         self.register_buffer("draws", torch.zeros((), dtype=torch.long))
 
-    def forward(self, item_key: Int[Tensor, "present"]) -> Float[Tensor, "present dim"]:
-        """Embed the keys of items that have an identity."""
-        slots = _hashes(item_key, range(_FUNCTIONS)) % len(self.table)
+    def forward(self, keys: Int[Tensor, "present"]) -> Float[Tensor, "present dim"]:
+        """Embed keys that have an identity."""
+        slots = _hashes(keys, range(_FUNCTIONS)) % len(self.table)
         return F.embedding(slots, self.table).sum(dim=1)
 
-    def is_present(self, item_key: Int[Tensor, "item"]) -> Bool[Tensor, "item"]:
-        """Which items have an identity here and now: those trained on, less in training those that are hidden."""
-        places = self._places(item_key)
+    def is_present(self, keys: Int[Tensor, "key"]) -> Bool[Tensor, "key"]:
+        """Which keys have an identity here and now: those trained on, less in training those that are hidden."""
+        places = self._places(keys)
         is_known: Tensor = ((self.filter[places >> 3].long() >> (places & 7)) & 1).bool().all(dim=1)
         if self.training and self.dropout:
             self.draws += 1
-            draw = _hashes(item_key + _mixed(self.draws), [_DROPOUT_SEED]).squeeze(1)
+            draw = _hashes(keys + _mixed(self.draws), [_DROPOUT_SEED]).squeeze(1)
             is_known &= draw >= int(self.dropout * _LARGEST)
         return is_known
 
-    def remember(self, item_key: Int[Tensor, "item"]) -> None:
-        """Give an identity to exactly these items, those that training has pairs of."""
+    def remember(self, keys: Int[Tensor, "key"]) -> None:
+        """Give an identity to exactly these keys, those that training has pairs of."""
         bits = torch.zeros(8 * len(self.filter), dtype=torch.bool, device=self.filter.device)
-        bits[self._places(item_key.to(bits.device)).flatten()] = True
+        bits[self._places(keys.to(bits.device)).flatten()] = True
         weights = 1 << torch.arange(8, device=bits.device)
         self.filter.copy_((bits.view(-1, 8) * weights).sum(dim=1))
 
-    def _places(self, item_key: Tensor) -> Int[Tensor, "item probe"]:
+    def _places(self, keys: Tensor) -> Int[Tensor, "key probe"]:
         """Bits of the filter that stand for each key."""
-        return _hashes(item_key, range(_FUNCTIONS, _FUNCTIONS + _PROBES)) % (8 * len(self.filter))
+        return _hashes(keys, range(_FUNCTIONS, _FUNCTIONS + _PROBES)) % (8 * len(self.filter))
 
 
 def _hashes(keys: Int[Tensor, "key"], seeds: range | list[int]) -> Int[Tensor, "key seed"]:
