@@ -124,7 +124,7 @@ def _result(folder: Path, name: str, seed: int) -> Path:
 
 
 def ratios(result: dict[str, Any], line: Line) -> dict[str, tuple[float, float, str]]:
-    """Task -> itemsage's figure, that of the best rival, and who that is; tasks without a rival's figure are left out."""
+    """Task -> itemsage's figure, that of the best rival, and who that is; tasks without a rival are left out."""
     found = {}
     rows = [row for row in result["rows"] if row["slice"] == line.slice]
     for task in sorted({row["task"] for row in rows}):

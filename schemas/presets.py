@@ -120,7 +120,7 @@ def _large_log(shop: Shop) -> dict[str, dict[str, Any]]:
     return {
         "model": model,
         "loss": _loss(shop),
-        "train": _train(shop, _batch_size(shop), steps=300 if _is_full(shop) else 1_200)
+        "train": _train(shop, _batch_size(shop), steps=300 if _is_full(shop) else 800)
         | {"learning_rate": 3e-3, "table_learning_rate": 1e-2},
     }
 
@@ -142,7 +142,7 @@ def _batch_size(shop: Shop) -> int:
     A softmax over all items has a row a query, however many pairs there are of it: there large batches cost little,
     and in a long-tailed log they are what makes few steps enough.
     """
-    size, most = 256, 65_536 if _is_full(shop) else 8_192
+    size, most = 256, 65_536 if _is_full(shop) else 4_096
     while 2 * size <= min(most, shop.training_pairs // 16):
         size *= 2
     return size
@@ -166,7 +166,7 @@ def _train(shop: Shop, batch: int, steps: int) -> dict[str, Any]:
     steps = max(_LEAST_STEPS, min(steps, 30 * shop.training_pairs // batch))
     every = max(5, steps // _VALIDATIONS)
     return {
-        "batch_size": batch, "negative_count": min(batch, 8_192), "negatives_from": "engaged", "steps": steps,
+        "batch_size": batch, "negative_count": min(batch, 4_096), "negatives_from": "engaged", "steps": steps,
         "warmup_steps": max(1, min(15, steps // 10)), "schedule": "constant",
         "average_decay": 0.9 if steps < 400 else 0.98, "validate_every": every, "log_every": every,
         "checkpoint_every": 4 * every,
