@@ -5,7 +5,7 @@ A preset fills the keys of [model], [loss] and [train] that the settings file do
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from schemas.settings import FeatureSettings, LossSettings, ModelSettings, Settings, TrainSettings
@@ -67,6 +67,10 @@ def candidates(settings: Settings, shop: Shop | None) -> list[Candidate]:
     """
     if settings.preset == "paper" or shop is None:
         return [Candidate("paper", settings, "the settings file names it")]
+    if "residual" in settings.model.model_fields_set and not settings.model.residual:
+        shop = replace(
+            shop, is_one_space=False
+        )  # both presets start from the frozen vectors by the residual path alone
     if settings.preset != "auto":
         return [_candidate(settings.preset, settings, shop, "the settings file names it")]
     small = "linear maps on the frozen vectors cannot forget what the encoder knows of items that nobody bought yet"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from itemsage_model.training.loss import Columns, Form, pair_losses, weighted_mean
+from itemsage_model.training.loss import Columns, Form, distillation_losses, pair_losses, weighted_mean
 from itemsage_model.training.masks import first_rows, same_item_mask, same_query_mask
 
 FORMS: tuple[Form, ...] = ("sum", "literal", "mixed", "corrected", "full")
@@ -359,3 +359,57 @@ def test_same_item_mask_equals_a_loop(items: list[int], columns: list[int]) -> N
 def test_first_rows_finds_the_first_copy(keys: list[int]) -> None:
     wanted = sorted(set(keys))
     assert first_rows(torch.tensor(keys), torch.tensor(wanted)).tolist() == [keys.index(key) for key in wanted]
+
+
+def distilled() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries, items, frozen queries, frozen items; unit length."""
+    generator = torch.Generator().manual_seed(7)
+    made = [F.normalize(torch.randn(rows, 4, generator=generator, dtype=torch.float64), dim=1) for rows in (3, 5, 3, 5)]
+    return made[0], made[1], made[2], made[3]
+
+
+def test_the_distillation_is_the_divergence_of_a_slow_loop():
+    queries, items, frozen_queries, frozen_items = distilled()
+    found = distillation_losses(queries, items, frozen_queries, frozen_items, 3.0)
+    for row in range(3):
+        wanted = [math.exp(3.0 * float(frozen_queries[row] @ item)) for item in frozen_items]
+        given = [math.exp(3.0 * float(queries[row] @ item)) for item in items]
+        expected = sum(
+            p / sum(wanted) * (math.log(p / sum(wanted)) - math.log(q / sum(given)))
+            for p, q in zip(wanted, given, strict=True)
+        )
+        assert float(found[row]) == pytest.approx(expected, rel=1e-12)
+        assert expected > 0.01
+
+
+def test_the_distillation_is_zero_and_flat_at_the_frozen_vectors():
+    _, _, frozen_queries, frozen_items = distilled()
+    queries, items = frozen_queries.clone().requires_grad_(), frozen_items.clone().requires_grad_()
+    losses = distillation_losses(queries, items, frozen_queries, frozen_items, 20.0)
+    losses.sum().backward()
+    assert losses.abs().max() < 1e-12
+    assert queries.grad is not None
+    assert items.grad is not None
+    assert max(float(queries.grad.abs().max()), float(items.grad.abs().max())) < 1e-12
+
+
+def test_the_distillation_pulls_an_item_back_to_where_its_query_had_it():
+    _, _, frozen_queries, frozen_items = distilled()
+    query = frozen_queries[:1]
+    for sign in (1, -1):
+        moved = frozen_items.clone()
+        moved[2] += sign * 0.1 * query[0]  # nearer to the query than in the frozen space, or farther from it
+        moved.requires_grad_()
+        distillation_losses(query, moved, query, frozen_items, 5.0).sum().backward()
+        assert moved.grad is not None
+        assert sign * float(moved.grad[2] @ query[0]) > 1e-3
+
+
+def test_the_distillations_gradient_is_that_of_its_formula_and_none_flows_to_the_frozen():
+    queries, items, frozen_queries, frozen_items = (part.requires_grad_() for part in distilled())
+    assert torch.autograd.gradcheck(
+        lambda q, v: distillation_losses(q, v, frozen_queries, frozen_items, 2.0), (queries, items)
+    )
+    distillation_losses(queries, items, frozen_queries, frozen_items, 2.0).sum().backward()
+    assert frozen_queries.grad is None
+    assert frozen_items.grad is None
