@@ -220,7 +220,7 @@ def test_published_query_vectors_are_what_the_model_makes_of_the_frozen_ones(por
     ))  # fmt: skip
     assert set(kinds) == {"search", "closeup"}
     pairs = [rows_of(portal, task.training_table) for task in portal.task_list]
-    key_of = {q: k for table in pairs for q, k in zip(*table.select(["query_id", "query_key"]).columns, strict=True)}
+    key_of = {row["query_id"]: row["query_key"] for of_task in pairs for row in of_task.to_pylist()}
     keys = np.array([key_of.get(name, 0) for name in frozen["query_id"].to_pylist()])
     assert model.spec.trained_queries == len(key_of)
     for kind in set(kinds):

@@ -1,0 +1,224 @@
+"""Recall on the validation window, against a slow loop; and when a pass has trained enough."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from itemsage_model.data.batch import to_item_batch
+from itemsage_model.data.pinned_files import pin_files
+from itemsage_model.data.reader import CatalogItems, catalog_format, read_catalog
+from itemsage_model.data.validation import ValidationPairs
+from itemsage_model.encoders.item_tower import ItemTower
+from itemsage_model.training import validation as module
+from itemsage_model.training.validation import EarlyStopping, Recall, Validation
+from tests.itemsage_model.factories import FULL_SPEC, write_catalog
+
+CPU = torch.device("cpu")
+ITEMS, PAIRS = 60, 200
+SHARES = (3.0, 1.0, 2.0)
+"""Of the three tasks of FULL_SPEC, whose queries are of two kinds."""
+FIT_KEYS = np.arange(20, dtype=np.int64) + 1000
+"""Items 0 to 19 are engaged before the window; the tower has trained on them."""
+
+
+def tower() -> ItemTower:
+    """A tower whose every part moves its vectors."""
+    made: ItemTower = FULL_SPEC.build(seed=1)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for part in (made.query_adapter.weight, made.query_adapter.bias, made.residual.item_map):
+            part.normal_(std=0.05)
+        made.query_adapter.identity.table.normal_(std=0.05)
+        made.item_identity.table.normal_(std=0.5)
+    made.remember(torch.from_numpy(FIT_KEYS), torch.arange(20))
+    return made
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> CatalogItems:
+    write_catalog(tmp_path / "items", items=ITEMS, files=3)
+    return read_catalog(pin_files("item_features", str(tmp_path / "items"), 0), catalog_format(FULL_SPEC.elements))
+
+
+def pairs_of_task(number: int, items: int = ITEMS + 5, rows: int = PAIRS) -> ValidationPairs:
+    """Random pairs of 40 queries, every third of which shows an item; items 60 to 64 are in no catalog."""
+    random = np.random.default_rng(number)
+    query = random.integers(0, 40, rows)
+    vectors = F.normalize(torch.randn(40, 256, generator=torch.Generator().manual_seed(number)), dim=1).numpy()
+    shown = np.where(np.arange(40) % 3 == 0, np.arange(40) % (ITEMS + 5) + 1000, 0)
+    return ValidationPairs(
+        vectors[query], query.astype(np.int64), random.integers(0, items, rows) + 1000, shown[query],
+        random.integers(1, 5, rows).astype(np.float32),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def slow_recall(model: ItemTower, catalog: CatalogItems, tasks: list[ValidationPairs]) -> tuple[float, float]:
+    """Of all pairs and of unseen items: pair by pair, item by item."""
+    model.eval()
+    elements = FULL_SPEC.elements
+    packed = to_item_batch(catalog.items.gather(), elements, torch.from_numpy(catalog.item_key))
+    items = dict(zip(catalog.item_key.tolist(), model(packed).detach(), strict=True))
+    kinds = [model.query_adapter.number_of(kind) for kind in FULL_SPEC.task_kinds]
+    totals = [[0.0, 0.0], [0.0, 0.0]]  # of all, of unseen: sum of shares x recall, sum of shares
+    for pairs, share, kind in zip(tasks, SHARES, kinds, strict=True):
+        sums = [[0.0, 0.0], [0.0, 0.0]]
+        for row in range(len(pairs)):
+            key, shown, weight = (int(a[row]) for a in (pairs.item_key, pairs.query_item_key, pairs.weight))
+            if key not in items:
+                continue
+            frozen = torch.from_numpy(pairs.query_embedding[row : row + 1])
+            query = model.query_adapter(frozen, torch.tensor([kind]), torch.from_numpy(pairs.query_key[row : row + 1]))
+            scores = {other: float(query[0] @ vector) for other, vector in items.items()}
+            better = sum(scores[other] >= scores[key] for other in items if other not in (key, shown))
+            for part, counts in zip(sums, (True, key not in FIT_KEYS), strict=True):
+                part[0] += weight * (better < 10) * counts
+                part[1] += weight * counts
+        for total, (hits, weights) in zip(totals, sums, strict=True):
+            if weights:
+                total[0] += share * hits / weights
+                total[1] += share
+    of_all, of_unseen = (total / shares if shares else float("nan") for total, shares in totals)
+    return of_all, of_unseen
+
+
+def validation(catalog: CatalogItems, tasks: list[ValidationPairs]) -> Validation:
+    return Validation(tasks, SHARES, catalog, FIT_KEYS, FULL_SPEC.elements)
+
+
+def test_recall_is_that_of_a_slow_loop_overall_and_on_unseen_items(catalog: CatalogItems) -> None:
+    tasks = [pairs_of_task(number) for number in range(3)]
+    model = tower()
+    found = validation(catalog, tasks).recall(model, 7, CPU)
+    of_all, of_unseen = slow_recall(model, catalog, tasks)
+    assert (found.step, found.of_all, found.of_unseen) == (7, pytest.approx(of_all), pytest.approx(of_unseen))
+    assert 0.02 < of_unseen != of_all < 0.98
+
+
+def test_an_items_vector_does_not_depend_on_how_many_are_scored_at_once(
+    catalog: CatalogItems, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks, model = [pairs_of_task(number) for number in range(3)], tower()
+    whole = validation(catalog, tasks).recall(model, 1, CPU)
+    monkeypatch.setattr(module, "_ITEMS_AT_ONCE", 7)
+    assert validation(catalog, tasks).recall(model, 1, CPU) == whole
+
+
+def test_a_training_tower_is_measured_as_it_will_score_and_trains_on(catalog: CatalogItems) -> None:
+    measured, model = validation(catalog, [pairs_of_task(number) for number in range(3)]), tower()
+    model.train()
+    draws = model.item_identity.draws.clone()
+    assert measured.recall(model, 1, CPU) == measured.recall(model, 1, CPU)
+    assert model.training
+    assert torch.equal(model.item_identity.draws, draws)  # nothing was hidden
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+    model.eval()
+    measured.recall(model, 1, CPU)
+    assert not model.training
+
+
+def test_without_unseen_items_their_recall_is_no_number(catalog: CatalogItems) -> None:
+    found = validation(catalog, [pairs_of_task(number, items=20) for number in range(3)])
+    assert found.unseen_share == 0
+    recall = found.recall(tower(), 1, CPU)
+    assert math.isnan(recall.of_unseen)
+    assert "unseen" not in str(recall)
+    assert "unseen" in str(Recall(1, 0.5, 0.25))
+
+
+def test_a_task_without_pairs_has_no_part_in_the_mean(catalog: CatalogItems) -> None:
+    tasks, model = [pairs_of_task(0), pairs_of_task(1, rows=0), pairs_of_task(2)], tower()
+    found = validation(catalog, tasks)
+    recall = found.recall(model, 1, CPU)
+    parts = []
+    for number in (0, 2):
+        alone = [tasks[i] if i == number else pairs_of_task(i, rows=0) for i in range(3)]
+        parts.append(validation(catalog, alone).recall(model, 1, CPU).of_all)
+    assert recall.of_all == pytest.approx((SHARES[0] * parts[0] + SHARES[2] * parts[1]) / (SHARES[0] + SHARES[2]))
+    known = [int((task.item_key < 1000 + ITEMS).sum()) for task in tasks]
+    assert found.pair_count == sum(known) < 2 * PAIRS
+
+
+def test_nothing_is_measured_where_no_pairs_item_is_a_candidate(catalog: CatalogItems) -> None:
+    tasks = [pairs_of_task(number) for number in range(3)]
+    for task in tasks:
+        task.item_key[:] = 5
+    assert validation(catalog, tasks).pair_count == 0
+
+
+def test_a_sample_is_of_whole_queries_and_has_their_recall(
+    catalog: CatalogItems, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks, model = [pairs_of_task(number) for number in range(3)], tower()
+    every = validation(catalog, tasks)
+    monkeypatch.setattr(module, "MAX_SCORES", 3 * ITEMS * 10)  # ten queries a task
+    sampled = validation(catalog, tasks)
+    assert sampled.pair_count < every.pair_count
+    monkeypatch.undo()
+    chosen = []
+    for task in tasks:
+        known = task.item_key < 1000 + ITEMS
+        rows = known & np.isin(task.query_key, np.unique(task.query_key[known])[:10])
+        columns = (task.query_embedding, task.query_key, task.item_key, task.query_item_key, task.weight)
+        chosen.append(ValidationPairs(*(column[rows] for column in columns)))
+    assert sampled.pair_count == sum(map(len, chosen))
+    found, (of_all, of_unseen) = sampled.recall(model, 1, CPU), slow_recall(model, catalog, chosen)
+    assert (found.of_all, found.of_unseen) == (pytest.approx(of_all), pytest.approx(of_unseen))
+
+
+def stopped(figures: list[float], patience: int) -> tuple[EarlyStopping, list[bool], list[dict[str, torch.Tensor]]]:
+    """Measurements of a tower that moves between them; what was said, and its weights at each of them."""
+    stopping, model, said, weights = EarlyStopping(patience), tower(), [], []
+    for step, of_all in enumerate(figures, 1):
+        model.log_temperature.data += 1
+        weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        said.append(stopping.add(Recall(10 * step, of_all, float("nan")), model))
+    return stopping, said, weights
+
+
+@pytest.mark.parametrize(
+    ("figures", "patience", "best", "is_enough"),
+    [
+        ([0.1, 0.3, 0.2, 0.25, 0.29], 3, 1, [False, False, False, False, True]),
+        ([0.1, 0.3, 0.3], 1, 1, [False, False, True]),  # the same again is no gain
+        ([0.3, 0.2, 0.4, 0.1, 0.1], 2, 2, [False, False, False, False, True]),  # a gain starts the count anew
+        ([0.0, 0.0], 4, 0, [False, False]),
+    ],
+)
+def test_it_is_enough_after_so_many_measurements_without_a_gain(
+    figures: list[float], patience: int, best: int, is_enough: list[bool]
+) -> None:
+    stopping, said, weights = stopped(figures, patience)
+    assert said == is_enough
+    assert stopping.best is not None
+    assert (stopping.best.step, stopping.best.of_all) == (10 * (best + 1), figures[best])
+    for name, tensor in weights[best].items():
+        assert torch.equal(stopping.weights[name], tensor), name
+
+
+def test_early_stopping_goes_on_from_its_tensors() -> None:
+    whole, _, _ = stopped([0.1, 0.3, 0.3, 0.2], 4)
+    resumed = EarlyStopping(4)
+    resumed.take({name: tensor.clone() for name, tensor in whole.to_tensors().items()})
+    assert resumed.best is not None
+    assert (resumed.best.step, resumed.best.of_all) == (20, 0.3)
+    assert [(one.step, one.of_all) for one in resumed.history] == [(one.step, one.of_all) for one in whole.history]
+    assert all(math.isnan(one.of_unseen) for one in resumed.history)
+    assert set(resumed.weights) == set(whole.weights)
+    assert all(torch.equal(tensor, whole.weights[name]) for name, tensor in resumed.weights.items())
+    assert [stopping.add(Recall(50, 0.1, 0.0), tower()) for stopping in (whole, resumed)] == [False, False]
+    assert [stopping.add(Recall(60, 0.1, 0.0), tower()) for stopping in (whole, resumed)] == [True, True]
+
+
+def test_early_stopping_without_a_measurement_takes_nothing() -> None:
+    empty = EarlyStopping(4)
+    empty.take({})
+    assert (empty.history, empty.best, empty.weights) == ([], None, {})
+    empty.take(EarlyStopping(4).to_tensors())
+    assert (empty.history, empty.best, empty.weights) == ([], None, {})
