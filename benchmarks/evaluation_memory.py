@@ -92,7 +92,8 @@ def tables(spark: SparkSession, items: int) -> dict[str, DataFrame]:
         ),
         "item_counts": keyed.select(
             "item_id", "item_key", F.lit("closeup_click").alias("task"), F.lit(1).cast("long").alias("pair_count"),
-            F.lit(1).cast("long").alias("engagement_count"),
+            F.lit(1).cast("long").alias("engagement_count"), F.lit(1).cast("long").alias("fit_pair_count"),
+            F.lit(1).cast("long").alias("fit_engagement_count"),
         ),
         "query_embeddings": queries.select(
             "query_id", kind, F.expr(_VECTOR).alias("query_embedding"), F.lit("a").alias("embedding_space"),
@@ -100,7 +101,8 @@ def tables(spark: SparkSession, items: int) -> dict[str, DataFrame]:
         ),
         "held_out_closeup_click": pairs,
         "training_closeup_click": pairs.select(
-            "*", F.lit(b"\0" * 2 * EMBEDDING_DIM).alias("query_embedding"), *constant, *checks
+            "*", F.lit(1.0).cast("float").alias("fit_weight"), F.lit(1).cast("long").alias("fit_engagement_count"),
+            F.lit(b"\0" * 2 * EMBEDDING_DIM).alias("query_embedding"), *constant, *checks
         ),
     }  # fmt: skip
 

@@ -101,6 +101,7 @@ def build_training(
     """
     placed = with_file(pairs, layout)
     rows = training_rows(placed, packed_queries, features.drop("item_key"), hot=hot)
+    rows = rows.withColumnRenamed("fit_count", "fit_engagement_count")
     return laid_out(rows.select(*_COLUMNS, "file", "position"), layout.file_count)
 
 

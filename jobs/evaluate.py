@@ -10,44 +10,24 @@ Safe to rerun: one Delta commit replaces the table; pairs and distractors are ch
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import SparkSession
 
-from itemsage_model.encoders.frozen_text.stored import load_if_saved
-from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
 from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import load_model
-from itemsage_model.serving.query_vectors import adapt_queries
-from jobs.evaluation.candidates import by_query, collect_candidates, collect_pairs, exists
-from jobs.evaluation.compared import Candidates, Names, Queries, TaskPairs, Vectors
-from jobs.evaluation.engagements import collect_log
-from jobs.evaluation.measure import EvaluationRow, measure
-from jobs.evaluation.systems import notes_of, systems_of
-from jobs.evaluation.texts import collect_texts, shown_items, with_words
+from jobs.evaluation.candidates import collect_pairs
+from jobs.evaluation.comparison import compare
+from jobs.evaluation.subject import Subject
+from jobs.evaluation.systems import notes_of
 from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun, side_by_side
 from schemas.arrow import arrow_schema
-from schemas.columns import Table
-from schemas.contracts import run_again
-from schemas.errors import InputError
 from schemas.metrics import EvaluationMetrics
-from schemas.records import read_record
 from schemas.settings import Settings
-from schemas.stages import EMBED_QUERIES, EVALUATE, TRAIN
-from schemas.tables import (
-    EVALUATION,
-    ITEMS,
-    MAX_TEXT_CHARACTERS,
-    QUERIES,
-    QUERY_EMBEDDINGS,
-    TRUE_QUERY_VECTORS,
-)
+from schemas.stages import EVALUATE, SCORE_CATALOG, TRAIN
+from schemas.tables import EVALUATION, FROZEN_ALL, held_out_pairs
 
 STAGE = EVALUATE
 
@@ -57,9 +37,10 @@ def run(spark: SparkSession, settings: Settings) -> None:
     k = settings.evaluate.k
     with JobRun(spark, settings, STAGE) as job:
         job.require_agreement([TRAIN])
-        all_pairs = side_by_side([partial(collect_pairs, job, task) for task in settings.task_list])
+        tables = {task: held_out_pairs(task) for task in settings.task_list}
+        all_pairs = side_by_side([partial(collect_pairs, job, table, task) for task, table in tables.items()])
         task_pairs = [pairs for pairs in all_pairs if len(pairs.query)]
-        rows, distractors = _measured(job, task_pairs) if task_pairs else ([], 0)
+        rows, distractors = compare(job, task_pairs, _published(job)) if task_pairs else ([], 0)
         job.metrics = EvaluationMetrics(distractors, notes_of(all_pairs, distractors, k), k)
         for note in job.metrics.notes:
             print(f"  note: {note}", flush=True)
@@ -67,101 +48,10 @@ def run(spark: SparkSession, settings: Settings) -> None:
         job.write_arrow(table, EVALUATION)
 
 
-def _query_encoder(job: JobRun[EvaluationMetrics]) -> TextEncoder | None:
-    """The frozen text encoder of the recorded run of embed_queries; None where that run needed none.
-
-    Raises:
-        InputError: the warehouse holds another one, as a run leaves it that ended before its tables were written.
-    """
-    folder, recorded = job.settings.layout.query_encoder, job.record(EMBED_QUERIES).metrics.encoder
-    encoder = load_if_saved(folder) if recorded else None
-    if recorded and (encoder is None or encoder.name != recorded):
-        found = encoder.name if encoder else "none"
-        raise InputError(
-            "query encoder",
-            folder,
-            expected=f"{recorded}, as embed_queries recorded",
-            found=found,
-            cure=run_again([EMBED_QUERIES.name]),
-        )
-    return encoder
-
-
-def _measured(job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs]) -> tuple[list[EvaluationRow], int]:
-    """Rows of EVALUATION of tasks that all have pairs, and the number of distractors."""
-    encoder, asked = _query_encoder(job), job.settings.evaluate
-    with ThreadPoolExecutor() as threads:
-        found = threads.submit(collect_candidates, job, task_pairs)
-        queries = threads.submit(_collect_queries, job, task_pairs, encoder)
-        log = collect_log(job, task_pairs)
-        candidates, known = _with_texts(job, task_pairs, found.result(), queries.result(), encoder)
-    engagements = log.of(candidates)
-
-    def measure_task(pairs: TaskPairs) -> list[EvaluationRow]:
-        systems = systems_of(pairs, candidates, known, engagements)
-        return measure(pairs, candidates, systems, asked.k, asked.slice_by)
-
-    measured = side_by_side([partial(measure_task, pairs) for pairs in task_pairs])
-    return [row for of_task in measured for row in of_task], int(candidates.is_distractor.sum())
-
-
-def _with_texts(
-    job: JobRun[EvaluationMetrics],
-    task_pairs: list[TaskPairs],
-    candidates: Candidates,
-    queries: Queries,
-    encoder: TextEncoder | None,
-) -> tuple[Candidates, Queries]:
-    """Both sides with what the items' texts say: words, the encoder's vectors of titles, categories."""
-    slice_by, features = job.settings.evaluate.slice_by, job.settings.features.text_features
-    keys = np.union1d(candidates.item_key, shown_items(task_pairs))
-    texts = collect_texts(job.read(ITEMS), keys, features, slice_by)
-    rows = texts.rows(candidates.item_key)
-    titles = {"frozen_query": encoder.encode(texts.title[rows].tolist())} if encoder is not None else {}
-    category = texts.category[rows] if slice_by else None
-    candidates = replace(candidates, vectors=candidates.vectors | titles, category=category)
-    return with_words(candidates, queries, task_pairs, texts)
-
-
-def _collect_queries(
-    job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs], encoder: TextEncoder | None
-) -> Queries:
-    """The queries of all tasks at once: a query may stand in several."""
-    ids = np.unique(np.concatenate([pairs.query_ids for pairs in task_pairs]))
-    wanted = F.broadcast(job.spark.createDataFrame(pa.table({"query_id": ids.tolist()})))
-
-    def known(table: Table) -> DataFrame:
-        return job.read(table).join(wanted, on="query_id", how="left_semi")
-
-    embeddings = by_query(known(QUERY_EMBEDDINGS).select("query_id", "query_embedding"), ids)
-    adapted = _adapted(job.settings, task_pairs, ids, embeddings)
-    # Another row of the query may hold a text that is no text: that row was rejected.
-    text = F.when(F.is_valid_utf8("text"), F.substring("text", 1, MAX_TEXT_CHARACTERS))
-    texts_known = known(QUERIES).select("query_id", text.alias("text")).where("text IS NOT NULL")
-    rows = texts_known.toArrow().to_pydict()
-    text_of = dict(zip(rows["query_id"], rows["text"], strict=True))
-    said = np.array([text_of.get(name) or "" for name in ids], object)
-    texts = encoder.encode(said.tolist()) if encoder is not None else None
-    true_vectors = {}
-    if exists(job, TRUE_QUERY_VECTORS):
-        rows_of = known(TRUE_QUERY_VECTORS)
-        for engagement in sorted({pairs.task.engagement for pairs in task_pairs}):
-            of_engagement = rows_of.where(F.col("engagement") == engagement).select("query_id", "true_vector")
-            true_vectors[engagement] = by_query(of_engagement, ids)
-    return Queries(ids, embeddings, adapted, texts, said != "", true_vectors, said)
-
-
-def _adapted(settings: Settings, task_pairs: list[TaskPairs], ids: Names, embeddings: Vectors) -> Vectors:
-    """The queries as the trained model reads them; a query has one kind, whichever tasks it stands in."""
-    model = load_model(read_record(settings.layout, TRAIN).metrics.model_uri, ItemTowerSpec)
-    adapted = embeddings.copy()
-    for kind in sorted({pairs.task.query_kind for pairs in task_pairs}):
-        of_kind = [pairs for pairs in task_pairs if pairs.task.query_kind == kind]
-        names, first = np.unique(np.concatenate([pairs.query_ids for pairs in of_kind]), return_index=True)
-        keys = np.concatenate([pairs.query_key for pairs in of_kind])[first]
-        rows = np.searchsorted(ids, names)
-        adapted[rows] = adapt_queries(model, kind, embeddings[rows], keys)
-    return adapted
+def _published(job: JobRun[EvaluationMetrics]) -> Subject:
+    """The published vectors; frozen ones of the whole catalog are compared with frozen queries."""
+    model = load_model(job.record(TRAIN).metrics.model_uri, ItemTowerSpec)
+    return Subject(model, adapts=job.record(SCORE_CATALOG).metrics.fallback != FROZEN_ALL)
 
 
 def main() -> None:

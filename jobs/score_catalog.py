@@ -6,6 +6,7 @@ Writes: item_embeddings, query_vectors; one row is one product of the catalog wi
 with the vector to compare them with.
 Safe to rerun: one Delta commit replaces each table, and equal inputs give equal rows (scored_ts is the logical date).
 Before the work it compares with what is published, and stops where a gate does not open: [gates] of the settings.
+Where validate found the model below a simple rival, frozen vectors take its place, or it stops: [floor].
 
     spark-submit --properties-file spark-defaults.conf jobs/score_catalog.py --settings pipeline.toml
 """
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from pyspark.sql import DataFrame, SparkSession
@@ -27,6 +29,8 @@ from itemsage_model.data.pinned_files import TableFiles, deal, pieces_of, pin_fi
 from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import SavedModel, load_model
 from itemsage_model.encoders.precision import Precision, choose_precision
+from itemsage_model.evaluation.fallback import Decision, decide
+from itemsage_model.serving.frozen_vectors import Replacement, with_frozen
 from itemsage_model.serving.query_vectors import query_batches, saved_adapter
 from itemsage_model.serving.scorer import batch_function, load_once
 from jobs.runtime import command_line, gates, table_io
@@ -34,14 +38,17 @@ from jobs.runtime.job_run import JobRun
 from jobs.runtime.worker_rows import WorkerRows
 from jobs.transforms.keys import query_key
 from schemas.arrow import arrow_schema
+from schemas.contracts import run_again
 from schemas.elements import FEATURE_CELLS
 from schemas.errors import InputError
 from schemas.metrics import ScoreMetrics
 from schemas.records import RunRecord, TableVersion
 from schemas.settings import Settings
-from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES, SCORE_CATALOG, TRAIN
+from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES, SCORE_CATALOG, TRAIN, VALIDATE
 from schemas.tables import (
     FEATURES_HASH,
+    FROZEN_ALL,
+    FROZEN_UNSEEN,
     ITEM_COUNTS,
     ITEM_EMBEDDINGS,
     ITEM_FEATURES,
@@ -66,6 +73,7 @@ def build(
     constants: dict[str, Any],
     rows_at_once: int,
     precision: Precision,
+    replacement: Replacement | None = None,
 ) -> WorkerRows:
     """Each item's embedding; the model travels as safetensors bytes and is built once per Python worker.
 
@@ -79,18 +87,21 @@ def build(
         constants: Columns that are equal in all rows.
         rows_at_once: Items that a worker encodes together.
         precision: What the workers compute in.
+        replacement: Which items get the frozen vectors of their texts; None = none.
 
     Returns:
         Rows of ITEM_EMBEDDINGS.
     """
     spec = model.spec
     broadcast, sha256 = spark.sparkContext.broadcast(model.weights), hashlib.sha256(model.weights).hexdigest()
+    replaced = spark.sparkContext.broadcast(replacement)
     schema = arrow_schema(ITEM_EMBEDDINGS)
     scalars = {name: pa.scalar(value, schema.field(name).type) for name, value in constants.items()}
 
     def score_files(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         scorer = load_once(broadcast.value, spec, rows_at_once, precision, sha256)
-        score = batch_function(KEPT, {"embedding": scorer.score_batch})
+        vectors = with_frozen(scorer.score_batch, replaced.value) if replaced.value else scorer.score_batch
+        score = batch_function(KEPT, {"embedding": vectors})
         numbers = (number for batch in batches for number in batch.column("id").to_pylist())
         for piece in (piece for number in numbers for piece in dealt[number]):
             read = file_batches(piece.uri, _READ, _ROWS_PER_READ, ITEM_FEATURES, piece.row_groups)
@@ -104,13 +115,16 @@ def build(
     return WorkerRows(spark.range(0, len(dealt), 1, len(dealt)).toDF("id"), score_files)
 
 
-def build_queries(queries: DataFrame, model: SavedModel[ItemTowerSpec], kinds: set[str]) -> WorkerRows:
+def build_queries(
+    queries: DataFrame, model: SavedModel[ItemTowerSpec], kinds: set[str], fallback: str = ""
+) -> WorkerRows:
     """The vectors of the queries of some kinds; the adapter travels with the function, which Spark broadcasts.
 
     Args:
         queries: Rows of QUERY_EMBEDDINGS.
         model: The trained model.
         kinds: Query kinds of the tasks; the items were fitted to no others.
+        fallback: What takes the place of the model's vectors; frozen items are compared with frozen queries.
 
     Returns:
         Rows of QUERY_VECTORS.
@@ -118,13 +132,18 @@ def build_queries(queries: DataFrame, model: SavedModel[ItemTowerSpec], kinds: s
     Raises:
         InputError: the model adapts queries, and was not trained on one of these kinds.
     """
-    adapter = saved_adapter(model)
+    adapter = None if fallback == FROZEN_ALL else saved_adapter(model)
     if adapter is not None:
         for kind in sorted(kinds):
             adapter.number_of(kind)
     asked = queries.where(F.col("query_kind").isin(*kinds))
     asked = asked.select("query_id", "query_kind", query_key("query_id").alias("query_key"), "query_embedding")
-    return WorkerRows(asked, query_batches(adapter, model.model_id))
+    return WorkerRows(asked, query_batches(adapter, published_id(model, fallback)))
+
+
+def published_id(model: SavedModel[ItemTowerSpec], fallback: str) -> str:
+    """The model_id of published rows: vectors of which some are frozen are another space than the model's own."""
+    return f"{model.model_id}-{fallback.replace('_', '-')}" if fallback else model.model_id
 
 
 def run(spark: SparkSession, settings: Settings) -> None:
@@ -144,16 +163,56 @@ def run(spark: SparkSession, settings: Settings) -> None:
         job.count_input(TableVersion(ITEM_FEATURES.name, features.uri, files.version, files.row_count))
         gates.require_sound_catalog(previous, made.metrics, files.row_count, settings)
         gates.require_known_ids(_count_ids(job, features, previous), settings.gates)
+        decision = floor_of(job)
+        fallback = decision.fallback
         # Decided once, so that all rows of a version are computed alike.
         precision = choose_precision(settings.score.precision, torch.device("cpu"))
-        constants = {"model_id": model.model_id, "scored_ts": settings.dates.end}
+        constants = {"model_id": published_id(model, fallback), "scored_ts": settings.dates.end}
         kinds = {task.query_kind for task in settings.task_list}
-        queries = build_queries(job.read(QUERY_EMBEDDINGS), model, kinds)
-        scored = build(spark, files, model, constants, settings.score.rows_per_batch, precision)
+        queries = build_queries(job.read(QUERY_EMBEDDINGS), model, kinds, fallback)
+        rows_at_once = settings.score.rows_per_batch
+        scored = build(spark, files, model, constants, rows_at_once, precision, _replacement(job, fallback))
         job.write_worker_rows(scored, ITEM_EMBEDDINGS, row_count=files.row_count)
         job.write_worker_rows(queries, QUERY_VECTORS)
         counted = made.metrics.items_without_text, made.metrics.items_without_images
-        job.metrics = ScoreMetrics(model.model_id, precision, *counted)
+        job.metrics = ScoreMetrics(model.model_id, precision, *counted, fallback=fallback, floor=decision.lines)
+
+
+def floor_of(job: JobRun[ScoreMetrics]) -> Decision:
+    """What to publish by the verdicts of validate, said aloud; the model's own vectors where it validated nothing.
+
+    Raises:
+        InputError: the model is below a rival and floor.gate is "refuse", or the verdicts are of another model.
+    """
+    gate, trained = job.settings.floor.gate, job.record(TRAIN).metrics
+    if gate == "off":
+        return Decision("", ('not compared with simple rivals: floor.gate is "off"',))
+    if not trained.validated_model_uri:
+        return Decision("", ("not compared with simple rivals: training validated nothing",))
+    record = job.record(VALIDATE)
+    was_off = record.settings.get("floor", {}).get("gate") == "off"
+    if record.metrics.model_id != trained.model_id or was_off:
+        found = 'a run with floor.gate = "off"' if was_off else f"verdicts on {record.metrics.model_id}"
+        raise InputError(
+            f"run record of {VALIDATE.name}",
+            "floor",
+            expected=f"verdicts on {trained.model_id}, which train saved last",
+            found=found,
+            cure=run_again([VALIDATE.name]),
+        )
+    decision = decide(record.metrics, gate)
+    for line in decision.lines:
+        print(f"  floor: {line}", flush=True)
+    return decision
+
+
+def _replacement(job: JobRun[ScoreMetrics], fallback: str) -> Replacement | None:
+    """Which items a fallback is about: those without a training pair, or all."""
+    if fallback != FROZEN_UNSEEN:
+        return Replacement(None) if fallback else None
+    counts = job.record(BUILD_TRAINING_TABLES).output(ITEM_COUNTS.name)
+    rows = table_io.read(job.spark, counts.uri, ITEM_COUNTS, version=counts.version)
+    return Replacement(np.unique(rows.select("item_key").toArrow()["item_key"].to_numpy()))
 
 
 def _count_ids(

@@ -1,4 +1,4 @@
-"""The console command: `itemsage run | train | score | evaluate | doctor --settings shop.toml [--set a.b=c ...]`.
+"""The console command: `itemsage run | train | validate | score | evaluate | doctor --settings shop.toml [...]`.
 
 Runs the same functions as `make pipeline` and as the stages' own commands. `run` takes all
 stages, or those from one on, in one Spark session; then it prints the summary.
@@ -25,11 +25,13 @@ from schemas.command_line import exit_code_of_errors, passed_on, settings_of, se
 from schemas.errors import EXIT_FAILED, EXIT_SETTINGS, SettingsError
 from schemas.lease import VARIABLE, WHOLE_RUN, hold
 from schemas.settings import Settings
-from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, TRAIN, Stage
+from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, TRAIN, VALIDATE, Stage
 
 _WATCH = [sys.executable, "-I", "-S", str(ROOT / "pipeline" / "watch.py")]
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_SINGLE: dict[str, Stage[Any]] = {"train": TRAIN, "score": SCORE_CATALOG, "evaluate": EVALUATE}
+_SINGLE: dict[str, Stage[Any]] = {
+    "train": TRAIN, "validate": VALIDATE, "score": SCORE_CATALOG, "evaluate": EVALUATE,
+}  # fmt: skip
 
 
 def run_command(command: list[str], log: Path) -> None:

@@ -66,10 +66,11 @@ def _old_models(settings: Settings) -> tuple[Path, ...]:
         trained = find_record(settings.layout, TRAIN)
     except InputError:  # nobody knows which model is in use
         return ()
-    named = trained.metrics.model_id if trained else ""
+    uris = (trained.metrics.model_uri, trained.metrics.validated_model_uri) if trained else ()
+    named = [Path(uri).name for uri in uris]
     models = Path(settings.layout.models)
     folders: Iterable[Path] = models.iterdir() if trained and models.is_dir() else ()
-    return _files(*sorted(folder for folder in folders if folder.name != named))
+    return _files(*sorted(folder for folder in folders if folder.name not in named))
 
 
 def _vacuumed(root: Path) -> tuple[Path, ...]:

@@ -125,7 +125,7 @@ def settings_page(toml: str) -> str:
     lines += ["`pipeline.toml` holds all of them, to be copied. A key that is left out has the default shown here;"]
     lines += ["a key without one must be given. `--set section.key=value` overrides one key for one run."]
     lines += ["Some values exclude each other: such a file is refused with a message that says what to change.", ""]
-    lines += ["## Above all sections", "", *_keys_table("", Settings, explained), ""]
+    lines += ["## At the top of the file", "", *_keys_table("", Settings, explained), ""]
     for name, section in sections().items():
         lines += [f"## [[{name}]]" if name == "tasks" else f"## [{name}]", "", escaped(_first_sentence(section)), ""]
         if text := explained.sections.get(name):

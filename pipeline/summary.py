@@ -25,9 +25,9 @@ from schemas.input_rows import input_rows
 from schemas.input_tables import find_input
 from schemas.metrics import EvaluationMetrics
 from schemas.plain_text import printable
-from schemas.records import RunRecord, TableVersion, read_record
+from schemas.records import RunRecord, TableVersion, find_record, read_record
 from schemas.settings import Settings
-from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, Stage
+from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, VALIDATE, Stage
 from schemas.storage import file_system, read_columns, read_first_rows
 from schemas.tables import EVALUATED_SYSTEMS, EVALUATION, ITEM_EMBEDDINGS, ITEMS
 
@@ -48,6 +48,7 @@ def print_summary(settings: Settings) -> None:
     published = read_record(settings.layout, SCORE_CATALOG).output(ITEM_EMBEDDINGS.name)
     _require_figures_of(published, read_record(settings.layout, EVALUATE))
     _print_rows(records)
+    _print_floor(settings)
     _print_evaluation(settings)
     _print_neighbours(settings, published)
     print(f"\nembeddings: {published.uri}, Delta version {published.version}, {published.rows:,} rows")
@@ -97,13 +98,27 @@ def _print_rows(records: list[RunRecord[Any]]) -> None:
             print(f"    rejected  {printable(reason):<28} {count:>10,}")
         metrics = record.metrics if isinstance(record.metrics, dict) else asdict(record.metrics)
         for name, value in metrics.items():
-            if name == "notes":  # beside the figures they are about
+            if name in ("notes", "floor", "verdicts", "fallbacks"):  # beside the figures they are about
                 continue
             if name == "tasks":  # a line each: there may be many
                 for task, counts in value.items():
                     print(f"    {printable(task)}: {json.dumps(counts)}")
             else:
                 print(f"    {name}: {printable(str(value))}")
+
+
+def _print_floor(settings: Settings) -> None:
+    """The model beside the rival that decides, on the validation window, and what was published therefore."""
+    lines = read_record(settings.layout, SCORE_CATALOG).metrics.floor
+    measured = find_record(settings.layout, VALIDATE)
+    if not lines:
+        return
+    print("\nfloor: the model beside the best simple rival, on the validation window")
+    for one in measured.metrics.verdicts if measured else ():
+        ends = _interval(one.low, one.high, sign="+")
+        print(f"  {one.task}, {one.part}: itemsage {one.value:.4f}, {one.system} {one.other:.4f}  {ends}".rstrip())
+    for line in lines:
+        print(f"  {printable(line)}")
 
 
 def _print_evaluation(settings: Settings) -> None:

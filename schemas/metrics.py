@@ -179,6 +179,60 @@ class TrainMetrics:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """The model beside a rival, or a fallback, on one slice of one task's validation pairs.
+
+    Attributes:
+        task: The task.
+        part: The slice, all or unseen.
+        system: The rival that decides, or the fallback.
+        value: The model's figure.
+        other: That of the system.
+        low: Lower end of the interval of the model's figure minus the other; None = too few queries for one.
+        high: Upper end.
+    """
+
+    task: str
+    part: str
+    system: str
+    value: float
+    other: float
+    low: float | None
+    high: float | None
+
+    @property
+    def is_below(self) -> bool:
+        """Whether the model is below the other by more than the interval."""
+        return self.high is not None and self.high < 0
+
+    @property
+    def is_above(self) -> bool:
+        """Whether the model is above the other by more than the interval."""
+        return self.low is not None and self.low > 0
+
+
+@dataclass(frozen=True)
+class ValidateMetrics:
+    """Of validate.
+
+    Attributes:
+        model_id: The trained model that the verdicts are about.
+        metric: What was compared, such as recall@10.
+        verdicts: Against the rival that decides, for each task and slice; empty where nothing was measured.
+        fallbacks: Against what may be published in the model's place; empty where item texts lie in another space.
+        note: Why there is no verdict, if there is none.
+        distractors: How many items competed.
+    """
+
+    model_id: str
+    metric: str
+    verdicts: tuple[Verdict, ...] = ()
+    fallbacks: tuple[Verdict, ...] = ()
+    note: str = ""
+    distractors: int = 0
+
+
+@dataclass(frozen=True)
 class ScoreMetrics:
     """Of score_catalog: the model whose embeddings were published, and of which items.
 
@@ -187,12 +241,16 @@ class ScoreMetrics:
         precision: What the embeddings were computed in.
         items_without_text: Published items no text of which holds a known token; None in records of before.
         items_without_images: Published items without a usable image; None in records of before.
+        fallback: What was published in the place of the model's vectors: frozen_unseen or frozen_all; empty = nothing.
+        floor: Which slices are below a rival on the validation window, by how much, and what was done, in words.
     """
 
     model_id: str
     precision: str
     items_without_text: int | None = None
     items_without_images: int | None = None
+    fallback: str = ""
+    floor: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def _train(shop: Shop, batch: int, steps: int) -> dict[str, Any]:
     return {
         "batch_size": batch, "negative_count": min(batch, 4_096), "negatives_from": "engaged", "steps": steps,
         "warmup_steps": max(1, min(15, steps // 10)), "schedule": "constant",
-        "average_decay": 0.9 if steps < 400 else 0.98, "validate_every": every, "log_every": every,
+        "average_decay": 0.9 if steps < 400 else 0.98, "validate_every": every, "patience": 8, "log_every": every,
         "checkpoint_every": 4 * every,
     }  # fmt: skip
 

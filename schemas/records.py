@@ -146,13 +146,16 @@ def _checked(warehouse: Warehouse, stage: Stage[Any], values: dict[str, Any]) ->
     if unknown := set(values) - _KEYS_WITHOUT_CHECKSUM:
         raise ValueError(f"no sha256, and unknown keys: {', '.join(sorted(unknown))}")
     written = [entry["uri"] for entry in values.get("outputs", []) if is_among(entry["table"], stage.writes)]
-    for uri in (*written, *filter(None, [values["metrics"].get("model_uri")])):
+    for uri in (*written, *filter(None, map(values["metrics"].get, _MODEL_URIS))):
         if warehouse.relative(uri) == uri:
             expected = f"what {stage.name} wrote in this warehouse, {warehouse.uri}"
             found = f"{uri}: the record is of before paths were relative, in a warehouse that was copied or moved"
             raise _no_record(stage.name, expected, found)
     return values | {"code": ""}
 
+
+_MODEL_URIS = ("model_uri", "validated_model_uri")
+"""Metrics that are the place of a model."""
 
 _KEYS_WITHOUT_CHECKSUM = {"stage", "metrics", "run_id", "seconds", "inputs", "outputs", "rejected", "settings"}
 """Of records written before they had a sha256."""
@@ -167,8 +170,9 @@ def _with_uris(values: dict[str, Any], change: Callable[[str], str]) -> dict[str
     changed = dict(values)
     for name in ("inputs", "outputs"):
         changed[name] = [{**entry, "uri": change(entry["uri"])} for entry in values.get(name, [])]
-    if uri := values["metrics"].get("model_uri"):
-        changed["metrics"] = {**values["metrics"], "model_uri": change(uri)}
+    models = {name: change(uri) for name in _MODEL_URIS if (uri := values["metrics"].get(name))}
+    if models:
+        changed["metrics"] = values["metrics"] | models
     return changed
 
 

@@ -21,6 +21,7 @@ from schemas.metrics import (
     ScoreMetrics,
     TrainingTableMetrics,
     TrainMetrics,
+    ValidateMetrics,
     VocabularyMetrics,
 )
 
@@ -85,6 +86,15 @@ TRAIN = Stage(
     launcher="python",
 )
 
+VALIDATE = Stage(
+    "validate",
+    (
+        t.VALIDATION_PAIRS, t.TRAINING_PAIRS, t.QUERY_EMBEDDINGS, t.QUERIES, t.ITEMS, t.ITEM_FEATURES, t.ITEM_COUNTS,
+    ),
+    (t.VALIDATION,),
+    ValidateMetrics,
+)  # fmt: skip
+
 SCORE_CATALOG = Stage(
     "score_catalog",
     (t.ITEM_FEATURES, t.ITEM_COUNTS, t.QUERY_EMBEDDINGS),
@@ -109,6 +119,7 @@ PIPELINE: tuple[Stage[Any], ...] = (
     BUILD_ITEM_FEATURES,
     BUILD_TRAINING_TABLES,
     TRAIN,
+    VALIDATE,
     SCORE_CATALOG,
     EVALUATE,
 )

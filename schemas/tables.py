@@ -252,6 +252,7 @@ TRAINING_PAIRS = Table(
     (
         *PAIR_COLUMNS,
         Column("fit_weight", "float32", "the part of pair_weight from before the validation window; 0 = none"),
+        Column("fit_engagement_count", "int64", "the part of engagement_count from before the validation window"),
         _PACKED_QUERY,
         *ELEMENT_COLUMNS,
         Column(FEATURES_HASH, "string", "as in item_features"),
@@ -326,7 +327,9 @@ ITEM_EMBEDDINGS = Table(
     (
         _ITEM_ID,
         Column("embedding", "vector", "the item's embedding, unit length", shape=_EMBEDDING),
-        Column("model_id", "string", "identity of weights, feature spec and query spaces; one value per version"),
+        Column(
+            "model_id", "string", "identity of weights, feature spec, query spaces and fallback; one value per version"
+        ),
         Column(FEATURES_HASH, "string", "features_hash of the item_features row that was scored"),
         Column("scored_ts", "timestamp", "logical time of the scoring run, UTC"),
     ),
@@ -355,7 +358,11 @@ RIVALS = (
 )  # fmt: skip
 """What a shop has without training a model."""
 
-EVALUATED_SYSTEMS = ("itemsage", "untrained", "random", *RIVALS, "oracle")
+FROZEN_UNSEEN, FROZEN_ALL = "frozen_unseen", "frozen_all"
+"""What may be published in the place of the model's vectors: the frozen vectors of the texts of the items without a
+training pair; or those of all items, compared with the frozen query vectors."""
+
+EVALUATED_SYSTEMS = ("itemsage", FROZEN_UNSEEN, FROZEN_ALL, "untrained", "random", *RIVALS, "oracle")
 """What is compared, in the order in which reports show it."""
 
 _INTERVAL = "of its 95 % interval over resampled queries; null below ten queries"
@@ -366,7 +373,7 @@ EVALUATION = Table(
     "one figure of one system on one task",
     (
         Column("task", "string", "the task"),
-        Column("system", "string", "itemsage or the name of a baseline"),
+        Column("system", "string", "itemsage or the name of a baseline; frozen_unseen, frozen_all: a fallback"),
         Column("metric", "string", "recall@1, recall@10, recall@100, mrr or ndcg@10; evaluate.k in the place of 10"),
         Column(
             "slice",
@@ -384,6 +391,13 @@ EVALUATION = Table(
     ),
     key=("task", "system", "metric", "slice"),
 )
+
+VALIDATION = replace(
+    EVALUATION,
+    name="validation",
+    one_row_is="one figure of one system on one task, on the validation window; the model knows what came before",
+)
+"""Seen and unseen are by the engagements before that window."""
 
 # ---------------------------------------------------------------- the demo world's secret, for its oracle
 

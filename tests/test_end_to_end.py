@@ -42,6 +42,7 @@ from schemas.stages import (
     PIPELINE,
     SCORE_CATALOG,
     TRAIN,
+    VALIDATE,
     Stage,
 )
 from schemas.storage import data_files
@@ -101,6 +102,7 @@ SIDE_BY_SIDE = (
     (EMBED_ITEMS, BUILD_VOCABULARY),
     (BUILD_ITEM_FEATURES,),
     (BUILD_TRAINING_TABLES, SCORE_CATALOG),
+    (VALIDATE,),
     (EVALUATE,),
 )
 """All stages but training: those of a group do not read each other's tables."""
@@ -131,7 +133,7 @@ def portal(settings_file: Path) -> Settings:
         LISTENED.update(watched(child, 600))
     done = log.read_text()
     assert child.returncode == 0, done[-6000:]
-    assert re.findall(r"^\[(\d)/9\] (\w+)", done, re.M) == [
+    assert re.findall(r"^\[(\d+)/10\] (\w+)", done, re.M) == [
         (str(number), stage.name) for number, stage in enumerate((MAKE_DEMO_WORLD, *PIPELINE), 1)
     ]
     assert "nearest neighbours" in done

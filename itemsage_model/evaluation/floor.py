@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -38,16 +38,17 @@ class Comparison:
         return self.high is not None and self.high < 0
 
 
-def comparisons(rows: Iterable[Mapping[str, Any]], metric: str) -> list[Comparison]:
+def comparisons(rows: Iterable[Mapping[str, Any]], metric: str, systems: Collection[str] = RIVALS) -> list[Comparison]:
     """The model against each rival by one metric, on every task and slice.
 
     Args:
         rows: By the columns of the table evaluation.
         metric: Such as recall@10.
+        systems: What it is compared with.
     """
     return [
         Comparison(*(row[column] for column in _COMPARED))
-        for row in rows if row["metric"] == metric and row["system"] in RIVALS and row["difference"] is not None
+        for row in rows if row["metric"] == metric and row["system"] in systems and row["difference"] is not None
     ]  # fmt: skip
 
 

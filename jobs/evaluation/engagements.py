@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial, reduce
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +14,9 @@ from pyspark.sql import functions as F
 from itemsage_model.evaluation.baselines import ItemPairs
 from jobs.evaluation.candidates import totals_of
 from jobs.evaluation.compared import Candidates, Engagements, TaskPairs
+from jobs.evaluation.subject import Subject
 from jobs.evaluation.texts import shown_items
 from jobs.runtime.job_run import JobRun, side_by_side
-from schemas.metrics import EvaluationMetrics
 from schemas.tables import training_pairs
 
 _RECENT = "_recent"
@@ -40,15 +41,16 @@ class Log:
         return {ending: Engagements((of_items | totals)[ending], pairs) for ending, pairs in self.of_pairs.items()}
 
 
-def collect_log(job: JobRun[EvaluationMetrics], task_pairs: list[TaskPairs]) -> Log:
+def collect_log(job: JobRun[Any], task_pairs: list[TaskPairs], subject: Subject) -> Log:
     """Engagements over the training tables of all tasks; where the shop has them age, also counted by age."""
     parts = side_by_side([partial(job.read, training_pairs(task)) for task in job.settings.task_list])
-    columns = ("query_item_key", "item_key", "engagement_count", "pair_weight")
-    pairs = reduce(DataFrame.unionByName, [part.select(*columns) for part in parts])
-    counted, recent = {"": "engagement_count"}, None
+    columns = ("query_item_key", "item_key", subject.count, subject.weight)
+    known = [part.select(*columns).where(F.col(subject.count) > 0) for part in parts]
+    pairs = reduce(DataFrame.unionByName, known)
+    counted, recent = {"": subject.count}, None
     if job.settings.half_life_days > 0:
-        counted[_RECENT] = "pair_weight"
-        recent = pairs.groupBy("item_key").agg(F.sum("pair_weight").alias("total")).toArrow()
+        counted[_RECENT] = subject.weight
+        recent = pairs.groupBy("item_key").agg(F.sum(subject.weight).alias("total")).toArrow()
     table = _after_shown(pairs, task_pairs, counted)
     shown, items = table["query_item_key"].to_numpy(), table["item_key"].to_numpy()
     sums = {ending: table[column].to_numpy().astype(np.float64) for ending, column in counted.items()}

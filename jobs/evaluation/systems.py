@@ -9,6 +9,7 @@ import numpy as np
 from itemsage_model.evaluation import baselines
 from itemsage_model.evaluation.recall import ScoreQueries
 from jobs.evaluation.compared import Candidates, Engagements, Queries, TaskPairs
+from schemas.tables import FROZEN_ALL, FROZEN_UNSEEN
 
 FEW_PAIRS = 100
 """Below so many held-out pairs a figure is said to be rough."""
@@ -52,9 +53,11 @@ def systems_of(
     vectors, adapted, of_items = queries.embeddings[rows], queries.adapted[rows], candidates.vectors
     systems = {
         "itemsage": baselines.dot_product(adapted, of_items["itemsage"]),
-        "untrained": baselines.dot_product(adapted, of_items["untrained"]),
         "random": baselines.random(len(candidates.item_key), seed=1),
     }
+    for name, asked in (("untrained", adapted), (FROZEN_UNSEEN, adapted), (FROZEN_ALL, vectors)):
+        if name in of_items:
+            systems[name] = baselines.dot_product(asked, of_items[name])
     for ending, counted in engagements.items():
         systems[f"popularity{ending}"] = baselines.popularity(counted.of_items)
         if pairs.query_item_key.any():

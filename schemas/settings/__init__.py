@@ -28,7 +28,7 @@ from schemas.settings.data import (
 from schemas.settings.deadlines import DeadlineSettings
 from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
 from schemas.settings.section import Section
-from schemas.settings.serving import EvaluateSettings, GateSettings, ScoreSettings
+from schemas.settings.serving import EvaluateSettings, FloorSettings, GateSettings, ScoreSettings
 from schemas.storage import absolute_uri
 from schemas.tables import EMBEDDING_DIM, ENGAGEMENT_LOGS, ITEM_IMAGES, ITEMS, QUERIES
 from schemas.tasks import PAPER_TASKS, Task
@@ -71,6 +71,7 @@ class Settings(Section):
     train: TrainSettings = TrainSettings()
     score: ScoreSettings = ScoreSettings()
     gates: GateSettings = GateSettings()
+    floor: FloorSettings = FloorSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     deadlines: DeadlineSettings = DeadlineSettings()
     demo_world: DemoWorldSettings = DemoWorldSettings()
@@ -196,8 +197,8 @@ def _explain(error: Any) -> str:
 
 
 __all__ = [
-    "DateSettings", "DeadlineSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings", "GateSettings",
-    "InputSettings", "LossSettings", "ModelSettings", "QueryEncoderSettings", "RejectShareSettings", "ScoreSettings",
-    "Section", "Settings", "TaskSettings", "TrainSettings", "TrainingTableSettings", "WarehouseSettings",
-    "item_elements", "load_settings",
+    "DateSettings", "DeadlineSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings", "FloorSettings",
+    "GateSettings", "InputSettings", "LossSettings", "ModelSettings", "QueryEncoderSettings", "RejectShareSettings",
+    "ScoreSettings", "Section", "Settings", "TaskSettings", "TrainSettings", "TrainingTableSettings",
+    "WarehouseSettings", "item_elements", "load_settings",
 ]  # fmt: skip

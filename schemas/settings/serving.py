@@ -41,3 +41,9 @@ class GateSettings(Section):
     max_rise_without_images: float = Field(default=0.1, ge=0, le=1)
     min_log_coverage: float = Field(default=0.8, ge=0, le=1)
     override: bool = False
+
+
+class FloorSettings(Section):
+    """What score_catalog does where the model is below a simple rival on the validation window."""
+
+    gate: Literal["fallback", "refuse", "off"] = "fallback"

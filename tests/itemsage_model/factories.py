@@ -97,6 +97,7 @@ def write_pairs(
                 "engagement_count": pa.array(np.ones(rows, np.int64)),
                 "pair_weight": pa.array(np.ones(rows, np.float32)),
                 "fit_weight": pa.array(~np.isin(np.arange(row, row + rows), late), pa.float32()),
+                "fit_engagement_count": pa.array(~np.isin(np.arange(row, row + rows), late), pa.int64()),
                 "query_embedding": [_unit(np.random.default_rng(row + i)).tobytes() for i in range(rows)],
                 **{name: [cells[i] for i in item] for name, cells in features.items()},
             }

@@ -16,10 +16,12 @@ from itemsage_model.encoders.model_files import load_model, save_model
 from itemsage_model.serving.query_vectors import adapt_queries
 from jobs import evaluate
 from jobs.evaluation.compared import Candidates, Queries, TaskPairs
+from jobs.evaluation.comparison import adapted_queries
+from jobs.evaluation.subject import Subject
 from jobs.evaluation.systems import notes_of, systems_of
 from pipeline.summary import print_summary
 from schemas.arrow import arrow_schema
-from schemas.metrics import EventCounts, ScoreMetrics, TrainingTableMetrics, TrainMetrics
+from schemas.metrics import EventCounts, ScoreMetrics, TrainingTableMetrics
 from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.stages import EVALUATE
 from schemas.tables import ITEM_EMBEDDINGS, held_out_pairs
@@ -81,17 +83,16 @@ def test_the_model_is_compared_with_its_adapted_queries_by_kind(make_settings: A
     tower.query_adapter.weight.data.normal_(std=0.1)
     tower.query_adapter.identity.table.data.normal_()
     tower.remember(torch.tensor([1000]), torch.tensor([1]))
-    uri, identity = save_model(settings.layout.models, tower, FULL_SPEC, {})
-    metrics = TrainMetrics(identity, uri, "abc", {}, 1, 1, 0.0, 1, "float32", 0)
-    write_record(settings.layout, RunRecord("train", metrics))
+    uri, _ = save_model(settings.layout.models, tower, FULL_SPEC, {})
     ids = np.array(["a", "b", "c"], object)
     vectors = np.random.default_rng(1).normal(size=(3, 256)).astype(np.float32)
     of_search, of_closeup = pairs("click", 2), replace(pairs("click", 1), task=Task("closeup", "click"))
     keys = np.arange(3)  # the second query of the search task, c, is known
     of_search = replace(of_search, query_ids=ids[[0, 2]], query_key=keys[[0, 1]])
     task_pairs = [of_search, replace(of_closeup, query_ids=ids[[1]], query_key=keys[[2]])]
-    adapted = evaluate._adapted(settings, task_pairs, ids, vectors)
     model = load_model(uri, ItemTowerSpec)
+    adapted = adapted_queries(Subject(model), task_pairs, ids, vectors)
+    assert adapted_queries(Subject(model, adapts=False), task_pairs, ids, vectors) is vectors
     np.testing.assert_allclose(
         adapted[[0, 2]], adapt_queries(model, "search", vectors[[0, 2]], keys[[0, 1]]), atol=1e-6
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +18,20 @@ from itemsage_model.data.feature_cells import unpack_items
 from itemsage_model.data.pinned_files import FilePiece, TableFiles, deal, pieces_of, pin_files
 from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import SavedModel, model_bytes
+from itemsage_model.serving.frozen_vectors import Replacement
 from itemsage_model.serving.query_vectors import adapt_queries
 from itemsage_model.serving.scorer import Scorer, batch_function, load_once
 from jobs import score_catalog as job
+from jobs.runtime.job_run import JobRun
 from jobs.runtime.worker_rows import write_parts
 from jobs.transforms.keys import query_key
 from schemas.cells import to_list_column
 from schemas.elements import FEATURE_CELLS
 from schemas.errors import InputError
-from schemas.tables import ITEM_EMBEDDINGS, QUERY_VECTORS
+from schemas.metrics import TrainMetrics, ValidateMetrics, Verdict
+from schemas.records import RunRecord, write_record
+from schemas.stages import SCORE_CATALOG
+from schemas.tables import FROZEN_ALL, FROZEN_UNSEEN, ITEM_EMBEDDINGS, QUERY_VECTORS
 from tests.itemsage_model.factories import FULL_SPEC, SPEC, write_catalog
 
 
@@ -146,3 +152,90 @@ def test_a_kind_that_the_adapter_was_not_trained_on_is_refused_before_any_work(s
     model = SavedModel("model", model_bytes(FULL_SPEC.build()), FULL_SPEC, {})
     with pytest.raises(InputError, match=r"expected one trained on voice queries; found one trained on closeup"):
         job.build_queries(spark.createDataFrame(query_embeddings()), model, {"search", "voice"})
+
+
+@pytest.mark.parametrize("keeps_trained", [True, False], ids=["unseen", "all"])
+def test_a_fallback_publishes_exactly_the_frozen_vectors_of_those_items(
+    spark: SparkSession, tmp_path: Path, keeps_trained: bool
+) -> None:
+    write_catalog(tmp_path / "item_features", items=30, files=2, row_group_rows=2)
+    features = DeltaTable(tmp_path / "item_features").to_pyarrow_table().sort_by("item_id")
+    cells, keys = features["text_embedding"].to_pylist(), features["item_key"].to_numpy()
+    assert any(cells)
+    assert not all(cells)
+    trained = keys[::3] if keeps_trained else np.empty(0, np.int64)
+    model = SavedModel("model", model_bytes(SPEC.build(seed=1)), SPEC, {})
+    constants = {"model_id": "model", "scored_ts": np.datetime64("2026-03-01", "us").item()}
+    files = pin_files("item_features", str(tmp_path / "item_features"))
+    found = []
+    for name, replacement in (("own", None), ("out", Replacement(np.sort(trained) if keeps_trained else None))):
+        (tmp_path / name).mkdir()
+        rows = job.build(spark, files, model, constants, 8, "float32", replacement)
+        paths = write_parts(rows, str(tmp_path / name), ITEM_EMBEDDINGS)["path"].to_pylist()
+        found.append(
+            pa.concat_tables(pa.parquet.read_table(tmp_path / name / path) for path in paths).sort_by("item_id")
+        )
+    own, published = (np.array(table["embedding"].to_pylist(), np.float32) for table in found)
+    for row, cell in enumerate(cells):
+        if cell and keys[row] not in trained:
+            frozen = np.frombuffer(cell, "<f2").astype(np.float32)
+            np.testing.assert_allclose(published[row], frozen / np.linalg.norm(frozen), atol=1e-6)
+            assert np.abs(published[row] - own[row]).max() > 0.01
+        else:
+            np.testing.assert_array_equal(published[row], own[row])
+
+
+def test_frozen_items_are_compared_with_frozen_queries_under_an_id_of_their_own(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    tower = FULL_SPEC.build(seed=1)
+    torch.nn.init.normal_(tower.query_adapter.weight, std=0.1)
+    model = SavedModel("model-7", model_bytes(tower), FULL_SPEC, {})
+    queries = query_embeddings()
+    frozen = {row["query_id"]: row["query_embedding"] for row in queries.to_pylist()}
+    for fallback, identity in ((FROZEN_ALL, "model-7-frozen-all"), (FROZEN_UNSEEN, "model-7-frozen-unseen")):
+        (tmp_path / fallback).mkdir()
+        rows = job.build_queries(spark.createDataFrame(queries), model, {"search", "closeup"}, fallback)
+        paths = write_parts(rows, str(tmp_path / fallback), QUERY_VECTORS)["path"].to_pylist()
+        found = pa.concat_tables(pa.parquet.read_table(tmp_path / fallback / path) for path in paths).to_pylist()
+        assert {row["model_id"] for row in found} == {identity}
+        same = [np.allclose(row["query_vector"], frozen[row["query_id"]], atol=1e-6) for row in found]
+        assert all(same) if fallback == FROZEN_ALL else not any(same)
+
+
+BELOW = Verdict("closeup_click", "all", "bm25", 0.1, 0.2, -0.12, -0.08)
+
+
+def recorded(settings: Any, *, verdicts_on: str, gate_then: str = "fallback") -> None:
+    trained = TrainMetrics("m", "/models/m", "v", validated_model_uri="/models/fitted")
+    write_record(settings.layout, RunRecord("train", trained))
+    found = ValidateMetrics(verdicts_on, "recall@10", (BELOW,))
+    write_record(settings.layout, RunRecord("validate", found, settings={"floor": {"gate": gate_then}}))
+
+
+@pytest.mark.fault("B9", "refused", "a model below a rival on the validation window, with floor.gate = refuse")
+def test_the_floor_refuses_or_warns_or_is_off(
+    spark: SparkSession, make_settings: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded(make_settings(), verdicts_on="m")
+    with pytest.raises(
+        InputError, match=r"floor: .*closeup_click, all pairs: recall@10 of 0\.1000 is below bm25 with 0\.2"
+    ):
+        job.floor_of(JobRun(spark, make_settings(floor={"gate": "refuse"}), SCORE_CATALOG))
+    decision = job.floor_of(JobRun(spark, make_settings(), SCORE_CATALOG))
+    assert decision.fallback == ""
+    assert "floor: closeup_click, all pairs: bm25 stays better by 0.1000" in capsys.readouterr().out
+    off = job.floor_of(JobRun(spark, make_settings(floor={"gate": "off"}), SCORE_CATALOG))
+    assert off.lines == ('not compared with simple rivals: floor.gate is "off"',)
+
+
+@pytest.mark.fault("B10", "refused", "verdicts of validate on another model than the one to be published")
+def test_verdicts_on_another_model_or_of_a_run_without_the_gate_are_refused(
+    spark: SparkSession, make_settings: Any
+) -> None:
+    recorded(make_settings(), verdicts_on="older")
+    with pytest.raises(InputError, match=r"expected verdicts on m, .*found verdicts on older\. Run validate again"):
+        job.floor_of(JobRun(spark, make_settings(), SCORE_CATALOG))
+    recorded(make_settings(), verdicts_on="m", gate_then="off")
+    with pytest.raises(InputError, match=r'found a run with floor\.gate = "off"\. Run validate again'):
+        job.floor_of(JobRun(spark, make_settings(), SCORE_CATALOG))

@@ -29,7 +29,7 @@ def settings(tmp_path: Path) -> Settings:
 def test_stages_run_from_the_one_that_is_named() -> None:
     names = [stage.name for stage in PIPELINE]
     assert cli.stages_from("") == names
-    assert cli.stages_from("train") == ["train", "score_catalog", "evaluate"]
+    assert cli.stages_from("train") == ["train", "validate", "score_catalog", "evaluate"]
     with pytest.raises(SettingsError, match="--from scoring: no such stage; the stages are embed_queries"):
         cli.stages_from("scoring")
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from itemsage_model.evaluation import baselines
 from itemsage_model.evaluation.floor import comparisons
 from jobs.evaluation.compared import Candidates, Engagements, Queries, TaskPairs
 from jobs.evaluation.measure import EvaluationRow, measure
 from jobs.evaluation.systems import systems_of
-from schemas.tables import EVALUATION
+from schemas.tables import EVALUATION, FROZEN_ALL, FROZEN_UNSEEN
 from schemas.tasks import Task
 
 ITEMS, QUERIES = 40, 30
@@ -98,3 +100,15 @@ def test_systems_counted_by_age_are_there_where_engagements_have_one() -> None:
     assert plain == {"itemsage", "untrained", "random", "popularity", "co_occurrence"}
     both = set(systems_of(pairs, candidates, queries, counted | {"_recent": by_age}))
     assert both - plain == {"popularity_recent", "co_occurrence_recent"}
+
+
+def test_a_fallback_of_all_items_is_asked_by_frozen_queries_and_one_of_the_unseen_by_adapted_ones() -> None:
+    pairs, candidates = window()
+    frozen, adapted = ours(0.0), ours(1.0)
+    queries = Queries(pairs.query_ids, frozen, adapted, None, np.zeros(QUERIES, bool), {}, np.full(QUERIES, "", object))
+    vectors = {"itemsage": VECTORS, FROZEN_UNSEEN: 2 * VECTORS, FROZEN_ALL: 3 * VECTORS}
+    systems = systems_of(pairs, replace(candidates, vectors=vectors), queries, {})
+    assert list(systems) == ["itemsage", "random", FROZEN_UNSEEN, FROZEN_ALL]
+    every = torch.arange(QUERIES)
+    np.testing.assert_allclose(systems[FROZEN_UNSEEN](every), 2 * adapted @ VECTORS.T, atol=1e-4)
+    np.testing.assert_allclose(systems[FROZEN_ALL](every), 3 * frozen @ VECTORS.T, atol=1e-4)
