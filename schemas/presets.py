@@ -108,7 +108,7 @@ def _small_log(shop: Shop) -> dict[str, dict[str, Any]]:
     return {
         "model": model,
         "loss": loss,
-        "train": _train(shop, _batch_size(shop), steps=300) | {"learning_rate": 1e-3, "weight_decay": 0.1},
+        "train": _train(shop, _batch_size(shop), steps=120) | {"learning_rate": 1e-3, "weight_decay": 0.1},
     }
 
 
