@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from schemas.settings import FeatureSettings, LossSettings, ModelSettings, Settings, TrainSettings
+from schemas.settings import FeatureSettings, LossSettings, ModelSettings, Section, Settings, TrainSettings
 
 MAX_FULL_SOFTMAX_ITEMS = 12_000
 """Engaged items up to which the softmax runs over all of them; beyond, a step takes longer than it is worth."""
@@ -88,9 +88,20 @@ def with_defaults(settings: Settings, filled: dict[str, dict[str, Any]]) -> Sett
     sections: dict[str, Any] = {}
     for name, values in filled.items():
         section = getattr(settings, name)
-        free = {key: value for key, value in values.items() if key not in section.model_fields_set}
+        named = section.model_fields_set
+        free = {key: value for key, value in values.items() if key not in named and _has_use(key, section)}
         sections[name] = type(section).model_validate(section.model_dump() | free)
     return Settings.model_validate(settings.model_dump() | {name: part.model_dump() for name, part in sections.items()})
+
+
+_OF_ANOTHER = {"query_id_rows": "query_adapter", "item_map": "residual"}
+"""Keys that mean something only beside another."""
+
+
+def _has_use(key: str, section: Section) -> bool:
+    """Whether a key may be filled: not where the settings file switches off what it belongs to."""
+    other = _OF_ANOTHER.get(key, "")
+    return other not in section.model_fields_set or bool(getattr(section, other))
 
 
 def _small_log(shop: Shop) -> dict[str, dict[str, Any]]:
