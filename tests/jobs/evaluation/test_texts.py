@@ -52,7 +52,7 @@ def test_a_query_without_a_text_is_asked_with_that_of_the_item_it_shows() -> Non
     candidates = Candidates(np.array([10, 20]), yes, np.array([1, 1]), {}, yes, yes)
     texts = ItemTexts(np.array([10, 20, 30]), objects("", "", ""), objects("red lamp", "chair", "old chair"), objects())
     nothing = np.zeros((3, 2), np.float32)
-    queries = Queries(objects("q1", "q2", "q3"), nothing, None, yes, {}, objects("lamp", "", ""))
+    queries = Queries(objects("q1", "q2", "q3"), nothing, nothing, None, yes, {}, objects("lamp", "", ""))
     one = np.zeros(1, np.int64)
     closeup = TaskPairs(Task("closeup", "click"), one, one, one, objects("q2"), np.array([30]), one)
     search = TaskPairs(Task("search", "click"), one, one, one, objects("q1", "q3"), np.array([20, 0]), np.arange(2))
@@ -66,7 +66,8 @@ def test_a_query_without_a_text_is_asked_with_that_of_the_item_it_shows() -> Non
 def test_without_a_word_there_is_no_search() -> None:
     yes = np.ones(1, bool)
     candidates = Candidates(np.array([10]), yes, np.array([1]), {}, yes, yes)
-    queries = Queries(objects("q"), np.zeros((1, 2), np.float32), None, yes, {}, objects("lamp"))
+    nothing = np.zeros((1, 2), np.float32)
+    queries = Queries(objects("q"), nothing, nothing, None, yes, {}, objects("lamp"))
     texts = ItemTexts(np.array([10]), objects(""), objects(""), objects(""))
     assert with_words(candidates, queries, [], texts) == (candidates, queries)
     assert candidates.words == {}
