@@ -129,7 +129,8 @@ def inputs_for(pinned: Inputs, settings: Settings, weight: Weight) -> Inputs:
     keys, shares = np.empty(0, np.int64), np.empty(0)
     if _needs_item_shares(settings):
         keys, shares = _item_shares(pinned.counts, settings, weight)
-    queries = trained_queries(pinned.tasks, weight) if settings.model.query_id_rows else np.empty(0, np.int64)
+    asks = settings.model.query_adapter and settings.model.query_id_rows
+    queries = trained_queries(pinned.tasks, weight) if asks else np.empty(0, np.int64)
     spec = replace(
         pinned.spec, model=settings.model, loss=settings.loss, task_kinds=kinds, trained_items=len(keys),
         trained_queries=len(queries),

@@ -22,6 +22,7 @@ from itemsage_model.encoders.item_tower import ItemTower
 from itemsage_model.encoders.tower import Tower
 from itemsage_model.evaluation.recall import HeldOut, ScoreQueries, ranks
 from schemas.elements import FROZEN_TEXT, SizedElement
+from schemas.tables import EMBEDDING_DIM
 
 K = 10
 """Recall is measured at this rank."""
@@ -159,8 +160,11 @@ class Validation:
     @torch.no_grad()
     def mean_query(self, tower: Tower, device: torch.device) -> Tensor:
         """The direction of the mean query of the window, as the tower sees queries [dim]."""
-        nothing = torch.empty(0, 1, device=device)
+        was_training = tower.training
+        tower.eval()  # no identity of a query is hidden
+        nothing = torch.empty(0, EMBEDDING_DIM, device=device)
         means = [tower.sides(nothing, task.queries.to(device))[0].mean(dim=0) * task.share for task in self.tasks]
+        tower.train(was_training)
         return F.normalize(torch.stack(means).sum(dim=0), dim=0).cpu()
 
     def _item_vectors(self, tower: Tower, device: torch.device) -> Tensor:

@@ -41,8 +41,6 @@ class ModelSettings(Section):
             raise ValueError("sequence is empty, which only residual = true allows: name text, images or another part")
         if self.item_map and not self.residual:
             raise ValueError("item_map maps the frozen vector of the residual path: also set residual = true")
-        if self.query_id_rows and not self.query_adapter:
-            raise ValueError("query_id_rows are of the query adapter: also set query_adapter = true")
         return self
 
 

@@ -47,7 +47,7 @@ def test_paper_leaves_the_settings_as_they_are(shop: Shop | None):
 
 def test_keys_that_the_file_names_win_also_where_they_name_the_default():
     named: dict[str, Any] = {
-        "model": {"width": 64, "query_adapter": False},
+        "model": {"width": 64, "query_adapter": False, "query_id_rows": 9},
         "loss": {"form": "sum", "distillation": 0.0},
         "train": {"steps": 33, "validate_every": 0, "schedule": "cosine"},
     }

@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 from torch.nn import functional as F
 
 from itemsage_model.encoders.item_tower import ItemTower, ItemTowerSpec
 from itemsage_model.encoders.model_files import load_model, model_bytes, save_model
 from itemsage_model.serving.query_vectors import adapt_queries, saved_adapter
 from schemas.errors import InputError
-from schemas.settings import ModelSettings
 from tests.itemsage_model.factories import FULL_SPEC, SPEC
 from tests.itemsage_model.pair_batches import pair_batch
 
@@ -93,8 +91,8 @@ def test_every_parameter_is_in_the_graph_where_no_query_of_a_batch_is_known():
 def test_without_identities_it_is_the_map_alone():
     maps = replace(FULL_SPEC, model=FULL_SPEC.model.model_copy(update={"query_id_rows": 0})).build().query_adapter
     assert {name for name, _ in maps.named_parameters()} == {"weight", "bias"}
-    with pytest.raises(ValidationError, match="also set query_adapter = true"):
-        ModelSettings(query_id_rows=10)
+    none = FULL_SPEC.model.model_copy(update={"query_adapter": False})
+    assert replace(FULL_SPEC, model=none).build().query_adapter is None
 
 
 def test_the_sides_of_a_batch_are_adapted_by_the_kind_of_each_pairs_task():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ FIT_KEYS = np.arange(20, dtype=np.int64) + 1000
 
 def tower() -> ItemTower:
     """A tower whose every part moves its vectors."""
-    made: ItemTower = FULL_SPEC.build(seed=1)
+    made: ItemTower = replace(FULL_SPEC, trained_items=20, trained_queries=20).build(seed=1)
     torch.manual_seed(2)
     with torch.no_grad():
         for part in (made.query_adapter.weight, made.query_adapter.bias, made.residual.item_map):
@@ -222,3 +223,47 @@ def test_early_stopping_without_a_measurement_takes_nothing() -> None:
     assert (empty.history, empty.best, empty.weights) == ([], None, {})
     empty.take(EarlyStopping(4).to_tensors())
     assert (empty.history, empty.best, empty.weights) == ([], None, {})
+
+
+def test_the_frozen_vectors_are_measured_as_they_are(catalog: CatalogItems) -> None:
+    tasks = [pairs_of_task(number) for number in range(3)]
+    texts = catalog.items.gather()["text_embedding"]
+    rows = np.cumsum(texts.counts) - 1
+    vectors = np.where(texts.counts[:, None] > 0, texts.values[rows], 0).astype(np.float32)
+    of_all, shares = 0.0, sum(SHARES)
+    for pairs, share in zip(tasks, SHARES, strict=True):
+        hits = weights = 0.0
+        for row in np.flatnonzero(pairs.item_key < 1000 + ITEMS):
+            scores = vectors @ pairs.query_embedding[row]
+            item, shown = int(pairs.item_key[row]) - 1000, int(pairs.query_item_key[row]) - 1000
+            better = sum(scores[i] >= scores[item] for i in range(ITEMS) if i not in (item, shown))
+            hits += pairs.weight[row] * (better < 10)
+            weights += pairs.weight[row]
+        of_all += share / shares * hits / weights
+    found = validation(catalog, tasks).frozen()
+    assert found is not None
+    assert found.of_all == pytest.approx(of_all)
+
+
+def test_unseen_items_are_pulled_no_farther_than_is_asked(catalog: CatalogItems) -> None:
+    measured, model = validation(catalog, [pairs_of_task(number) for number in range(3)]), tower().eval()
+    items = to_item_batch(catalog.items.gather(), FULL_SPEC.elements, torch.from_numpy(catalog.item_key))
+    before, start = model(items).detach(), measured.recall(model, 1, CPU).of_unseen
+    assert measured.calibrate(model, start, CPU) == 0
+    assert torch.equal(model(items), before)
+    pull = measured.calibrate(model, start + 0.02, CPU)
+    assert pull > 0
+    assert measured.recall(model, 1, CPU).of_unseen >= start + 0.02
+    moved = (model(items) - before).abs().sum(dim=1) > 1e-6
+    assert not moved[:20].any()
+    assert moved[20:].float().mean() > 0.9
+    model.pull_unseen(0.5 * pull * measured.mean_query(model, CPU))
+    assert measured.recall(model, 1, CPU).of_unseen < start + 0.02
+
+
+def test_the_mean_query_is_the_same_of_a_tower_that_trains(catalog: CatalogItems) -> None:
+    measured, model = validation(catalog, [pairs_of_task(number) for number in range(3)]), tower()
+    found = measured.mean_query(model.train(), CPU)
+    assert model.training
+    assert torch.equal(found, measured.mean_query(model.eval(), CPU))
+    assert float(found.norm()) == pytest.approx(1)
