@@ -79,7 +79,7 @@ def shop(spark: SparkSession, make_settings: Callable[..., Settings]) -> Shop:
     def make(events: list[dict[str, Any]], **sections: Any) -> Settings:
         settings = make_settings(**({"tasks": TASKS} | sections))
         queries = [("lampe 🪔", "search", vector(1), "space", None), ("photo", "closeup", vector(2), "space", "i1")]
-        items = [(f"i{n}", 100 + n, b"t%d" % n, b"c%d" % n, b"v%d" % n, 0, "hash", 0) for n in range(12)]
+        items = [(f"i{n}", 100 + n, b"t%d" % n, b"c%d" % n, b"v%d" % n, b"f%d" % n, 0, "hash", 0) for n in range(12)]
         put(spark, settings, QUERY_EMBEDDINGS, queries)
         put(spark, settings, ITEM_FEATURES, items)
         for stage, metrics, table in (
@@ -146,8 +146,8 @@ def test_pairs_counts_rejects_and_metrics(spark: SparkSession, shop: Shop) -> No
     tables = content(spark, settings)
     found = [tuple(bytes(v) if isinstance(v, bytearray) else v for v in row) for row in tables[CLICK.training_table]]
     assert [row[:-1] for row in found] == [
-        ("lampe 🪔", "i1", key["lampe 🪔"], 101, 0, 2, 2.0, 2.0, half[1], b"t1", b"c1", b"v1", "hash"),
-        ("lampe 🪔", "i2", key["lampe 🪔"], 102, 0, 1, 1.0, 1.0, half[1], b"t2", b"c2", b"v2", "hash"),
+        ("lampe 🪔", "i1", key["lampe 🪔"], 101, 0, 2, 2.0, 2.0, 2, half[1], b"t1", b"c1", b"v1", b"f1", "hash"),
+        ("lampe 🪔", "i2", key["lampe 🪔"], 102, 0, 1, 1.0, 1.0, 1, half[1], b"t2", b"c2", b"v2", b"f2", "hash"),
     ]
     rows = [dict(zip(TRAINING_PAIRS.column_names, row, strict=True)) for row in found]
     (batch,) = pa.Table.from_pylist(rows, arrow_schema(TRAINING_PAIRS)).to_batches()
@@ -263,6 +263,7 @@ def test_a_cap_takes_a_pair_out_of_everything_but_what_is_measured(spark: SparkS
     for row in rows:
         count = counts[row["item_id"]]
         assert row["fit_weight"] == (2.0 if row["item_id"] < "i6" else 0.0) == count["fit_engagement_count"]
+        assert row["fit_engagement_count"] == row["fit_weight"]
         assert count["fit_pair_count"] == (row["fit_weight"] > 0)
     assert stored(spark, settings, validation_pairs(CLICK)).count() == 6
     of_click = read_record(settings.layout, job.STAGE).metrics.tasks["search_click"]
@@ -308,7 +309,7 @@ def test_files_are_sized_for_the_table(rows: int, files: int) -> None:
 @pytest.mark.parametrize(
     ("table", "row", "name"),
     [
-        (ITEM_FEATURES, ("i1", 101, b"", b"", b"", 0, "hash", 0), "item_id"),
+        (ITEM_FEATURES, ("i1", 101, b"", b"", b"", b"", 0, "hash", 0), "item_id"),
         (QUERY_EMBEDDINGS, ("photo", "closeup", vector(2), "space", None), "query_id"),
     ],
 )

@@ -64,7 +64,7 @@ def tables(spark: SparkSession, make_settings: Callable[..., Settings]) -> Calla
         settings = make_settings(tasks=[task], training_tables=cut, max_reject_share={"all_reasons": 1.0})
         names = [f"{kind} {number}" for kind in ("any", *WINDOWS) for number in range(3)]
         put(settings, QUERY_EMBEDDINGS, [(name, "search", [0.5] * 256, "space", None) for name in names])
-        items = [(name, key, b"t", b"c", b"v", 0, "hash", 0) for key, name in enumerate(names, 1)]
+        items = [(name, key, b"t", b"c", b"v", b"f", 0, "hash", 0) for key, name in enumerate(names, 1)]
         put(settings, ITEM_FEATURES, items)
         put(settings, ENGAGEMENT_LOGS, log(np.random.default_rng(1), windows))
         for stage, metrics, table in (
@@ -104,6 +104,7 @@ def test_nothing_of_a_later_window_reaches_an_earlier_one(tables: Callable[..., 
 
     # What the fit pass reads is what a log that ends before the validation window gives, to the last bit.
     assert fitted(whole["training"], "fit_weight") == fitted(before["training"], "pair_weight")
+    assert fitted(whole["training"], "fit_engagement_count") == fitted(before["training"], "engagement_count")
     counted = ("item_id", "fit_pair_count", "fit_engagement_count")
     assert {tuple(row[name] for name in counted) for row in whole["counts"] if row["fit_pair_count"]} == {
         (row["item_id"], row["pair_count"], row["engagement_count"]) for row in before["counts"]

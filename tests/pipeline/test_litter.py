@@ -22,10 +22,16 @@ def settings(tmp_path: Path) -> Settings:
     """A warehouse with one of everything that runs leave behind."""
     settings = load_settings(write_shop(tmp_path))
     root = Path(settings.layout.uri)
-    for name in ("models/used/w", "models/old/w", "checkpoints/gone/step_1/w", "_runs/train.json.1.staged"):
+    for name in (
+        "models/used/w",
+        "models/fitted/w",
+        "models/old/w",
+        "checkpoints/gone/step_1/w",
+        "_runs/train.json.1.staged",
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"12345")
-    metrics = TrainMetrics("used", f"{root}/models/used", "abc")
+    metrics = TrainMetrics("used", f"{root}/models/used", "abc", validated_model_uri=f"{root}/models/fitted")
     write_record(settings.layout, RunRecord("train", metrics))
     for number in range(2):
         write_deltalake(f"{root}/item_embeddings", pa.table({"a": [number]}), mode="overwrite")

@@ -24,6 +24,8 @@ from schemas.metrics import (
     ScoreMetrics,
     TaskCounts,
     TrainingTableMetrics,
+    ValidateMetrics,
+    Verdict,
 )
 from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.settings import Settings
@@ -169,3 +171,18 @@ def test_figures_of_other_embeddings_are_not_shown(settings: Settings, capsys: p
     with pytest.raises(InputError, match=r"vocabulary: .*old in what score_catalog wrote\. Run score_catalog again"):
         print_summary(settings)
     assert capsys.readouterr().out == ""
+
+
+def test_the_summary_says_which_slice_is_below_and_what_was_published(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    below = Verdict("search_click", "unseen", "bm25", 0.1, 0.2, -0.15, -0.05)
+    write_record(settings.layout, RunRecord("validate", ValidateMetrics("model-1", "recall@10", (below,))))
+    scored = read_record(settings.layout, SCORE_CATALOG)
+    metrics = replace(scored.metrics, fallback="frozen_unseen", floor=("published instead: frozen vectors",))
+    write_record(settings.layout, replace(scored, metrics=metrics))
+    print_summary(settings)
+    said = capsys.readouterr().out
+    assert "  search_click, unseen: itemsage 0.1000, bm25 0.2000  [-.150, -.050]\n  published instead: frozen" in said
+    assert "fallback: frozen_unseen" in said
+    assert "verdicts" not in said

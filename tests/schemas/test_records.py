@@ -84,12 +84,13 @@ def test_a_record_of_version_0_1_in_a_copied_warehouse_is_refused(tmp_path: Path
 def test_a_copied_warehouse_is_whole(tmp_path: Path) -> None:
     original, copy = Warehouse(f"{tmp_path}/original"), Warehouse(f"{tmp_path}/copy")
     inside, outside = TableVersion("items", original.table("items"), 1, 2), TableVersion("log", f"{tmp_path}/log", 1, 2)
-    metrics = TrainMetrics("m", f"{original.models}/m", "abc")
+    metrics = TrainMetrics("m", f"{original.models}/m", "abc", validated_model_uri=f"{original.models}/fitted")
     write_record(original, RunRecord("train", metrics, inputs=(outside,), outputs=(inside,)))
     shutil.copytree(original.place(), copy.place())
     shutil.rmtree(original.place())
     record = read_record(copy, TRAIN)
     assert record.metrics.model_uri == f"{tmp_path}/copy/models/m"
+    assert record.metrics.validated_model_uri == f"{tmp_path}/copy/models/fitted"
     assert record.output("items").uri == f"{tmp_path}/copy/items"
     assert record.input("log") == outside
 
