@@ -10,7 +10,7 @@ RUN := $(BIN)/itemsage run
 PIP_TIMEOUT ?= 30
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --timeout $(PIP_TIMEOUT) --retries 2 --no-deps --require-hashes
 
-.PHONY: help demo pipeline online-retail online-retail-cold complete-journey doctor test faults check bench package requirements sentence-transformers clean
+.PHONY: help demo pipeline online-retail online-retail-cold complete-journey doctor test faults check bench quality package requirements sentence-transformers clean
 
 help:
 	@echo "make demo                                 the whole pipeline on a synthetic shop, into ./demo-warehouse"
@@ -21,6 +21,7 @@ help:
 	@echo "make doctor SETTINGS=shop.toml           what would go wrong with these settings on this machine, in seconds"
 	@echo "make faults                               every fault we know, injected, one line each"
 	@echo "make test | check | bench                 tests | ruff, mypy, import-linter | speed, side by side"
+	@echo "make quality DATA=by-day.tar.xz           recall of preset = auto on four shops beside their simple rivals, three seeds"
 	@echo "make package                              dist/itemsage.zip for spark-submit --py-files (docs/cluster.md)"
 	@echo "make sentence-transformers                adds the extra text encoder to .venv"
 
@@ -64,6 +65,9 @@ faults: ready
 bench: ready
 	@$(BIN)/python -m benchmarks
 
+quality: ready .venv/complete-journey
+	@$(BIN)/python -m experiments.quality $(if $(DATA),--online-retail $(DATA)) $(if $(SHOPS),--only $(SHOPS)) $(if $(SEEDS),--seeds $(SEEDS))
+
 package: .venv/installed
 	@$(BIN)/python -m pipeline.package
 
@@ -86,4 +90,4 @@ requirements: ## Resolve all requirements files anew from pyproject.toml (needs 
 			> requirements-$$extra.txt && rm requirements-all.txt || exit 1; done
 
 clean:
-	@rm -rf .venv dist demo-warehouse online-retail-warehouse online-retail-cold-warehouse complete-journey-warehouse
+	@rm -rf .venv dist quality demo-warehouse online-retail-warehouse online-retail-cold-warehouse complete-journey-warehouse
