@@ -182,5 +182,5 @@ def _choice(candidate: Candidate, fitted: dict[str, Outcome], tried: list[Candid
     against = f", against {' and '.join(others)}" if others else ""
     return (
         f"{candidate.name}: recall@10 of {best.recall:.4f} on the validation window after {best.steps} steps{against}. "
-        f"Chosen because {candidate.reason}."
+        + (f"Chosen because {candidate.reason}." if best.steps else "No step of training made it better.")
     )
