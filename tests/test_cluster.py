@@ -25,6 +25,9 @@ def write_toml(path: Path, settings: Settings) -> None:
     """Settings as a file; JSON's values are TOML's."""
     lines, tasks = [], []
     for name, section in settings.model_dump(mode="json").items():
+        if not isinstance(section, dict | list):
+            lines.insert(0, f"{name} = {json.dumps(section)}")
+            continue
         for table in section if name == "tasks" else [section]:
             into = tasks if name == "tasks" else lines
             into.append(f"[[{name}]]" if name == "tasks" else f"[{name}]")

@@ -97,15 +97,16 @@ events = 3000
 seed = 3
 """
 SIDE_BY_SIDE = (
+    (VALIDATE,),
     (MAKE_DEMO_WORLD,),
     (EMBED_QUERIES,),
     (EMBED_ITEMS, BUILD_VOCABULARY),
     (BUILD_ITEM_FEATURES,),
     (BUILD_TRAINING_TABLES, SCORE_CATALOG),
-    (VALIDATE,),
     (EVALUATE,),
 )
-"""All stages but training: those of a group do not read each other's tables."""
+"""All stages but training: those of a group do not read each other's tables. The model is validated first, on the
+versions that it was trained on."""
 
 
 LISTENED: set[tuple[str, str]] = set()

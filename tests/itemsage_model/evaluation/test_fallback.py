@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itemsage_model.evaluation.fallback import decide, verdicts
@@ -100,6 +100,7 @@ def test_without_a_verdict_nothing_is_replaced_and_that_is_said() -> None:
 figures = st.floats(0, 1)
 
 
+@settings(deadline=None)
 @given(
     rivals=st.tuples(figures, figures),
     ours=st.tuples(figures, figures),
