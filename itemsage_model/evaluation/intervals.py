@@ -17,6 +17,7 @@ FEW_QUERIES = 10
 
 _AT_ONCE = 50
 _SEED = 0
+_UNITS = float(1 << 20)
 
 
 Interval = tuple[float | None, float | None]
@@ -84,20 +85,21 @@ def bootstrap(
 
 def _sums_by_query(
     query: npt.NDArray[np.int64], weights: Floats, values: Floats
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+) -> tuple[npt.NDArray[np.int64], Floats]:
     """The distinct queries, and of each the sum of weights and of weighted values [query, 1 + figure].
 
-    In single precision, as memory counts: sums of whole numbers stay exact, others to seven digits.
+    As multiples of a millionth, of which any sum is exact: the figures then do not depend on the order in which several
+    threads add, and so not on their number.
     """
     queries, row = np.unique(query, return_inverse=True)
     by_query = csr_matrix((weights, (row, np.arange(len(row)))), shape=(len(queries), len(row)))
-    sums: npt.NDArray[np.float32] = (by_query @ np.hstack([np.ones((len(row), 1)), values])).astype(np.float32)
+    sums: Floats = np.round((by_query @ np.hstack([np.ones((len(row), 1)), values])) * _UNITS) / _UNITS
     return queries, sums
 
 
-def _draws(generator: np.random.Generator, queries: int) -> npt.NDArray[np.float32]:
+def _draws(generator: np.random.Generator, queries: int) -> Floats:
     """How often each query is drawn in each of some resamples [resample, query]."""
-    drawn = np.empty((_AT_ONCE, queries), np.float32)
+    drawn = np.empty((_AT_ONCE, queries))
     for row in drawn:
         row[:] = np.bincount(generator.integers(0, queries, queries), minlength=queries)
     return drawn
