@@ -29,7 +29,7 @@ from schemas.cells import pack_cells
 from schemas.elements import FROZEN_TEXT
 from schemas.metrics import ItemTextMetrics
 from schemas.settings import Settings
-from schemas.stages import EMBED_ITEMS
+from schemas.stages import EMBED_ITEMS, EMBED_QUERIES
 from schemas.tables import EMBEDDING_DIM, ITEM_TEXT_EMBEDDINGS, ITEMS
 
 STAGE = EMBED_ITEMS
@@ -114,7 +114,7 @@ def _rows(
 def run(spark: SparkSession, settings: Settings) -> None:
     """Read the items and the encoder, embed, write."""
     with JobRun(spark, settings, STAGE) as job:
-        items, encoder = job.read(ITEMS), load_recorded(settings.layout)
+        items, encoder = job.read(ITEMS), load_recorded(settings.layout, job.record(EMBED_QUERIES).metrics.encoder)
         parts = 1 + job.row_count(ITEMS) // _ITEMS_PER_PART
         rows = build(items, settings.query_encoder.item_text, encoder, parts)
         sums = job.write_worker_rows(rows, ITEM_TEXT_EMBEDDINGS).sums

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from schemas.settings import FeatureSettings, LossSettings, ModelSettings, Section, Settings, TrainSettings
+from schemas.settings import FeatureSettings, ModelSettings, Section, Settings
 
 MAX_FULL_SOFTMAX_ITEMS = 12_000
 """Engaged items up to which the softmax runs over all of them; beyond, a step takes longer than it is worth."""
@@ -68,9 +68,8 @@ def candidates(settings: Settings, shop: Shop | None) -> list[Candidate]:
     if settings.preset == "paper" or shop is None:
         return [Candidate("paper", settings, "the settings file names it")]
     if "residual" in settings.model.model_fields_set and not settings.model.residual:
-        shop = replace(
-            shop, is_one_space=False
-        )  # both presets start from the frozen vectors by the residual path alone
+        # Both presets start from the frozen vectors by the residual path alone.
+        shop = replace(shop, is_one_space=False)
     if settings.preset != "auto":
         return [_candidate(settings.preset, settings, shop, "the settings file names it")]
     small = "linear maps on the frozen vectors cannot forget what the encoder knows of items that nobody bought yet"
@@ -186,9 +185,3 @@ def _train(shop: Shop, batch: int, steps: int) -> dict[str, Any]:
         "average_decay": 0.9 if steps < 400 else 0.98, "validate_every": every, "patience": 8, "log_every": every,
         "checkpoint_every": 4 * every,
     }  # fmt: skip
-
-
-__all__ = [
-    "MAX_FULL_SOFTMAX_ITEMS", "Candidate", "LossSettings", "ModelSettings", "Shop", "TrainSettings", "candidates",
-    "demo", "paper", "with_defaults",
-]  # fmt: skip

@@ -32,6 +32,7 @@ from pathlib import Path
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from examples.accounting import print_accounting
 from examples.complete_journey.raw_rows import (
     PRODUCTS,
     RAW_ROWS_ACCOUNTING,
@@ -46,7 +47,7 @@ from jobs.runtime import command_line, input_tables
 from jobs.runtime.job_run import JobRun
 from jobs.transforms.quarantine import accepted, rejected
 from schemas.columns import Table
-from schemas.errors import SettingsError, TableError
+from schemas.errors import SettingsError
 from schemas.input_tables import find_input
 from schemas.records import TableVersion
 from schemas.settings import Settings
@@ -160,7 +161,7 @@ def run(spark: SparkSession, settings: Settings, folder: str | None) -> None:
         job.metrics = RawRowMetrics({f"{source}: {reason}": count for (source, reason), count in counts.items()})
         for table in (PRODUCTS, TRANSACTIONS):
             fates = {reason: count for (source, reason), count in counts.items() if source == table.name}
-            _print_accounting(table, fates, job.row_count(table))
+            print_accounting(table, f"row of {table.name}", fates, job.row_count(table))
 
 
 def installed_folder() -> Path:
@@ -185,22 +186,6 @@ def _read(job: JobRun[RawRowMetrics], folder: Path, table: Table) -> DataFrame:
     input_tables.require_all_rows(job.spark, found, count := rows.count())
     job.count_input(TableVersion(table.name, found.uri, None, count))
     return rows
-
-
-def _print_accounting(table: Table, counts: dict[str, int], total: int) -> None:
-    accounted = sum(counts.values())
-    rejects = sorted((item for item in counts.items() if item[0] != "used"), key=lambda item: (-item[1], item[0]))
-    print(f"  what became of every row of {table.name}:")
-    for reason, count in [("used", counts.get("used", 0)), *rejects, ("total", accounted)]:
-        print(f"    {reason:<26}{count:>9,}{count / total:>8.1%}", flush=True)
-    if accounted != total:
-        raise TableError(
-            table.name,
-            "(all)",
-            expected=f"{total:,} rows accounted for",
-            found=f"{accounted:,}",
-            cure="This is a defect of the example: no input may cause it.",
-        )
 
 
 def _query_id(item_id: str) -> Column:

@@ -22,6 +22,7 @@ from functools import partial
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from examples.accounting import print_accounting
 from examples.online_retail.cold import cold_slice
 from examples.online_retail.raw_rows import (
     RAW_ROWS,
@@ -34,7 +35,7 @@ from examples.online_retail.raw_rows import (
 from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun
 from jobs.transforms.quarantine import accepted
-from schemas.errors import SettingsError, TableError
+from schemas.errors import SettingsError
 from schemas.records import TableVersion
 from schemas.settings import Settings
 from schemas.stages import Stage
@@ -130,23 +131,7 @@ def run(spark: SparkSession, settings: Settings, archive: str | None, *, is_cold
         for kept in (accounting, items, rejected, used, lines):
             kept.unpersist()
         job.metrics = RawRowMetrics(counts)
-        _print_accounting(counts, raw_rows.num_rows)
-
-
-def _print_accounting(counts: dict[str, int], total: int) -> None:
-    accounted = sum(counts.values())
-    rejects = sorted((item for item in counts.items() if item[0] != "used"), key=lambda item: (-item[1], item[0]))
-    print("  what became of every raw row:")
-    for reason, count in [("used", counts.get("used", 0)), *rejects, ("total", accounted)]:
-        print(f"    {reason:<26}{count:>9,}{count / total:>8.1%}", flush=True)
-    if accounted != total:
-        raise TableError(
-            RAW_ROWS.name,
-            "(all)",
-            expected=f"{total:,} rows accounted for",
-            found=f"{accounted:,}",
-            cure="This is a defect of the example: no input may cause it.",
-        )
+        print_accounting(RAW_ROWS, "raw row", counts, raw_rows.num_rows)
 
 
 def _query_id(item_id: str) -> Column:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from itemsage_model.encoders.frozen_text.stored import load_if_saved
+from itemsage_model.encoders.frozen_text.stored import load_recorded
 from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
 from itemsage_model.serving.query_vectors import adapt_queries
 from jobs.evaluation.candidates import by_query, collect_candidates, exists
@@ -24,8 +24,6 @@ from jobs.evaluation.systems import systems_of
 from jobs.evaluation.texts import collect_texts, shown_items, with_words
 from jobs.runtime.job_run import JobRun, side_by_side
 from schemas.columns import Table
-from schemas.contracts import run_again
-from schemas.errors import InputError
 from schemas.stages import EMBED_QUERIES
 from schemas.tables import ITEMS, MAX_TEXT_CHARACTERS, QUERIES, QUERY_EMBEDDINGS, TRUE_QUERY_VECTORS
 
@@ -38,7 +36,8 @@ def compare(job: JobRun[Any], task_pairs: list[TaskPairs], subject: Subject) -> 
         task_pairs: Tasks that all have pairs.
         subject: What is measured.
     """
-    encoder, asked = _query_encoder(job), job.settings.evaluate
+    asked = job.settings.evaluate
+    encoder = load_recorded(job.settings.layout, job.record(EMBED_QUERIES).metrics.encoder)
     with ThreadPoolExecutor() as threads:
         found = threads.submit(collect_candidates, job, task_pairs, subject)
         queries = threads.submit(_collect_queries, job, task_pairs, encoder, subject)
@@ -52,26 +51,6 @@ def compare(job: JobRun[Any], task_pairs: list[TaskPairs], subject: Subject) -> 
 
     measured = side_by_side([partial(measure_task, pairs) for pairs in task_pairs])
     return [row for of_task in measured for row in of_task], int(candidates.is_distractor.sum())
-
-
-def _query_encoder(job: JobRun[Any]) -> TextEncoder | None:
-    """The frozen text encoder of the recorded run of embed_queries; None where that run needed none.
-
-    Raises:
-        InputError: the warehouse holds another one, as a run leaves it that ended before its tables were written.
-    """
-    folder, recorded = job.settings.layout.query_encoder, job.record(EMBED_QUERIES).metrics.encoder
-    encoder = load_if_saved(folder) if recorded else None
-    if recorded and (encoder is None or encoder.name != recorded):
-        found = encoder.name if encoder else "none"
-        raise InputError(
-            "query encoder",
-            folder,
-            expected=f"{recorded}, as embed_queries recorded",
-            found=found,
-            cure=run_again([EMBED_QUERIES.name]),
-        )
-    return encoder
 
 
 def _with_texts(

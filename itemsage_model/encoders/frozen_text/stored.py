@@ -27,7 +27,6 @@ from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
 from itemsage_model.encoders.projection import Projection
 from schemas.contracts import run_again
 from schemas.errors import InputError
-from schemas.records import read_record
 from schemas.settings import QueryEncoderSettings
 from schemas.stages import EMBED_QUERIES
 from schemas.storage import read_bytes, write_bytes
@@ -163,13 +162,16 @@ def load_if_saved(uri: str) -> TextEncoder | None:
         return None
 
 
-def load_recorded(warehouse: Warehouse) -> TextEncoder | None:
+def load_recorded(warehouse: Warehouse, recorded: str | None) -> TextEncoder | None:
     """The encoder of the recorded run of embed_queries; None where that run made none.
+
+    Args:
+        warehouse: Where it lies.
+        recorded: Its name in that run's record.
 
     Raises:
         InputError: the warehouse holds another one, as a run leaves it that ended before its tables were written.
     """
-    recorded = read_record(warehouse, EMBED_QUERIES).metrics.encoder
     encoder = load_if_saved(warehouse.query_encoder) if recorded else None
     if recorded and (encoder is None or encoder.name != recorded):
         raise InputError(
