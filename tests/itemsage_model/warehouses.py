@@ -21,7 +21,10 @@ from tests.itemsage_model.factories import VOCABULARY, write_catalog, write_pair
 
 
 def make_warehouse(folder: Path, file_rows: dict[str, list[int]], **sections: Any) -> Settings:
-    """A warehouse after build_training_tables, written without Spark, and settings that train on it."""
+    """A warehouse after build_training_tables, written without Spark, and settings that train on it.
+
+    With `negatives`, every third row of the first task's table has an item against it, and no row of the others.
+    """
     values: dict[str, Any] = {
         "warehouse": {"uri": str(folder)},
         "preset": "paper",
@@ -36,12 +39,14 @@ def make_warehouse(folder: Path, file_rows: dict[str, list[int]], **sections: An
         },
     }  # fmt: skip
     for name, keys in sections.items():
-        values[name] = values.get(name, {}) | keys
+        values[name] = values.get(name, {}) | keys if isinstance(keys, dict) else keys
     settings = Settings.model_validate(values)
     counts, outputs, length = [], [], settings.model.image_length
     for number, (name, rows) in enumerate(file_rows.items()):
         table = f"training_closeup_{name}"
-        keys = write_pairs(folder / table, rows, seed=number + 1, image_length=length)
+        against = [1000 + 7 * row % 20 if row % 3 == 0 else 0 for row in range(sum(rows))]
+        negatives = tuple(against) if settings.negatives and not number else ()
+        keys = write_pairs(folder / table, rows, seed=number + 1, image_length=length, negatives=negatives)
         outputs.append(entry(folder, table, 0, len(keys)))
         counts += [
             {"item_id": f"i{key - 1000}", "item_key": int(key), "task": f"closeup_{name}",
@@ -61,6 +66,7 @@ def make_warehouse(folder: Path, file_rows: dict[str, list[int]], **sections: An
             TrainingTableMetrics({}, EventCounts(0, 0, 0, 0, 0)),
             inputs=features,
             outputs=tuple(outputs),
+            settings=settings.model_dump(mode="json", include={"negatives"}),
             made_with={"vocabulary": "abc", "space of closeup queries": "pinsage-1"},
         ),
         RunRecord(

@@ -43,13 +43,13 @@ def check(spark: SparkSession, make_settings: Callable[..., Settings]) -> Callab
     )
     items = spark.createDataFrame([("i1", 101), ("i2", 102)], "item_id string, item_key long")
 
-    def run(*rows: tuple[Any, ...], event_id_is: str = "event") -> DataFrame:
+    def run(*rows: tuple[Any, ...], **sections: Any) -> DataFrame:
         # As a file may hold it: NOT NULL is a promise that Parquet does not keep.
         schema = struct_type(ENGAGEMENT_LOGS).simpleString()
         events = spark.createDataFrame(list(rows), schema)
-        dates = make_settings().dates
-        return checked_engagements(events, queries, items, dates=dates, tasks=TASKS, hot=NO_HOT_KEYS,
-                                   event_id_is=event_id_is)  # fmt: skip
+        tasks = [{"query_kind": task.query_kind, "engagement": task.engagement} for task in TASKS]
+        settings = make_settings(**({"tasks": tasks} | sections))
+        return checked_engagements(events, queries, items, settings=settings, hot=NO_HOT_KEYS)
 
     return run
 
