@@ -4,9 +4,10 @@ Reads:  engagement_logs, query_embeddings, item_features
 Writes: training_<task>, validation_<task> and held_out_<task> for every task of the settings, item_counts,
         rejected_events
 One row of training_<task> is one (query, item) pair with its engagement count, the query's embedding, an item that
-counts against it if there is one, and the item's features; one of validation_<task> is one pair of the end of the training window, whose events training_<task> counts
-too, but not in fit_weight; one of held_out_<task> is one pair of the held-out window; one of item_counts is one item of
-one task's training table; one of rejected_events is one event that no table counts, with the reason.
+counts against it if there is one, and the item's features; one of validation_<task> is one pair of the end of the
+training window, whose events training_<task> counts too, but not in fit_weight; one of held_out_<task> is one pair of
+the held-out window; one of item_counts is one item of one task's training table; one of rejected_events is one event
+that no table counts, with the reason.
 Safe to rerun because the rows follow from the inputs and the settings alone, and every table is replaced in one commit.
 
     spark-submit --properties-file spark-defaults.conf jobs/build_training_tables.py --settings pipeline.toml

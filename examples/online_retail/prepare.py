@@ -2,15 +2,16 @@
 
 Reads: the archive of daily CSV files, in place.
 Writes: items, queries, engagement_logs; raw_rows_accounting, rejected_raw_rows.
-One row is: one stock code; one stock code seen as a query; one ordered pair of items in one basket, bought or returned.
+One row is: one stock code; one stock code seen as a query; one ordered pair of items in one basket,
+    of which the second was checked out, or returned.
 Safe to rerun because: every tie is broken by content, and each table is replaced in one commit.
 
     spark-submit --properties-file spark-defaults.conf examples/online_retail/prepare.py \
         --data by-day.tar.xz --settings examples/online_retail/settings.toml
 
 A basket has no query in the sense of the paper: each of its items is taken as the closeup a shopper came from, and
-every other one as what was then checked out; see returns.py for what was sent back. With --cold only a small, cold slice
-of the checkouts is written; see cold.py.
+every other one as what was then checked out; what was sent back is a return, see returns.py. With --cold only a small,
+cold slice of the checkouts is written; see cold.py.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ def _line_checks() -> list[Check]:
     none = "None needed: not a sale of a product."
     return [
         Check("unreadable", is_unreadable, "invoice_date", "date, quantity, price", "Correct it."),
-        Check("cancellation", F.col("invoice_no").startswith("C"), "invoice_no", "an invoice, or one that cancels a basket",
+        Check("cancellation", F.col("invoice_no").startswith("C"), "invoice_no", "an invoice, or a basket to cancel",
               "None needed: no earlier basket of the customer has it; the others are returns, see returns.py."),
         Check("non_product_code", ~is_product, "stock_code", "five digits, then letters", none),
         Check("no_description", F.col("title") == "", "description", "a description", none),

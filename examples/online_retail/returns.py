@@ -24,7 +24,9 @@ def returned_lines(lines: DataFrame, used: DataFrame) -> DataFrame:
         used: Rows of `split_rows`; unique by invoice_no and item_id.
     """
     cancelled = lines.where(F.col("reject.reason") == "cancellation")
-    bought = used.select("user_id", "item_id", F.col("invoice_no").alias("basket"), F.col("event_ts").alias("bought_ts"))
+    bought = used.select(
+        "user_id", "item_id", F.col("invoice_no").alias("basket"), F.col("event_ts").alias("bought_ts")
+    )
     # Without a customer there is nothing to find: a null meets no null.
     earlier = cancelled.join(bought, on=["user_id", "item_id"], how="inner").where("bought_ts < event_ts")
     latest_first = Window.partitionBy(*_LINE).orderBy(F.desc("bought_ts"), "basket")

@@ -274,9 +274,7 @@ def make_batches(
     return MixedBatches(streams, sizes, catalog, count, engaged, elements, start_step)
 
 
-def _candidates(
-    whole: CatalogItems, inputs: Inputs, settings: Settings
-) -> tuple[CatalogItems, npt.NDArray[np.bool_]]:
+def _candidates(whole: CatalogItems, inputs: Inputs, settings: Settings) -> tuple[CatalogItems, npt.NDArray[np.bool_]]:
     """The items to encode for a full softmax, and which of them are its columns: the catalog, or the engaged ones.
 
     Items that are nothing but an explicit negative of some pair are no columns: nobody else's query is to leave them.

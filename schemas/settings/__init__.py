@@ -53,8 +53,8 @@ def item_elements(model: ModelSettings, features: FeatureSettings, vocabulary_si
 _AUTO_HALF_LIFE_DAYS = 120.0
 
 WHY_FULL = (
-    'the features of a negative are only at hand where the softmax runs over the whole catalog: set loss.form = "full", '
-    "or take [[negatives]] out"
+    "the features of a negative are only at hand where the softmax runs over the whole catalog: set "
+    'loss.form = "full", or take [[negatives]] out'
 )
 """Of explicit negatives and the forms of the loss that sample."""
 
@@ -103,7 +103,9 @@ class Settings(Section):
             raise ValueError("negatives: name each query kind and engagement once")
         for entry in self.negatives:
             if entry.engagement in {task.engagement for task in self.task_list}:
-                raise ValueError(f"negatives: {entry.engagement} is the engagement of a task; it cannot count both ways")
+                raise ValueError(
+                    f"negatives: {entry.engagement} is the engagement of a task; it cannot count both ways"
+                )
             if entry.query_kind not in {task.query_kind for task in self.task_list}:
                 raise ValueError(f"negatives: no task has queries of the kind {entry.query_kind}; take it out")
         is_chosen = self.preset == "paper" or "form" in self.loss.model_fields_set
@@ -182,7 +184,7 @@ def load_settings(path: str | Path, overrides: list[str] | None = None) -> Setti
 def _override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     *sections, name = key.strip().split(".")
-    if not separator or not sections or not all([*sections, name]):
+    if not separator or not all([*sections, name]) or not (sections or name == "preset"):
         raise SettingsError(f"--set {override}: write section.key=value, such as train.steps=500")
     for section in sections:
         values = values.setdefault(section, {})
@@ -220,7 +222,7 @@ def _explain(error: Any) -> str:
 
 __all__ = [
     "DateSettings", "DeadlineSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings", "GateSettings",
-    "InputSettings", "LossSettings", "ModelSettings", "NegativeSettings", "QueryEncoderSettings", "RejectShareSettings", "ScoreSettings",
-    "Section", "Settings", "TaskSettings", "TrainSettings", "TrainingTableSettings", "WHY_FULL",
+    "InputSettings", "LossSettings", "ModelSettings", "NegativeSettings", "QueryEncoderSettings", "RejectShareSettings",
+    "ScoreSettings", "Section", "Settings", "TaskSettings", "TrainSettings", "TrainingTableSettings",
     "WarehouseSettings", "item_elements", "load_settings",
 ]  # fmt: skip

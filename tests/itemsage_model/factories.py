@@ -80,8 +80,8 @@ def write_pairs(
     """A training table with one file per entry of `file_rows`; returns its item keys, in order of the files.
 
     `query_key` numbers the rows from 0, so that a test can see which row is which; it determines the embedding. The
-    rows of the numbers in `late` are of the validation window alone. Row i has the item of key `negatives[i]` against it,
-    with weight 2; 0, or no entry = none.
+    rows of the numbers in `late` are of the validation window alone. Row i has the item of key `negatives[i]` against
+    it, with weight 2; 0, or no entry = none.
     """
     random = np.random.default_rng(seed)
     features = item_cells(np.random.default_rng(99), items, image_length=image_length)

@@ -115,7 +115,9 @@ def test_nothing_of_a_later_window_reaches_an_earlier_one(tables: Callable[..., 
     against = {row["negative_item_key"] for row in whole["training"]} - {0}
     assert len(against) > 1
     assert not any(known.get(key, "").startswith(("validation", "held out")) for key in against)
-    assert {pair for pair in negatives(whole) if pair[:2] in {row[:2] for row in negatives(before)}} == negatives(before)
+    assert {pair for pair in negatives(whole) if pair[:2] in {row[:2] for row in negatives(before)}} == negatives(
+        before
+    )
 
     # What the fit pass reads is what a log that ends before the validation window gives, to the last bit.
     assert fitted(whole["training"], "fit_weight") == fitted(before["training"], "pair_weight")

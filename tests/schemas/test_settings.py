@@ -128,7 +128,7 @@ def test_a_wrong_key_or_type_is_named(tmp_path: Path, text: str, parts: list[str
         (['model.sequence=["text", "text"]'], ["model", "sequence", "each once"]),
         (["model.sequence=[]"], ["model", "sequence is empty", "residual = true"]),
         (["model.item_map=true"], ["model", "item_map", "set residual = true"]),
-        (["inputs.has_images=false"], ["inputs.has_images", 'take "images" out of model.sequence']),
+        (["preset=paper", "inputs.has_images=false"], ["inputs.has_images", 'take "images" out of model.sequence']),
         (["loss.temperature=200"], ["loss", "max_temperature", "raise the other"]),
         (["dates.validation_days=20"], ["dates", "validation_days", "fewer than the 20 of train_days"]),
         (["query_encoder.kind=sentence_transformers"], ["query_encoder", "folder", "local folder"]),
@@ -155,7 +155,9 @@ def test_an_impossible_combination_is_named(load: Load, overrides: list[str], pa
         ([("photo", "return")], "full", ["negatives", "no task has queries of the kind photo"]),
     ],
 )
-def test_impossible_negatives_are_named(load: Load, entries: list[tuple[str, str]], form: str, parts: list[str]) -> None:
+def test_impossible_negatives_are_named(
+    load: Load, entries: list[tuple[str, str]], form: str, parts: list[str]
+) -> None:
     named = [f'[[negatives]]\nquery_kind = "{kind}"\nengagement = "{engagement}"\n' for kind, engagement in entries]
     with pytest.raises(SettingsError) as caught:
         load("".join(named), f"loss.form={form}")

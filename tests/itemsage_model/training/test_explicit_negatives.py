@@ -58,10 +58,14 @@ def slow_loss(query: torch.Tensor, row: int, item: int, against: int, vectors: t
 @given(data=st.data(), ranks=st.sampled_from([1, 2]))
 def test_losses_and_gradients_are_those_of_a_slow_loop(data: st.DataObject, ranks: int):
     rows = 6
-    against = data.draw(st.lists(st.one_of(st.just(0), st.integers(1000, 1000 + ITEMS - 1)), min_size=rows, max_size=rows))
+    against = data.draw(
+        st.lists(st.one_of(st.just(0), st.integers(1000, 1000 + ITEMS - 1)), min_size=rows, max_size=rows)
+    )
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         folder = Path(name)
-        keys = write_pairs(folder / "a", [rows], items=ITEMS, negatives=tuple(against), seed=data.draw(st.integers(1, 9)))
+        keys = write_pairs(
+            folder / "a", [rows], items=ITEMS, negatives=tuple(against), seed=data.draw(st.integers(1, 9))
+        )
         write_catalog(folder / "items", items=ITEMS)
         others = data.draw(st.sets(st.integers(0, ITEMS - 1)))
         columns = sorted({int(key) - 1000 for key in keys} | others)
