@@ -128,6 +128,7 @@ def settings_page(toml: str) -> str:
     lines += ["`pipeline.toml` holds all of them, to be copied. A key that is left out has the default shown here;"]
     lines += ["a key without one must be given. `--set section.key=value` overrides one key for one run."]
     lines += ["Some values exclude each other: such a file is refused with a message that says what to change.", ""]
+    lines += ["## At the top of the file", "", *_keys_table("", Settings, explained), ""]
     for name, section in sections().items():
         heading = f"## [[{name}]]" if name in LISTS else f"## [{name}]"
         lines += [heading, "", escaped(_first_sentence(section)), ""]
@@ -141,8 +142,10 @@ def sections() -> dict[str, type[Section]]:
     """Section name -> its class, in the order of `Settings`."""
     found: dict[str, type[Section]] = {}
     for name, field in Settings.model_fields.items():
-        kind: Any = field.annotation
-        found[name] = kind if isinstance(kind, type) and issubclass(kind, Section) else get_args(kind)[0]
+        kinds = (field.annotation, *get_args(field.annotation)[:1])
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+        if section is not None:
+            found[name] = section
     return found
 
 
@@ -168,6 +171,8 @@ def _keys_table(name: str, section: type[Section], explained: Explained) -> list
     schema = section.model_json_schema()["properties"]
     rows = []
     for key, field in section.model_fields.items():
+        if section is Settings and key in sections():
+            continue
         default = "must be given" if field.is_required() else f"`{_toml(field.default)}`"
         first = explained.first.get((name, key), key)
         text = explained.keys.get((name, key), "")

@@ -102,6 +102,8 @@ def with_negatives(packed_queries: DataFrame, engagements: DataFrame, weights: d
 
     Which ones stay is decided by a hash, as in `capped`. An item with several engagements has the largest weight.
 
+    Differs from the paper: it has in-batch and random negatives alone. Assumed: 16 say enough of a query.
+
     Args:
         packed_queries: See `packed`; unique by query_id.
         engagements: The accepted rows of `checked_engagements`.
