@@ -229,6 +229,8 @@ def _pair_columns(rows: npt.NDArray[np.int64], items: npt.NDArray[np.int64]) -> 
         "pair_weight": pa.array(np.ones(len(rows), np.float32)),
         "fit_weight": pa.array(np.ones(len(rows), np.float32)),
         "fit_engagement_count": pa.array(np.ones(len(rows), np.int64)),
+        "negative_item_key": pa.array(np.zeros(len(rows), np.int64)),
+        "negative_weight": pa.array(np.zeros(len(rows), np.float32)),
     }
 
 

@@ -3,10 +3,11 @@
 Reads:  engagement_logs, query_embeddings, item_features
 Writes: training_<task>, validation_<task> and held_out_<task> for every task of the settings, item_counts,
         rejected_events
-One row of training_<task> is one (query, item) pair with its engagement count, the query's embedding and the item's
-features; one of validation_<task> is one pair of the end of the training window, whose events training_<task> counts
-too, but not in fit_weight; one of held_out_<task> is one pair of the held-out window; one of item_counts is one item of
-one task's training table; one of rejected_events is one event that no table counts, with the reason.
+One row of training_<task> is one (query, item) pair with its engagement count, the query's embedding, an item that
+counts against it if there is one, and the item's features; one of validation_<task> is one pair of the end of the
+training window, whose events training_<task> counts too, but not in fit_weight; one of held_out_<task> is one pair of
+the held-out window; one of item_counts is one item of one task's training table; one of rejected_events is one event
+that no table counts, with the reason.
 Safe to rerun because the rows follow from the inputs and the settings alone, and every table is replaced in one commit.
 
     spark-submit --properties-file spark-defaults.conf jobs/build_training_tables.py --settings pipeline.toml
@@ -21,7 +22,7 @@ from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun, side_by_side
 from jobs.runtime.rejects import matching_loosely, require_few_rejects
 from jobs.runtime.worker_rows import Place
-from jobs.transforms.engagements import EVERYDAY_REASONS, HELD_OUT, TRAINING, checked_engagements
+from jobs.transforms.engagements import EVERYDAY_REASONS, HELD_OUT, NEGATIVE, TRAINING, checked_engagements
 from jobs.transforms.hot_keys import hot_keys
 from jobs.transforms.quarantine import accepted, rejected
 from jobs.transforms.training_pairs import (
@@ -33,6 +34,7 @@ from jobs.transforms.training_pairs import (
     pairs_of,
     training_rows,
     with_file,
+    with_negatives,
 )
 from schemas.columns import Table
 from schemas.errors import TableError
@@ -69,14 +71,13 @@ def build_engagements(
 ) -> DataFrame:
     """Every event of the logs once, with its task, its window and its verdict; see `checked_engagements`."""
     hot = hot_keys(logs, _KEYS, row_count=event_count)
-    dates, tasks, event_id_is = settings.dates, settings.task_list, settings.inputs.event_id_is
-    return checked_engagements(logs, queries, items, dates=dates, tasks=tasks, hot=hot, event_id_is=event_id_is)
+    return checked_engagements(logs, queries, items, settings=settings, hot=hot)
 
 
 def build_pairs(engagements: DataFrame, settings: Settings) -> DataFrame:
     """The pairs of all tasks and windows, before the caps, from the rows of `build_engagements`."""
     return pairs_of(
-        accepted(engagements),
+        accepted(engagements).where(F.col("window") != NEGATIVE),
         train_end=settings.dates.train_end,
         validation_start=settings.dates.validation_start,
         half_life_days=settings.half_life_days,
@@ -94,7 +95,7 @@ def build_training(
 
     Args:
         pairs: The training pairs of all tasks, after the caps.
-        packed_queries: query_id (unique) and the packed embedding.
+        packed_queries: query_id (unique), the packed embedding and the query's negatives.
         features: item_features, unique by item_id.
         layout: Which files the rows fill.
         hot: Frequent query_ids and item_ids; see `hot_keys`.
@@ -133,25 +134,31 @@ def run(spark: SparkSession, settings: Settings) -> None:
         _require_unique(features, ITEM_FEATURES)
         engagements = build_engagements(logs, queries, features, settings, event_count=event_count).persist()
         pairs = build_pairs(engagements, settings).persist()
-        packed_queries = packed(queries).persist()
+        weights = {entry.name: entry.weight for entry in settings.negatives}
+        packed_queries = with_negatives(packed(queries), accepted(engagements), weights).persist()
         try:
             job.write_rejected(rejected(engagements, REJECTED_EVENTS), REJECTED_EVENTS)
             _require_few_rejects(job, queries, features)
-            _write_tasks(job, pairs, packed_queries, features)
+            negative_events = accepted(engagements).where(F.col("window") == NEGATIVE).count() if weights else 0
+            _write_tasks(job, pairs, packed_queries, features, negative_events)
         finally:
             for cached in (engagements, pairs, packed_queries):
                 cached.unpersist()
 
 
 def _write_tasks(
-    job: JobRun[TrainingTableMetrics], pairs: DataFrame, packed_queries: DataFrame, features: DataFrame
+    job: JobRun[TrainingTableMetrics],
+    pairs: DataFrame,
+    packed_queries: DataFrame,
+    features: DataFrame,
+    negative_events: int,
 ) -> None:
     """Count the pairs, check the counts, and only then write the item counts and every task's tables."""
     settings, cut = job.settings, job.settings.training_tables
     training = pairs.where(F.col("window") == TRAINING)
     kept = capped(training, per_item=cut.max_pairs_per_item, per_query=cut.max_pairs_per_query)
     counts = _task_counts(pairs, kept, settings.task_list)
-    job.metrics = TrainingTableMetrics(counts, _balanced_events(job, counts))
+    job.metrics = TrainingTableMetrics(counts, _balanced_events(job, counts, negative_events))
     _require_pairs(counts, settings)
     hot = hot_keys(kept, _KEYS, row_count=sum(of_task.training_pairs for of_task in counts.values()))
 
@@ -286,8 +293,10 @@ def _require_pairs(counts: dict[str, TaskCounts], settings: Settings) -> None:
                   "so training cannot be measured on it: change dates.validation_days", flush=True)  # fmt: skip
 
 
-def _balanced_events(job: JobRun[TrainingTableMetrics], counts: dict[str, TaskCounts]) -> EventCounts:
-    """What became of every event: each is counted, capped or rejected, exactly once.
+def _balanced_events(
+    job: JobRun[TrainingTableMetrics], counts: dict[str, TaskCounts], negative_events: int
+) -> EventCounts:
+    """What became of every event: each is counted, capped, a negative or rejected, exactly once.
 
     Raises:
         TableError: events are lost or counted twice.
@@ -298,8 +307,12 @@ def _balanced_events(job: JobRun[TrainingTableMetrics], counts: dict[str, TaskCo
         for name in ("training_events", "held_out_events", "capped_events")
     )
     rejected_events = sum(job.rejected.values())
-    _require_equal(ENGAGEMENT_LOGS.name, "events", read, training + held_out + capped + rejected_events)
-    return EventCounts(read, training, held_out, capped, rejected_events)
+    found = training + held_out + capped + negative_events + rejected_events
+    _require_equal(ENGAGEMENT_LOGS.name, "events", read, found)
+    if job.settings.negatives and not negative_events:
+        names = ", ".join(entry.name for entry in job.settings.negatives)
+        print(f"  warning: no usable event of [[negatives]] ({names}) before the validation window", flush=True)
+    return EventCounts(read, training, held_out, capped, rejected_events, negative_events)
 
 
 def _require_equal(table: str, noun: str, expected: int, found: int) -> None:

@@ -24,6 +24,9 @@ from schemas.stages import MAKE_DEMO_WORLD, PIPELINE, is_among, maker_of
 
 COMMAND = "python -m pipeline.reference"
 
+LISTS = ("tasks", "negatives")
+"""Sections of which the settings file may have several."""
+
 KINDS: dict[Kind, str] = {
     "string": "a text",
     "int32": "a 32-bit integer; an input may have any other, and a number that does not fit counts as null",
@@ -127,7 +130,8 @@ def settings_page(toml: str) -> str:
     lines += ["Some values exclude each other: such a file is refused with a message that says what to change.", ""]
     lines += ["## At the top of the file", "", *_keys_table("", Settings, explained), ""]
     for name, section in sections().items():
-        lines += [f"## [[{name}]]" if name == "tasks" else f"## [{name}]", "", escaped(_first_sentence(section)), ""]
+        heading = f"## [[{name}]]" if name in LISTS else f"## [{name}]"
+        lines += [heading, "", escaped(_first_sentence(section)), ""]
         if text := explained.sections.get(name):
             lines += [escaped(text), ""]
         lines += [*_keys_table(name, section, explained), ""]
@@ -146,14 +150,14 @@ def sections() -> dict[str, type[Section]]:
 
 
 def explanations(toml: str) -> Explained:
-    """Read the comments of pipeline.toml; the keys of `[[tasks]]` are comments there themselves."""
+    """Read the comments of pipeline.toml; the keys of `[[tasks]]` and `[[negatives]]` are comments there themselves."""
     explained = Explained({}, {}, {})
     section, first, comment, is_open = "", "", "", False
     for line in toml.splitlines():
         if header := re.fullmatch(r"(# )?\[{1,2}(\w+)\]{1,2}", line):
             section = header[2]
             explained.sections[section], comment, is_open = comment, "", False
-        elif key := re.match(r"(\w+) = " if section != "tasks" else r"# (\w+) = ", line):
+        elif key := re.match(r"(\w+) = " if section not in LISTS else r"# (\w+) = ", line):
             first = first if is_open else key[1]
             explained.keys[section, key[1]], explained.first[section, key[1]], is_open = comment, first, True
         elif line.startswith("#"):

@@ -115,13 +115,17 @@ class TaskCounts:
 
 @dataclass(frozen=True)
 class EventCounts:
-    """What became of every event that was read: the other four sum up to the first."""
+    """What became of every event that was read: the other counts sum up to the first.
+
+    `negative_events` count against their items; 0 in records of before.
+    """
 
     read_events: int
     training_events: int
     held_out_events: int
     capped_events: int
     rejected_events: int
+    negative_events: int = 0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from schemas.settings import FeatureSettings, ModelSettings, Section, Settings
+from schemas.errors import SettingsError
+from schemas.settings import WHY_FULL, FeatureSettings, ModelSettings, Section, Settings
 
 MAX_FULL_SOFTMAX_ITEMS = 12_000
 """Engaged items up to which the softmax runs over all of them; beyond, a step takes longer than it is worth."""
@@ -64,6 +65,9 @@ def candidates(settings: Settings, shop: Shop | None) -> list[Candidate]:
     Args:
         settings: As the settings file gives them.
         shop: What the shop is like; None is enough for "paper".
+
+    Raises:
+        SettingsError: the settings have negatives, which the loss that suits the shop cannot take.
     """
     if settings.preset == "paper" or shop is None:
         return [Candidate("paper", settings, "the settings file names it")]
@@ -79,7 +83,11 @@ def candidates(settings: Settings, shop: Shop | None) -> list[Candidate]:
 
 def _candidate(name: str, settings: Settings, shop: Shop, reason: str) -> Candidate:
     filled = {"small_log": _small_log, "large_log": _large_log}[name](shop)
-    return Candidate(name, with_defaults(settings, filled), reason)
+    chosen = with_defaults(settings.model_copy(update={"negatives": ()}), filled)
+    if settings.negatives and chosen.loss.form != "full":
+        shop_is = f"with {shop.engaged_items:,} engaged items, preset {name!r} takes loss.form = {chosen.loss.form!r}"
+        raise SettingsError(f"negatives: {shop_is}; {WHY_FULL}")
+    return Candidate(name, chosen.model_copy(update={"negatives": settings.negatives}), reason)
 
 
 def with_defaults(settings: Settings, filled: dict[str, dict[str, Any]]) -> Settings:

@@ -46,7 +46,7 @@ _EMBEDDING = (EMBEDDING_DIM,)
 FEATURES_HASH, ROW_CHECKSUM = "features_hash", "row_checksum"
 _CHECKED_ITEM = ("item_id", "item_key")
 _CHECKED_VALIDATION = ("query_key", "item_key", "query_item_key", "pair_weight", "query_embedding")
-_CHECKED_PAIR = (*_CHECKED_VALIDATION, "fit_weight")
+_CHECKED_PAIR = (*_CHECKED_VALIDATION, "fit_weight", "negative_item_key", "negative_weight")
 
 
 def _checksum(columns: tuple[str, ...]) -> Column:
@@ -253,6 +253,10 @@ TRAINING_PAIRS = Table(
         *PAIR_COLUMNS,
         Column("fit_weight", "float32", "the part of pair_weight from before the validation window; 0 = none"),
         Column("fit_engagement_count", "int64", "the part of engagement_count from before the validation window"),
+        Column(
+            "negative_item_key", "int64", "item_key of an item that the query has a negative engagement with; 0 = none"
+        ),
+        Column("negative_weight", "float32", "how often that item counts in the row's denominator; 0 = none"),
         _PACKED_QUERY,
         *ELEMENT_COLUMNS,
         Column(FEATURES_HASH, "string", "as in item_features"),

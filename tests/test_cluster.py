@@ -14,6 +14,7 @@ from deltalake import DeltaTable, write_deltalake
 from itemsage_model.train import start_ranks
 from jobs.runtime.barrier import Ended, at_fault
 from pipeline import commands, package
+from pipeline.reference import LISTS
 from schemas.records import read_record
 from schemas.settings import Settings
 from schemas.stages import TRAIN
@@ -23,16 +24,15 @@ from tests.itemsage_model.warehouses import make_warehouse
 
 def write_toml(path: Path, settings: Settings) -> None:
     """Settings as a file; JSON's values are TOML's."""
-    lines, tasks = [], []
+    keys, lines = [], []
     for name, section in settings.model_dump(mode="json").items():
         if not isinstance(section, dict | list):
-            lines.insert(0, f"{name} = {json.dumps(section)}")
+            keys.append(f"{name} = {json.dumps(section)}")
             continue
-        for table in section if name == "tasks" else [section]:
-            into = tasks if name == "tasks" else lines
-            into.append(f"[[{name}]]" if name == "tasks" else f"[{name}]")
-            into += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
-    path.write_text("\n".join([*lines, *tasks]))
+        for table in section if name in LISTS else [section]:
+            lines.append(f"[[{name}]]" if name in LISTS else f"[{name}]")
+            lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+    path.write_text("\n".join([*keys, *lines]))
 
 
 @pytest.mark.timeout(600)

@@ -2,14 +2,16 @@
 
 Reads: the archive of daily CSV files, in place.
 Writes: items, queries, engagement_logs; raw_rows_accounting, rejected_raw_rows.
-One row is: one stock code; one stock code seen as a query; one ordered pair of items in one basket.
+One row is: one stock code; one stock code seen as a query; one ordered pair of items in one basket,
+    of which the second was checked out, or returned.
 Safe to rerun because: every tie is broken by content, and each table is replaced in one commit.
 
     spark-submit --properties-file spark-defaults.conf examples/online_retail/prepare.py \
         --data by-day.tar.xz --settings examples/online_retail/settings.toml
 
 A basket has no query in the sense of the paper: each of its items is taken as the closeup a shopper came from, and
-every other one as what was then checked out. With --cold only a small, cold slice of the log is written; see cold.py.
+every other one as what was then checked out; what was sent back is a return, see returns.py. With --cold only a small,
+cold slice of the checkouts is written; see cold.py.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from examples.online_retail.raw_rows import (
     read_archive,
     split_rows,
 )
+from examples.online_retail.returns import returned_lines, without_returned
 from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun
 from jobs.transforms.quarantine import accepted
@@ -44,7 +47,7 @@ from schemas.tables import ENGAGEMENT_LOGS, ITEMS, QUERIES
 
 @dataclass(frozen=True)
 class RawRowMetrics:
-    """What became of every raw row: reason, or `used` -> rows."""
+    """What became of every raw row: reason, or `used` or `returned` -> rows."""
 
     raw_rows: dict[str, int]
 
@@ -86,6 +89,24 @@ def build_queries(items: DataFrame) -> DataFrame:
     )
 
 
+def build_returns(returned: DataFrame, used: DataFrame) -> DataFrame:
+    """One return per cancelled invoice, returned item and other item of the basket that it was bought in.
+
+    At most 19 rows of `used` meet a row of `returned`; lines that cancel the same again say nothing new.
+    """
+    queries = used.select(F.col("invoice_no").alias("basket"), F.col("item_id").alias("query_item_id"))
+    pairs = returned.join(queries, on="basket", how="inner").where(F.col("query_item_id") != F.col("item_id"))
+    once = pairs.groupBy("invoice_no", "basket", "query_item_id", "item_id", "user_id")
+    return once.agg(F.min("event_ts").alias("event_ts")).select(
+        F.concat_ws("|", "invoice_no", "basket", "query_item_id", "item_id").alias("event_id"),
+        "event_ts",
+        "user_id",
+        _query_id("query_item_id").alias("query_id"),
+        "item_id",
+        F.lit("return").alias("engagement"),
+    )
+
+
 def build_engagement_logs(used: DataFrame) -> DataFrame:
     """One checkout per ordered pair of distinct items in a basket.
 
@@ -103,9 +124,10 @@ def build_engagement_logs(used: DataFrame) -> DataFrame:
     )
 
 
-def build_accounting(used: DataFrame, rejected: DataFrame) -> DataFrame:
+def build_accounting(used: DataFrame, returned: DataFrame, rejected: DataFrame) -> DataFrame:
     """Count what became of every raw row."""
     fates = used.select(F.lit("used").alias("reason")).unionByName(rejected.select("reason"))
+    fates = fates.unionByName(returned.select(F.lit("returned").alias("reason")))
     return fates.groupBy("reason").agg(F.count("*").alias("row_count"))
 
 
@@ -118,20 +140,23 @@ def run(spark: SparkSession, settings: Settings, archive: str | None, *, is_cold
         job.count_input(TableVersion(RAW_ROWS.name, archive, None, raw_rows.num_rows))
         # Spark cuts an Arrow table into a partition per 2,048 rows; one per core is enough for 50 MB.
         lines = checked_lines(spark.createDataFrame(raw_rows).coalesce(spark.sparkContext.defaultParallelism)).persist()
-        used, rejected = (rows.persist() for rows in split_rows(lines))
+        used, refused = (rows.persist() for rows in split_rows(lines))
+        returned = returned_lines(lines, used).persist()
+        rejected = without_returned(refused, returned).persist()
         items = build_items(accepted(lines)).persist()
         job.write(items, ITEMS)
         job.write(build_queries(items), QUERIES)
-        events = build_engagement_logs(used)
-        job.write(cold_slice(events, settings.dates) if is_cold else events, ENGAGEMENT_LOGS)
+        checkouts = build_engagement_logs(used)
+        whole = checkouts.unionByName(build_returns(returned, used))
+        job.write(cold_slice(checkouts, settings.dates) if is_cold else whole, ENGAGEMENT_LOGS)
         job.write_rejected(rejected, REJECTED_RAW_ROWS)
-        accounting = build_accounting(used, rejected).persist()
+        accounting = build_accounting(used, returned, rejected).persist()
         job.write(accounting, RAW_ROWS_ACCOUNTING)
         counts = {row["reason"]: int(row["row_count"]) for row in accounting.collect()}
-        for kept in (accounting, items, rejected, used, lines):
+        for kept in (accounting, items, rejected, returned, refused, used, lines):
             kept.unpersist()
         job.metrics = RawRowMetrics(counts)
-        print_accounting(RAW_ROWS, "raw row", counts, raw_rows.num_rows)
+        print_accounting(RAW_ROWS, "raw row", counts, raw_rows.num_rows, kept=("used", "returned"))
 
 
 def _query_id(item_id: str) -> Column:

@@ -55,7 +55,7 @@ RAW_ROWS_ACCOUNTING = Table(
     "raw_rows_accounting",
     "one fate of invoice lines",
     (
-        Declared("reason", "string", "used, or the reason of rejected_raw_rows"),
+        Declared("reason", "string", "used (a checkout), returned (a return), or the reason of rejected_raw_rows"),
         Declared("row_count", "int64", "invoice lines; the counts of all rows add up to the archive's lines"),
     ),
     key=("reason",),
@@ -171,14 +171,15 @@ def _line_checks() -> list[Check]:
     none = "None needed: not a sale of a product."
     return [
         Check("unreadable", is_unreadable, "invoice_date", "date, quantity, price", "Correct it."),
-        Check("cancellation", F.col("invoice_no").startswith("C"), "invoice_no", "an invoice", none),
+        Check("cancellation", F.col("invoice_no").startswith("C"), "invoice_no", "an invoice, or a basket to cancel",
+              "None needed: no earlier basket of the customer has it; the others are returns, see returns.py."),
         Check("non_product_code", ~is_product, "stock_code", "five digits, then letters", none),
         Check("no_description", F.col("title") == "", "description", "a description", none),
         Check("warehouse_note", ~is_named, "description", "a product's name, in capitals", none),
         Check("quantity_not_positive", F.col("units") <= 0, "quantity", "1 or more", none),
         Check("price_not_positive", F.col("price") <= 0, "unit_price", "more than 0", none),
         Check("duplicate_row", F.col("same_row") > 1, "(all)", "each line once", "None needed: the first is used."),
-    ]
+    ]  # fmt: skip
 
 
 def _repeat_checks() -> list[Check]:

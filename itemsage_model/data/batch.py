@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from itemsage_model.data.ragged import PackedItems, Ragged
@@ -67,6 +67,21 @@ class ItemBatch:
 
 
 @dataclass(frozen=True)
+class ExplicitNegatives:
+    """Items that count against single pairs: each in its own row's denominator, and in no other.
+
+    Attributes:
+        item: For each pair, the index of its negative among the items of all ranks; any, where it has none.
+        weight: How often it counts there; 0 = the pair has none.
+        is_column: Items of all ranks that stand in every row's denominator; the others are encoded as negatives alone.
+    """
+
+    item: Int[Tensor, "pair"]
+    weight: Float[Tensor, "pair"]
+    is_column: Bool[Tensor, "item"]
+
+
+@dataclass(frozen=True)
 class PairBatch:
     """One rank's share of a training batch. `items` holds every distinct item of its pairs and negatives once.
 
@@ -80,6 +95,7 @@ class PairBatch:
         query_item_key: Identity of the item the query shows; 0 = none.
         pair_weight: Weight of each pair in the loss.
         task: Index of each pair's task.
+        explicit: The pairs' explicit negatives, with a full softmax; None where the settings have none.
     """
 
     items: ItemBatch
@@ -91,6 +107,7 @@ class PairBatch:
     query_item_key: Int[Tensor, "pair"]
     pair_weight: Float[Tensor, "pair"]
     task: Int[Tensor, "pair"]
+    explicit: ExplicitNegatives | None = None
 
     def to(self, device: torch.device) -> PairBatch:
         """This batch with its tensors on a device."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from itemsage_model.data.batch import ItemBatch, PairBatch, to_item_batch
+from itemsage_model.data.batch import ExplicitNegatives, ItemBatch, PairBatch, to_item_batch
 from itemsage_model.data.ragged import ItemRows
 from itemsage_model.data.reader import CatalogItems, Pairs, RowStream, gather_blocks
 from schemas.elements import SizedElement
+from schemas.errors import TableError
+from schemas.stages import remade
 
 CPU = torch.device("cpu")
 
@@ -127,12 +129,14 @@ class CatalogBatches:
     Attributes:
         tasks: One stream a task, read without item features.
         pairs: Rows of each task in a batch.
-        catalog: The items of the softmax, sorted by key; every positive must be among them.
+        catalog: The items to encode, sorted by key; every positive and every explicit negative must be among them.
         rank: This rank.
         ranks: Number of ranks.
         elements: What of an item goes into a batch.
         start_step: Steps already taken by an earlier run.
         device: Where the catalog is encoded.
+        is_column: bool [item] of the catalog, the items of the softmax; the others are there as rows' explicit
+            negatives. None = the rows have no negatives of their own.
     """
 
     tasks: list[RowStream[Pairs]]
@@ -143,6 +147,7 @@ class CatalogBatches:
     elements: Sequence[SizedElement]
     start_step: int = 0
     device: torch.device = CPU
+    is_column: npt.NDArray[np.bool_] | None = None
 
     def __iter__(self) -> Iterator[PairBatch]:
         bounds = np.linspace(0, len(self.catalog), self.ranks + 1).astype(np.int64)
@@ -150,13 +155,31 @@ class CatalogBatches:
         keys = torch.from_numpy(self.catalog.item_key)
         items = to_item_batch(self.catalog.items.take(own).gather(), self.elements, keys[own]).to(self.device)
         keys = keys.to(self.device)
+        is_column = None if self.is_column is None else torch.from_numpy(self.is_column).to(self.device)
         streams = [
             stream.batches(size, self.start_step * size) for stream, size in zip(self.tasks, self.pairs, strict=True)
         ]
         while True:
             blocks = [_weighing(next(stream)) for stream in streams]
             positive = np.searchsorted(self.catalog.item_key, np.concatenate([block.item_key for block in blocks]))
-            yield _pair_batch(blocks, items, keys, positive, np.empty(0, np.int64))
+            batch = _pair_batch(blocks, items, keys, positive, np.empty(0, np.int64))
+            yield batch if is_column is None else replace(batch, explicit=self._explicit(blocks, is_column))
+
+    def _explicit(self, blocks: list[Pairs], is_column: torch.Tensor) -> ExplicitNegatives:
+        key = np.concatenate([block.negative_item_key for block in blocks if block.negative_item_key is not None])
+        weight = np.concatenate([block.negative_weight for block in blocks if block.negative_weight is not None])
+        # The key 0 of a row without a negative leads anywhere.
+        item = np.searchsorted(self.catalog.item_key, key).clip(max=len(self.catalog) - 1)
+        is_unknown = (weight > 0) & (self.catalog.item_key[item] != key)
+        if is_unknown.any():
+            raise TableError(
+                self.tasks[0].files.table,
+                "negative_item_key",
+                expected="keys of items of the catalog",
+                found=f"{int(is_unknown.sum())} others in one batch",
+                cure=remade(self.tasks[0].files.table),
+            )
+        return ExplicitNegatives(torch.from_numpy(item), torch.from_numpy(weight), is_column)
 
 
 def pairs_per_task(batch_size: int, shares: list[float]) -> list[int]:

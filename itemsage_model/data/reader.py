@@ -33,9 +33,11 @@ from schemas.tables import EMBEDDING_DIM, FEATURES_HASH, ITEM_FEATURES, ROW_CHEC
 _PREFETCHED_BLOCKS = 2
 """Row groups of a stream that are read and checked while the last ones are used."""
 
-PAIR_ARRAYS = ("query_key", "item_key", "query_item_key", "pair_weight", "fit_weight", "query_embedding")
-"""What the trainer reads of a pair, beside the features of its item: one of the weights, and the other one because the
-checksum covers it."""
+PAIR_ARRAYS = (
+    "query_key", "item_key", "query_item_key", "pair_weight", "fit_weight", "negative_item_key", "negative_weight",
+    "query_embedding",
+)  # fmt: skip
+"""What the trainer reads of a pair, beside the features of its item: some of it because the checksum covers it."""
 
 Weight = Literal["pair_weight", "fit_weight"]
 """Which column is a pair's weight in the loss; pairs of the validation window alone have a fit_weight of 0."""
@@ -50,6 +52,8 @@ class Pairs:
         pair_weight: float32 [pair], of the column that was asked for.
         query_embedding: float16 [pair, dim].
         items: The features of each row's item, not yet copied; None where the columns were not read.
+        negative_item_key: int64 [pair], an item that counts against the row; 0 = none. None where not asked for.
+        negative_weight: float32 [pair], how often it counts; None like the keys.
     """
 
     query_key: npt.NDArray[np.int64]
@@ -58,6 +62,8 @@ class Pairs:
     pair_weight: npt.NDArray[np.float32]
     query_embedding: npt.NDArray[np.float16]
     items: ItemRows | None
+    negative_item_key: npt.NDArray[np.int64] | None = None
+    negative_weight: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.item_key)
@@ -92,12 +98,15 @@ class RowFormat(Generic[Rows]):
     unpack: Callable[[str, pa.Table], Rows]
 
 
-def pair_format(elements: Sequence[SizedElement] | None, weight: Weight = "pair_weight") -> RowFormat[Pairs]:
+def pair_format(
+    elements: Sequence[SizedElement] | None, weight: Weight = "pair_weight", *, has_negatives: bool = False
+) -> RowFormat[Pairs]:
     """Rows of a training table.
 
     Args:
         elements: What is read of their items' features; None = nothing.
         weight: The column that becomes `Pairs.pair_weight`.
+        has_negatives: Whether the rows' explicit negatives are asked for.
     """
     cells = column_names(elements or ())
 
@@ -109,6 +118,8 @@ def pair_format(elements: Sequence[SizedElement] | None, weight: Weight = "pair_
             _checked(table, raw, weight, np.float32),
             _query_vectors(table, raw["query_embedding"]),
             _item_rows(table, raw, elements) if elements else None,
+            _checked(table, raw, "negative_item_key", np.int64) if has_negatives else None,
+            _checked(table, raw, "negative_weight", np.float32) if has_negatives else None,
         )
 
     checked = (ROW_CHECKSUM, FEATURES_HASH) if elements else (ROW_CHECKSUM,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from itemsage_model.data.mixing import CPU, CatalogBatches, MixedBatches, pairs_per_task
+from itemsage_model.data.parquet_files import file_batches
 from itemsage_model.data.pinned_files import TableFiles, pin_files, require_image_length
 from itemsage_model.data.query_keys import trained_queries
 from itemsage_model.data.reader import CatalogItems, RowStream, Weight, catalog_format, pair_format, read_catalog
@@ -23,18 +25,19 @@ from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch, ExactFrequency
 from itemsage_model.training.objective import Objective
 from itemsage_model.training.validation import Validation
-from schemas.contracts import ITEM_TEXT, VOCABULARY, agreed, other_code, require_cut_from, space_of
+from schemas.contracts import ITEM_TEXT, VOCABULARY, agreed, other_code, require_cut_from, run_again, space_of
 from schemas.errors import InputError
 from schemas.presets import Shop
 from schemas.records import RunRecord, TableVersion, read_record
 from schemas.settings import Settings
 from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES, TRAIN
 from schemas.storage import data_files
-from schemas.tables import ITEM_COUNTS, ITEM_FEATURES
+from schemas.tables import ITEM_COUNTS, ITEM_FEATURES, TRAINING_PAIRS
 
 _MAX_CANDIDATES = 100_000
 """Items of a larger catalog are sampled for validation, by whole files."""
 _MAX_VALIDATION_PAIRS = 400_000
+_ROWS_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,15 @@ def pin_inputs(settings: Settings) -> Inputs:
     """Resolve every table to the version that the run records name, for a pass over the whole training period.
 
     Raises:
-        InputError: a stage has not run, ran with other tasks or features, or the training tables were cut from other
-            features, or from queries of another embedding space.
+        InputError: a stage has not run, ran with other tasks, negatives or features, or the training tables were cut
+            from other features, or from queries of another embedding space.
     """
     tables = read_record(settings.layout, BUILD_TRAINING_TABLES)
     features = read_record(settings.layout, BUILD_ITEM_FEATURES)
     queries = read_record(settings.layout, EMBED_QUERIES)
     kinds = {task.query_kind for task in settings.task_list}
     tables_cut = require_cut_from(tables, features, queries)
+    _require_same_negatives(tables, settings)
     made_with = agreed(settings.layout, TRAIN, [queries, features, tables_cut], kinds)
     require_image_length(features.metrics, settings.model.image_length)
     tasks = [tables.output(task.training_table) for task in settings.task_list]
@@ -110,6 +114,24 @@ def pin_inputs(settings: Settings) -> Inputs:
         settings.inputs.has_images and features.metrics.images > 0,
     )
     return inputs_for(pinned, settings, "pair_weight")
+
+
+def _require_same_negatives(tables: RunRecord[Any], settings: Settings) -> None:
+    """Refuse training tables that were cut with other explicit negatives: their weights stand in the rows.
+
+    Raises:
+        InputError: [[negatives]] are others than the record says; one of before has none.
+    """
+    wanted = settings.model_dump(mode="json")["negatives"]
+    found = tables.settings.get("negatives", [])
+    if wanted != found:
+        raise InputError(
+            "training tables",
+            "negatives",
+            expected=f"tables cut with the [[negatives]] of the settings, {json.dumps(wanted)}",
+            found=json.dumps(found),
+            cure=run_again([BUILD_TRAINING_TABLES.name]),
+        )
 
 
 def inputs_for(pinned: Inputs, settings: Settings, weight: Weight) -> Inputs:
@@ -241,17 +263,17 @@ def make_batches(
     rank, ranks, train = distributed.rank(), distributed.world_size(), settings.train
     is_full = settings.loss.form == "full"
     elements = inputs.spec.elements
-    pairs = pair_format(None if is_full else elements, inputs.weight)
+    pairs = pair_format(None if is_full else elements, inputs.weight, has_negatives=bool(settings.negatives))
     sizes = pairs_per_task(train.batch_size // ranks, [entry.share for entry in settings.tasks])
     pool = max(1, train.shuffle_rows // (len(sizes) + 1))
     streams = [
         RowStream(files, pairs, pool, train.seed, number, rank, ranks) for number, files in enumerate(inputs.tasks, 1)
     ]
     if is_full:
-        whole = _candidates(
-            read_catalog(inputs.catalog, catalog_format(elements), settings.deadlines.read_seconds), inputs, settings
-        )
-        return CatalogBatches(streams, sizes, whole, rank, ranks, elements, start_step, device)
+        whole = read_catalog(inputs.catalog, catalog_format(elements), settings.deadlines.read_seconds)
+        chosen, is_column = _candidates(whole, inputs, settings)
+        own = is_column if settings.negatives else None
+        return CatalogBatches(streams, sizes, chosen, rank, ranks, elements, start_step, device, own)
     # item_features is sorted by item within a file: negatives of a small pool would be neighbours.
     catalog = RowStream(inputs.catalog, catalog_format(elements), train.shuffle_rows, train.seed, 0, rank, ranks)
     engaged = inputs.item_keys if train.negatives_from == "engaged" else None
@@ -259,12 +281,30 @@ def make_batches(
     return MixedBatches(streams, sizes, catalog, count, engaged, elements, start_step)
 
 
-def _candidates(whole: CatalogItems, inputs: Inputs, settings: Settings) -> CatalogItems:
-    """The items of a full softmax: the catalog, or those with a training pair."""
+def _candidates(whole: CatalogItems, inputs: Inputs, settings: Settings) -> tuple[CatalogItems, npt.NDArray[np.bool_]]:
+    """The items to encode for a full softmax, and which of them are its columns: the catalog, or the engaged ones.
+
+    Items that are nothing but an explicit negative of some pair are no columns: nobody else's query is to leave them.
+    """
     if settings.train.negatives_from == "catalog":
-        return whole
-    rows = np.flatnonzero(np.isin(whole.item_key, inputs.item_keys))
-    return CatalogItems(whole.item_key[rows], whole.items.take(rows))
+        return whole, np.ones(len(whole), bool)
+    is_column = np.isin(whole.item_key, inputs.item_keys)
+    is_encoded = is_column
+    if settings.negatives:
+        is_encoded = is_column | np.isin(whole.item_key, _explicit_keys(inputs.tasks))
+    rows = np.flatnonzero(is_encoded)
+    return CatalogItems(whole.item_key[rows], whole.items.take(rows)), is_column[rows]
+
+
+def _explicit_keys(tasks: Iterable[TableFiles]) -> npt.NDArray[np.int64]:
+    """Keys of the items that are an explicit negative of some pair; 0 may be among them, which no item has."""
+    column = "negative_item_key"
+    parts = [np.empty(0, np.int64)]
+    for files in tasks:
+        for uri in files.uris:
+            for batch in file_batches(uri, [column], _ROWS_AT_ONCE, TRAINING_PAIRS):
+                parts.append(np.unique(batch.column(column).to_numpy()))
+    return np.unique(np.concatenate(parts))
 
 
 def make_objective(inputs: Inputs, settings: Settings, device: torch.device) -> Objective:

@@ -23,6 +23,20 @@ Form = Literal["sum", "literal", "mixed", "corrected", "full"]
 
 
 @dataclass(frozen=True)
+class OwnColumn:
+    """One further column a row, which no other row sees: an explicit negative of the row's query.
+
+    Attributes:
+        vectors: Item vectors; gradient flows.
+        log_weight: Log of how often the item counts in the row's denominator, beside what it counts there as a column
+            of the sample; -inf = the row has none.
+    """
+
+    vectors: Float[Tensor, "pair dim"]
+    log_weight: Float[Tensor, "pair"]
+
+
+@dataclass(frozen=True)
 class Columns:
     """Items that stand beside the positive in a softmax.
 
@@ -34,12 +48,14 @@ class Columns:
         is_masked: Columns that are no negative of the row: the query's other positives, the item it shows, and, in
             random negatives, the row's own item. The row's own in-batch column may be either; the loss knows it.
         counts: How often the item is in the sample; only "literal" reads it. None = once.
+        own: Columns that only their own rows have, of the in-batch items alone; None = no row has one.
     """
 
     vectors: Float[Tensor, "column dim"]
     log_probability: Float[Tensor, "column"]
     is_masked: Bool[Tensor, "pair column"]
     counts: Int[Tensor, "column"] | None = None
+    own: OwnColumn | None = None
 
 
 def pair_losses(
@@ -66,7 +82,8 @@ def pair_losses(
                    -log e^{s_p} / (sum over random negatives n of e^{s_n})
         full       -log e^{s_p} / (e^{s_p} + S_B), in_batch being the whole catalog, there with probability 1
 
-    Without random negatives, S_N and its term are left out, and S = S_B.
+    Without random negatives, S_N and its term are left out, and S = S_B. A row with a column of its own, n of weight w,
+    has w e^{s_n} more in S_B, and in the first denominator of literal.
 
     Source: sum and literal: ItemSage eqs. 2 and 3; mixed: eq. 4; full: eq. 1; corrected: Khrylchenko et al. 2025
     (arXiv 2507.09331). The positive in both denominators and the masks follow the team's later released code.
@@ -77,7 +94,8 @@ def pair_losses(
     -log P, so on each sample by itself it would repeat sum: it pools both samples, as the source does, and unlike
     mixed does not count the catalog twice. Its value is no log-likelihood and may be negative.
 
-    Assumed: literal: random negatives are drawn uniformly, so that Q_n cancels out of eq. 3.
+    Assumed: literal: random negatives are drawn uniformly, so that Q_n cancels out of eq. 3. A row's own column is
+    there with certainty and so is not corrected; it comes on top: a weight of 1 doubles what the item counts in full.
 
     Args:
         queries: Query vectors; gradient flows.
@@ -106,7 +124,8 @@ def pair_losses(
         positive_logit = (scaled * in_batch.vectors[positive].to(scaled.dtype)).sum(dim=1)
         if form == "literal":
             return _literal(scaled, positive, positive_logit, in_batch, negatives)
-        log_sums = [_log_sum(scaled, in_batch, -in_batch.log_probability, in_batch.is_masked, positive)]
+        in_batch_sum = _log_sum(scaled, in_batch, -in_batch.log_probability, in_batch.is_masked, positive)
+        log_sums = [_with_own(in_batch_sum, scaled, in_batch.own)]
         if negatives is not None:
             log_sums.append(_log_sum(scaled, negatives, -negatives.log_probability, negatives.is_masked))
         if form == "sum":
@@ -179,6 +198,7 @@ def _full(
     rows = torch.arange(len(scaled), device=scaled.device) if query_of_pair is None else query_of_pair
     positive_logit = (scaled[rows] * catalog.vectors[positive].to(scaled.dtype)).sum(dim=1)
     log_sum = _log_sum(scaled, catalog, -catalog.log_probability, catalog.is_masked)[rows]
+    log_sum = _with_own(log_sum, scaled[rows], catalog.own)
     # A query may be followed by the very item it shows; only then is the positive not in the sum yet.
     is_missing = catalog.is_masked[rows, positive]
     return torch.where(is_missing, torch.logaddexp(log_sum, positive_logit), log_sum) - positive_logit
@@ -193,10 +213,21 @@ def _literal(
 ) -> Float[Tensor, "pair"]:
     """Equations 2 and 3 as printed; a column that stands for n copies counts n times."""
     correction = -in_batch.log_probability.to(scaled.dtype)
-    losses = _log_sum(scaled, in_batch, correction + _log_counts(in_batch)) - positive_logit - correction[positive]
+    log_sum = _with_own(_log_sum(scaled, in_batch, correction + _log_counts(in_batch)), scaled, in_batch.own)
+    losses = log_sum - positive_logit - correction[positive]
     if negatives is not None:
         losses = losses + _log_sum(scaled, negatives, _log_counts(negatives)) - positive_logit
     return losses
+
+
+def _with_own(
+    log_sum: Float[Tensor, "pair"], scaled: Float[Tensor, "pair dim"], own: OwnColumn | None
+) -> Float[Tensor, "pair"]:
+    """The sums with each row's own column."""
+    if own is None:
+        return log_sum
+    logits = (scaled * own.vectors.to(scaled.dtype)).sum(dim=1)
+    return torch.logaddexp(log_sum, logits + own.log_weight.to(scaled.dtype))
 
 
 def _log_counts(candidates: Columns) -> Float[Tensor, "column"]:

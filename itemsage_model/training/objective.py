@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from itemsage_model.data.batch import PairBatch
 from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch, ExactFrequency, log_inclusion_probability
-from itemsage_model.training.loss import Columns, distillation_losses, pair_losses, weighted_mean
+from itemsage_model.training.loss import Columns, OwnColumn, distillation_losses, pair_losses, weighted_mean
 from itemsage_model.training.masks import first_rows, same_item_mask, same_query_mask
 from schemas.elements import FROZEN_TEXT
 from schemas.settings import LossSettings
@@ -125,13 +125,18 @@ class Objective(nn.Module):
     def _full_losses(self, pair_queries: Tensor, all_vectors: Tensor, batch: PairBatch, temperature: Tensor) -> Tensor:
         """Against every item, each query of the batch once.
 
-        A query's other positives stay in the denominator, as in any multinomial likelihood.
+        A query's other positives stay in the denominator, as in any multinomial likelihood. A row's explicit negative
+        counts in it beside what it counts as a column; it is gathered with the catalog, so no rank waits for another.
         """
         queries, query_of_pair = torch.unique(batch.query_key, return_inverse=True)
         first = first_rows(batch.query_key, queries)
         certain = torch.zeros(len(batch.item_key), device=all_vectors.device)
         mask = self._query_item_mask(batch.query_item_key[first], batch.item_key)
-        catalog = Columns(all_vectors, certain, mask)
+        own = None
+        if batch.explicit is not None:
+            mask |= ~batch.explicit.is_column
+            own = OwnColumn(all_vectors[batch.explicit.item], batch.explicit.weight.log())
+        catalog = Columns(all_vectors, certain, mask, own=own)
         return pair_losses(pair_queries[first], batch.positive, catalog, None, temperature, "full", query_of_pair)
 
     def _query_item_mask(self, shown: Int[Tensor, "row"], keys: Int[Tensor, "column"]) -> Tensor:

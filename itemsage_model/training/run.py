@@ -125,7 +125,8 @@ def _say(line: str) -> None:
 
 def _run_id(inputs: Inputs, settings: Settings) -> str:
     """Hash of everything that determines the result: inputs, sizes, tasks and number of ranks."""
-    sections = settings.model_dump(mode="json", include={"preset", "tasks", "features", "model", "loss", "train"})
+    named = {"preset", "tasks", "negatives", "features", "model", "loss", "train"}
+    sections = settings.model_dump(mode="json", include=named)
     for name in ("log_every", "checkpoint_every", "threads", "prefetch_batches"):
         del sections["train"][name]
     versions = _versions(inputs, settings.layout)

@@ -1,4 +1,4 @@
-"""Engagement logs, checked: every event ends counted in one window of one task, or rejected for one reason."""
+"""Engagement logs, checked: every event ends counted in one window of one task, or as a negative, or rejected."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from pyspark.sql import functions as F
 from jobs.transforms.hot_keys import spread_join
 from jobs.transforms.keys import query_item_key
 from jobs.transforms.quarantine import Check, is_blank, text_checks, with_reject
-from schemas.settings import DateSettings
+from schemas.settings import DateSettings, Settings
 from schemas.tables import ENGAGEMENT_LOGS
 from schemas.tasks import Task
 
 TRAINING, VALIDATION, HELD_OUT = "training", "validation", "held_out"
 """The windows, as the names of their tables begin. An event is of training or held out: validation is in training."""
 
+NEGATIVE = "negative"
+"""In the place of a window: the event counts against its item, and no table has it as a pair."""
+
 NEEDED = tuple(column.name for column in ENGAGEMENT_LOGS.columns if not column.nullable)
 
-EVERYDAY_REASONS = ("duplicate_event", "late", "gap", "no_task")
+EVERYDAY_REASONS = ("duplicate_event", "late", "gap", "measured_negative", "no_task")
 """Reasons that are everyday business: a repeat, an event outside the windows or of a task that nobody trains.
 Every other points at a fault upstream."""
 
@@ -31,31 +34,32 @@ def checked_engagements(
     queries: DataFrame,
     items: DataFrame,
     *,
-    dates: DateSettings,
-    tasks: Sequence[Task],
+    settings: Settings,
     hot: dict[str, list[str]],
-    event_id_is: str = "event",
 ) -> DataFrame:
     """Every event once, with its task, its window, its keys and the verdict `reject` (null = counted).
+
+    The window of a negative event is `NEGATIVE`, its task named like the others.
 
     Args:
         events: engagement_logs.
         queries: query_embeddings, unique by query_id.
         items: item_features, unique by item_id.
-        dates: The windows. They are instants, so the session's time zone does not matter.
-        tasks: The tasks of the settings.
+        settings: Windows, tasks, negatives and what an event_id names. The windows are instants, so the session's time
+            zone does not matter.
         hot: Frequent query_ids and item_ids of the events; see `hot_keys`.
-        event_id_is: What an event_id names; see `_with_delivery`.
     """
+    dates, tasks = settings.dates, settings.task_list
+    negatives = [Task(entry.query_kind, entry.engagement) for entry in settings.negatives]
     known_queries = queries.select("query_id", "query_kind", query_item_key("query_item_id").alias("query_item_key"))
     known_items = items.select("item_id", "item_key")
-    numbered = _with_delivery(events, event_id_is)
+    numbered = _with_delivery(events, settings.inputs.event_id_is)
     matched = spread_join(numbered, known_queries, on="query_id", how="left", hot=hot["query_id"], spread_by="event_id")
     matched = spread_join(matched, known_items, on="item_id", how="left", hot=hot["item_id"], spread_by="event_id")
-    placed = matched.withColumns({"task": _task(tasks), "window": _window(dates)})
-    return with_reject(placed, ENGAGEMENT_LOGS, _checks(dates, tasks)).select(
-        *NEEDED, "task", "window", "item_key", "query_item_key", "reject"
-    )
+    placed = matched.withColumns({"task": _task([*tasks, *negatives]), "window": _window(dates)})
+    checked = with_reject(placed, ENGAGEMENT_LOGS, _checks(dates, tasks, negatives))
+    kind = F.coalesce(F.when(_is_negative(negatives), F.lit(NEGATIVE)), F.col("window"))
+    return checked.select(*NEEDED, "task", kind.alias("window"), "item_key", "query_item_key", "reject")
 
 
 def _with_delivery(events: DataFrame, event_id_is: str) -> DataFrame:
@@ -94,6 +98,10 @@ def _task(tasks: Sequence[Task]) -> Column:
     )
 
 
+def _is_negative(negatives: Sequence[Task]) -> Column:
+    return F.col("task").isin([negative.name for negative in negatives])
+
+
 def _window(dates: DateSettings) -> Column:
     """The window of an event, or null outside both."""
     when = F.col("event_ts")
@@ -102,9 +110,11 @@ def _window(dates: DateSettings) -> Column:
     return F.coalesce(F.when(is_training, F.lit(TRAINING)), F.when(is_held_out, F.lit(HELD_OUT)))
 
 
-def _checks(dates: DateSettings, tasks: Sequence[Task]) -> list[Check]:
+def _checks(dates: DateSettings, tasks: Sequence[Task], negatives: Sequence[Task]) -> list[Check]:
     """The checks in order: an event is rejected for the first one that it fails."""
-    when, engagements = F.col("event_ts"), sorted({task.engagement for task in tasks})
+    when, engagements = F.col("event_ts"), sorted({task.engagement for task in (*tasks, *negatives)})
+    # The fit pass and the last one then see the same negatives, and nothing that is measured shows through them.
+    is_measured = _is_negative(negatives) & (when >= F.lit(dates.validation_start))
     start, end = dates.train_start.isoformat(), dates.end.isoformat()
     nulls = [
         Check(f"null_{name}", _is_missing(name), name, f"a value: {ENGAGEMENT_LOGS.column(name).doc}",
@@ -129,7 +139,11 @@ def _checks(dates: DateSettings, tasks: Sequence[Task]) -> list[Check]:
         Check("unknown_item", F.col("item_key").isNull(), "item_id", "an item_id of item_features",
               "Add the item to items, and see rejected_items."),
         Check("unknown_engagement", ~F.col("engagement").isin(engagements), "engagement",
-              f"one of {', '.join(engagements)}", "Correct the log, or add a task with it to the settings."),
+              f"one of {', '.join(engagements)}",
+              "Correct the log, or add it to [[tasks]] or [[negatives]] of the settings."),
+        Check("measured_negative", is_measured, "event_ts",
+              f"before {dates.validation_start.isoformat()}, where a negative engagement may be trained on",
+              "Nothing: what happens in the windows that are measured is not trained on."),
         Check("no_task", F.col("task").isNull(), "engagement", "a query kind and engagement that are a task",
               "Nothing, or add the task to the settings."),
     ]  # fmt: skip

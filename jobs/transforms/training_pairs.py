@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from jobs.transforms.engagements import HELD_OUT, TRAINING, VALIDATION
+from jobs.transforms.engagements import HELD_OUT, NEGATIVE, TRAINING, VALIDATION
 from jobs.transforms.hot_keys import spread_join
 from jobs.transforms.keys import query_key
 from schemas.cells import pack_cells
@@ -22,6 +22,8 @@ _UNITS = float(1 << 32)
 _BUCKETS = 64
 _DAY_US = 86_400_000_000
 _ROWS_PER_FILE, _MOST_FILES = 2_048, 2_000
+_NEGATIVES_PER_QUERY = 16
+"""Negatives of a query that its pairs choose among."""
 
 
 def pairs_of(
@@ -34,7 +36,7 @@ def pairs_of(
     before validation_start alone.
 
     Args:
-        engagements: The accepted rows of `checked_engagements`.
+        engagements: The accepted rows of `checked_engagements`, without the negatives.
         train_end: Where age is counted from.
         validation_start: First instant of the validation window.
         half_life_days: Age at which an event weighs half; 0 = every event weighs 1.
@@ -93,6 +95,43 @@ def capped(pairs: DataFrame, *, per_item: int, per_query: int) -> DataFrame:
             rank = F.row_number().over(rivals.orderBy(F.xxhash64("query_id", "item_id"), "query_id", "item_id"))
             pairs = pairs.withColumn("rank", rank).where(F.col("rank") <= max_pairs).drop("rank")
     return pairs
+
+
+def with_negatives(packed_queries: DataFrame, engagements: DataFrame, weights: dict[str, float]) -> DataFrame:
+    """Add `negatives`: up to 16 items with a negative engagement, as (rank, item_key, weight); null = none.
+
+    Which ones stay is decided by a hash, as in `capped`. An item with several engagements has the largest weight.
+
+    Differs from the paper: it has in-batch and random negatives alone. Assumed: 16 say enough of a query.
+
+    Args:
+        packed_queries: See `packed`; unique by query_id.
+        engagements: The accepted rows of `checked_engagements`.
+        weights: Name of each negative engagement -> its weight.
+    """
+    if not weights:
+        none = F.lit(None).cast("array<struct<rank: int, item_key: bigint, weight: float>>")
+        return packed_queries.withColumn("negatives", none)
+    weight = F.create_map(*[F.lit(part) for entry in weights.items() for part in entry])[F.col("task")].cast("float")
+    pairs = engagements.where(F.col("window") == NEGATIVE).groupBy("query_id", "item_id", "item_key")
+    rivals = Window.partitionBy("query_id").orderBy(F.xxhash64(F.lit("negative"), "query_id", "item_id"), "item_id")
+    ranked = pairs.agg(F.max(weight).alias("weight")).withColumn("rank", F.row_number().over(rivals))
+    kept = ranked.where(F.col("rank") <= _NEGATIVES_PER_QUERY).groupBy("query_id")
+    lists = kept.agg(F.sort_array(F.collect_list(F.struct("rank", "item_key", "weight"))).alias("negatives"))
+    # `lists` is unique by query_id.
+    return packed_queries.join(lists, on="query_id", how="left")
+
+
+def _with_negative(rows: DataFrame) -> DataFrame:
+    """Choose one of the `negatives` for each pair, by a hash; never its own item, nor the one that the query shows."""
+    others = F.filter("negatives", lambda one: ~one["item_key"].isin(F.col("item_key"), F.col("query_item_key")))
+    place = F.pmod(F.xxhash64(F.lit("negative"), "query_id", "item_id"), F.greatest(F.size("others"), F.lit(1)))
+    chosen = F.get("others", place.cast("int"))
+    return rows.withColumn("others", others).select(
+        *[name for name in rows.columns if name != "negatives"],
+        F.coalesce(chosen["item_key"], F.lit(0).cast("long")).alias("negative_item_key"),
+        F.coalesce(chosen["weight"], F.lit(0).cast("float")).alias("negative_weight"),
+    )
 
 
 def even_file_rows(rows: int, max_rows: int) -> int:
@@ -169,18 +208,19 @@ def _by_table(numbers: dict[str, int]) -> Column:
 def training_rows(
     pairs: DataFrame, packed_queries: DataFrame, features: DataFrame, *, hot: dict[str, list[str]]
 ) -> DataFrame:
-    """Pairs with the query's embedding and the item's features.
+    """Pairs with the query's embedding, one of its negatives and the item's features.
 
     Args:
         pairs: One row per (query, item).
-        packed_queries: See `packed`; unique by query_id.
+        packed_queries: See `packed` and `with_negatives`; unique by query_id.
         features: The feature columns of item_features; unique by item_id.
         hot: Frequent query_ids and item_ids of the pairs; see `hot_keys`.
     """
     with_query = spread_join(
         pairs, packed_queries, on="query_id", how="inner", hot=hot["query_id"], spread_by="item_id"
     )
-    return spread_join(with_query, features, on="item_id", how="inner", hot=hot["item_id"], spread_by="query_id")
+    with_negative = _with_negative(with_query)
+    return spread_join(with_negative, features, on="item_id", how="inner", hot=hot["item_id"], spread_by="query_id")
 
 
 def measured_rows(pairs: DataFrame, packed_queries: DataFrame, layout: FileLayout, hot: list[str]) -> DataFrame:

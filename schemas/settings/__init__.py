@@ -19,6 +19,7 @@ from schemas.settings.data import (
     DemoWorldSettings,
     FeatureSettings,
     InputSettings,
+    NegativeSettings,
     QueryEncoderSettings,
     RejectShareSettings,
     TaskSettings,
@@ -51,6 +52,12 @@ def item_elements(model: ModelSettings, features: FeatureSettings, vocabulary_si
 
 _AUTO_HALF_LIFE_DAYS = 120.0
 
+WHY_FULL = (
+    "the features of a negative are only at hand where the softmax runs over the whole catalog: set "
+    'loss.form = "full", or take [[negatives]] out'
+)
+"""Of explicit negatives and the forms of the loss that sample."""
+
 
 class Settings(Section):
     """The whole settings file."""
@@ -63,6 +70,7 @@ class Settings(Section):
     tasks: tuple[TaskSettings, ...] = tuple(
         TaskSettings(query_kind=task.query_kind, engagement=task.engagement) for task in PAPER_TASKS
     )
+    negatives: tuple[NegativeSettings, ...] = ()
     features: FeatureSettings = FeatureSettings()
     query_encoder: QueryEncoderSettings = QueryEncoderSettings()
     training_tables: TrainingTableSettings = TrainingTableSettings()
@@ -86,7 +94,24 @@ class Settings(Section):
         is_chosen = self.preset == "paper" or "sequence" in self.model.model_fields_set
         if is_chosen and "images" in self.model.sequence and not self.inputs.has_images:
             raise ValueError('inputs.has_images is false: take "images" out of model.sequence')
+        if self.negatives:
+            self._require_usable_negatives()
         return self
+
+    def _require_usable_negatives(self) -> None:
+        names = [entry.name for entry in self.negatives]
+        if len(set(names)) != len(names):
+            raise ValueError("negatives: name each query kind and engagement once")
+        for entry in self.negatives:
+            if entry.engagement in {task.engagement for task in self.task_list}:
+                raise ValueError(
+                    f"negatives: {entry.engagement} is the engagement of a task; it cannot count both ways"
+                )
+            if entry.query_kind not in {task.query_kind for task in self.task_list}:
+                raise ValueError(f"negatives: no task has queries of the kind {entry.query_kind}; take it out")
+        is_chosen = self.preset == "paper" or "form" in self.loss.model_fields_set
+        if is_chosen and self.loss.form != "full":
+            raise ValueError(f"negatives: {WHY_FULL} (loss.form is {self.loss.form!r})")
 
     @property
     def layout(self) -> Warehouse:
@@ -198,7 +223,8 @@ def _explain(error: Any) -> str:
 
 __all__ = [
     "DateSettings", "DeadlineSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings", "FloorSettings",
-    "GateSettings", "InputSettings", "LossSettings", "ModelSettings", "QueryEncoderSettings", "RejectShareSettings",
+    "GateSettings", "InputSettings", "LossSettings", "ModelSettings", "NegativeSettings", "QueryEncoderSettings",
+    "RejectShareSettings",
     "ScoreSettings", "Section", "Settings", "TaskSettings", "TrainSettings", "TrainingTableSettings",
     "WarehouseSettings", "item_elements", "load_settings",
 ]  # fmt: skip

@@ -27,6 +27,19 @@ class TaskSettings(Section):
         return Task(self.query_kind, self.engagement)
 
 
+class NegativeSettings(Section):
+    """One engagement that counts against an item: returned, hidden, shown and not clicked."""
+
+    query_kind: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    engagement: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    weight: float = Field(default=1.0, gt=0)
+
+    @property
+    def name(self) -> str:
+        """`{query kind}_{engagement}`, as a task is named, which it may not be."""
+        return Task(self.query_kind, self.engagement).name
+
+
 _REFUSED = "#?%`\\[]^|"
 """What delta-rs, Spark's Delta or Petastorm read as the end of a path, as an escape or not at all."""
 

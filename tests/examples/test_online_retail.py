@@ -16,6 +16,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from examples.online_retail import cold, prepare
 from examples.online_retail.raw_rows import BASKET_CUT, CSV_COLUMNS, RAW_ROWS, checked_lines, read_archive, split_rows
+from examples.online_retail.returns import returned_lines, without_returned
 from jobs.transforms.quarantine import accepted
 from schemas.errors import SettingsError, TableError
 from schemas.settings import Settings, load_settings
@@ -111,6 +112,36 @@ def test_each_ordered_pair_of_a_basket_is_one_checkout_in_utc(spark: SparkSessio
     assert_df_equality(events, expected, ignore_nullable=True)
 
 
+def returns(spark: SparkSession, *lines: str) -> tuple[list[tuple[int, str]], list[tuple[str, ...]]]:
+    """The numbers of the lines that are returns, with their baskets; and the engagements that they give."""
+    rows = checked(spark, *lines)
+    used, rejected = split_rows(rows)
+    returned = returned_lines(rows, used)
+    kept = {row["row_number"] for row in without_returned(rejected, returned).collect()}
+    found = sorted((row["row_number"], row["basket"]) for row in returned.collect())
+    both = {row["row_number"] for row in used.collect()} | {number for number, _ in found}
+    assert not kept & both
+    assert kept | both == set(range(1, len(lines) + 1))
+    counts = prepare.build_accounting(used, returned, without_returned(rejected, returned)).collect()
+    assert sum(row["row_count"] for row in counts) == len(lines)
+    return found, sorted(tuple(map(str, row)) for row in prepare.build_returns(returned, used).collect())
+
+
+def test_a_cancelled_line_is_a_return_of_the_latest_earlier_basket_with_the_item(spark: SparkSession) -> None:
+    later = [line.replace("1,", "7,", 1).replace("07-01", "07-03") for line in (MUG, BOWL)]
+    last = [line.replace("1,", "8,", 1).replace("07-01", "07-09") for line in (MUG, BOWL)]
+    stranger = [line.replace("1,", "9,", 1).replace("17850", "99") for line in (MUG, BOWL)]
+    cancelled = "C2,20001,RED METAL MUG,-6,2011-07-05 08:00:00,2.55,17850.0,United Kingdom"
+    lines = [MUG, BOWL, *later, *last, *stranger, cancelled, cancelled.replace("-6", "-1"),
+             cancelled.replace("17850.0", "98"), cancelled.replace("17850.0", ""),
+             cancelled.replace("20001", "20009"), cancelled.replace("07-05", "06-05")]  # fmt: skip
+    found, events = returns(spark, *lines)
+    assert found == [(9, "7"), (10, "7")]
+    assert events == [
+        ("C2|7|20002B|20001", "2011-07-05 07:00:00", "17850", "item:20002B", "20001", "return"),
+    ]
+
+
 def test_a_cold_slice_has_so_many_pairs_no_held_out_target_and_the_whole_test_window(
     spark: SparkSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,9 +212,18 @@ def test_the_settings_split_the_log_where_it_should_be_split() -> None:
 def test_every_row_of_the_real_archive_is_accounted_for(spark: SparkSession) -> None:
     raw: pa.Table = read_archive(str(ARCHIVE))
     assert raw.num_rows == 541_909
-    used, rejected = split_rows(checked_lines(spark.createDataFrame(raw)))
-    counts = {row["reason"]: row["row_count"] for row in prepare.build_accounting(used, rejected).collect()}
+    lines = checked_lines(spark.createDataFrame(raw)).persist()
+    used, refused = (rows.persist() for rows in split_rows(lines))
+    returned = returned_lines(lines, used).persist()
+    accounting = prepare.build_accounting(used, returned, without_returned(refused, returned))
+    counts = {row["reason"]: row["row_count"] for row in accounting.collect()}
     assert sum(counts.values()) == raw.num_rows
-    assert counts["cancellation"] == 9_288
+    assert counts["cancellation"] + counts["returned"] == 9_288
+    assert counts["returned"] > 4_000
+    # They are rejected where no [[negatives]] takes them, and must not stop the run.
+    events, checkouts = prepare.build_returns(returned, used).count(), prepare.build_engagement_logs(used).count()
+    assert 0 < events < 0.05 * checkouts
+    for rows in (returned, refused, used, lines):
+        rows.unpersist()
     assert counts["no_description"] > 1_400
     assert counts["used"] > 250_000

@@ -75,15 +75,19 @@ def write_pairs(
     seed: int = 1,
     image_length: int = EMBEDDING_DIM,
     late: tuple[int, ...] = (),
+    negatives: tuple[int, ...] = (),
 ) -> np.ndarray:
     """A training table with one file per entry of `file_rows`; returns its item keys, in order of the files.
 
     `query_key` numbers the rows from 0, so that a test can see which row is which; it determines the embedding. The
-    rows of the numbers in `late` are of the validation window alone.
+    rows of the numbers in `late` are of the validation window alone. Row i has the item of key `negatives[i]` against
+    it, with weight 2; 0, or no entry = none.
     """
     random = np.random.default_rng(seed)
     features = item_cells(np.random.default_rng(99), items, image_length=image_length)
     keys, tables = [], []
+    against = np.zeros(sum(file_rows), np.int64)
+    against[: len(negatives)] = negatives
     row = 0
     for rows in file_rows:
         item = random.integers(0, items, rows)
@@ -98,6 +102,8 @@ def write_pairs(
                 "pair_weight": pa.array(np.ones(rows, np.float32)),
                 "fit_weight": pa.array(~np.isin(np.arange(row, row + rows), late), pa.float32()),
                 "fit_engagement_count": pa.array(~np.isin(np.arange(row, row + rows), late), pa.int64()),
+                "negative_item_key": pa.array(against[row : row + rows]),
+                "negative_weight": pa.array(2.0 * (against[row : row + rows] > 0), pa.float32()),
                 "query_embedding": [_unit(np.random.default_rng(row + i)).tobytes() for i in range(rows)],
                 **{name: [cells[i] for i in item] for name, cells in features.items()},
             }

@@ -27,6 +27,8 @@ from tests.itemsage_model.factories import CHECKSUMS, VOCABULARY, write_catalog,
 def make_warehouse(folder: Path, file_rows: dict[str, list[int]], validated: int = 0, **sections: Any) -> Settings:
     """A warehouse after build_training_tables, written without Spark, and settings that train on it.
 
+    With `negatives`, every third row of the first task's table has an item against it, and no row of the others.
+
     Args:
         folder: Of the warehouse.
         file_rows: Engagement -> rows of each file of its training table.
@@ -47,13 +49,15 @@ def make_warehouse(folder: Path, file_rows: dict[str, list[int]], validated: int
         },
     }  # fmt: skip
     for name, keys in sections.items():
-        values[name] = keys if name == "preset" else values.get(name, {}) | keys
+        values[name] = values.get(name, {}) | keys if isinstance(keys, dict) else keys
     settings = Settings.model_validate(values)
     counts, outputs, length = [], [], settings.model.image_length
     for number, (name, rows) in enumerate(file_rows.items()):
         table = f"training_closeup_{name}"
         late = tuple(range(sum(rows) - validated, sum(rows)))
-        keys = write_pairs(folder / table, rows, seed=number + 1, image_length=length, late=late)
+        against = [1000 + 7 * row % 20 if row % 3 == 0 else 0 for row in range(sum(rows))]
+        negatives = tuple(against) if settings.negatives and not number else ()
+        keys = write_pairs(folder / table, rows, seed=number + 1, image_length=length, late=late, negatives=negatives)
         fit_keys = keys[: len(keys) - validated]
         outputs.append(entry(folder, table, 0, len(keys)))
         if validated:
@@ -74,6 +78,7 @@ def make_warehouse(folder: Path, file_rows: dict[str, list[int]], validated: int
             TrainingTableMetrics({}, EventCounts(0, 0, 0, 0, 0)),
             inputs=features,
             outputs=tuple(outputs),
+            settings=settings.model_dump(mode="json", include={"negatives"}),
             made_with={"vocabulary": "abc", "space of closeup queries": "pinsage-1"},
         ),
         RunRecord(

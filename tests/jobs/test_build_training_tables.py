@@ -145,9 +145,10 @@ def test_pairs_counts_rejects_and_metrics(spark: SparkSession, shop: Shop) -> No
     half = {n: np.full(256, n / 8, "<f2").tobytes() for n in (1, 2)}
     tables = content(spark, settings)
     found = [tuple(bytes(v) if isinstance(v, bytearray) else v for v in row) for row in tables[CLICK.training_table]]
+    weights = [(2, 2.0, 2.0, 2, 0, 0.0), (1, 1.0, 1.0, 1, 0, 0.0)]
     assert [row[:-1] for row in found] == [
-        ("lampe 🪔", "i1", key["lampe 🪔"], 101, 0, 2, 2.0, 2.0, 2, half[1], b"t1", b"c1", b"v1", b"f1", "hash"),
-        ("lampe 🪔", "i2", key["lampe 🪔"], 102, 0, 1, 1.0, 1.0, 1, half[1], b"t2", b"c2", b"v2", b"f2", "hash"),
+        ("lampe 🪔", "i1", key["lampe 🪔"], 101, 0, *weights[0], half[1], b"t1", b"c1", b"v1", b"f1", "hash"),
+        ("lampe 🪔", "i2", key["lampe 🪔"], 102, 0, *weights[1], half[1], b"t2", b"c2", b"v2", b"f2", "hash"),
     ]
     rows = [dict(zip(TRAINING_PAIRS.column_names, row, strict=True)) for row in found]
     (batch,) = pa.Table.from_pylist(rows, arrow_schema(TRAINING_PAIRS)).to_batches()
@@ -172,6 +173,7 @@ def test_pairs_counts_rejects_and_metrics(spark: SparkSession, shop: Shop) -> No
         "held_out_events": 2,
         "capped_events": 0,
         "rejected_events": 2,
+        "negative_events": 0,
     }
     assert record.metrics.tasks["search_click"].training_pairs == 2
 
@@ -208,10 +210,59 @@ def test_the_validation_window_is_in_the_pairs_but_not_in_what_the_fit_pass_read
     ]  # fmt: skip
 
 
+NEGATIVES = {
+    "negatives": [
+        {"query_kind": "search", "engagement": "return", "weight": 0.5},
+        {"query_kind": "search", "engagement": "hide", "weight": 2.0},
+    ],
+    "loss": {"form": "full"},
+}  # fmt: skip
+
+
+def returned(event_id: str, item_id: str, **fields: Any) -> dict[str, Any]:
+    return event(event_id, "lampe 🪔", item_id) | {"engagement": "return"} | fields
+
+
+def test_every_negative_is_counted_and_each_pair_has_one_that_is_another_item(spark: SparkSession, shop: Shop) -> None:
+    against = [
+        returned("r1", "i1"), returned("r2", "i1"), returned("r2", "i1"), returned("r3", "i5"),
+        returned("r4", "i5") | {"engagement": "hide"},
+        returned("r5", "i6", event_ts=VALIDATION_DAY), returned("r6", "i7", event_ts=HELD_OUT_DAY),
+    ]  # fmt: skip
+    settings = shop(PLAIN + against, **NEGATIVES)
+    job.run(spark, settings)
+    found = content(spark, settings)
+    chosen = {row[1]: (row[9], row[10]) for row in found[CLICK.training_table]}
+    assert chosen["i1"] == (105, 2.0), "never its own item; of several weights the largest"
+    assert chosen["i2"] in {(101, 0.5), (105, 2.0)}
+    assert [row[9:11] for row in found[SAVE.training_table]] == [(0, 0.0)]
+    assert {row[1] for row in found[CLICK.training_table]} == {"i1", "i2"}, "a negative is no pair"
+    record = read_record(settings.layout, job.STAGE)
+    assert asdict(record.metrics.events) == {
+        "read_events": 15, "training_events": 4, "held_out_events": 2, "capped_events": 0, "rejected_events": 5,
+        "negative_events": 4,
+    }  # fmt: skip
+    assert record.rejected["engagement_logs: measured_negative"] == 2
+    plain = shop(PLAIN)
+    job.run(spark, plain)
+    without = [row[:9] for row in content(spark, plain)[CLICK.training_table]]
+    assert [row[:9] for row in found[CLICK.training_table]] == without
+
+
+def test_negatives_that_nobody_logged_are_said(
+    spark: SparkSession, shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = shop(PLAIN, **NEGATIVES)
+    job.run(spark, settings)
+    assert "warning: no usable event of [[negatives]] (search_return, search_hide)" in capsys.readouterr().out
+    assert [row[9:11] for row in content(spark, settings)[CLICK.training_table]] == [(0, 0.0)] * 2
+
+
 def test_partitions_zones_and_reruns_change_no_row(spark: SparkSession, shop: Shop) -> None:
     crowd = [event(f"x{n % 50}", "lampe 🪔", f"i{n % 12}") for n in range(60)]
     recent = {"recency_half_life_days": 3.0, "max_pairs_per_query": 7}
-    settings = shop(PLAIN + LATE + crowd, training_tables=recent)
+    against = [returned(f"r{n}", f"i{n % 12}") for n in range(15)]
+    settings = shop(PLAIN + LATE + crowd + against, training_tables=recent, **NEGATIVES)
     found = []
     for partitions, zone in (("1", "UTC"), ("3", "UTC"), ("8", "America/Los_Angeles")):
         with (
@@ -222,6 +273,7 @@ def test_partitions_zones_and_reruns_change_no_row(spark: SparkSession, shop: Sh
         found.append(content(spark, settings))
     assert found[0][CLICK.training_table]
     assert found[0][CLICK.validation_table]
+    assert len({row[8] for row in found[0][CLICK.training_table]}) > 2
     assert found[0] == found[1] == found[2]
 
 

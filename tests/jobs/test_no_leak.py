@@ -39,6 +39,9 @@ WINDOWS = {"fit": (31, 18), "validation": (49, 2), "held out": (53, 7)}
 RECENT = {"recency_half_life_days": 3.0}
 
 
+NEGATIVES = {"negatives": [{"query_kind": "search", "engagement": "return"}], "loss": {"form": "full"}}
+
+
 def log(random: np.random.Generator, windows: tuple[str, ...]) -> list[tuple[Any, ...]]:
     """60 events a window: of queries and items that all windows share, and of the window's own."""
     events = []
@@ -46,8 +49,9 @@ def log(random: np.random.Generator, windows: tuple[str, ...]) -> list[tuple[Any
         for number in range(60):
             query, item = (f"{random.choice(['any', window])} {random.integers(3)}" for _ in range(2))
             when = datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(days=first - 1 + days * random.random())
+            engagement = "return" if number % 5 == 0 else "click"
             if window in windows:
-                events.append((f"{window} {number}", when, None, query, item, "click"))
+                events.append((f"{window} {number}", when, None, query, item, engagement))
     return events
 
 
@@ -61,7 +65,7 @@ def tables(spark: SparkSession, make_settings: Callable[..., Settings]) -> Calla
 
     def run(*windows: str, **cut: Any) -> dict[str, list[Any]]:
         task = {"query_kind": CLICK.query_kind, "engagement": CLICK.engagement}
-        settings = make_settings(tasks=[task], training_tables=cut, max_reject_share={"all_reasons": 1.0})
+        settings = make_settings(tasks=[task], **NEGATIVES, training_tables=cut, max_reject_share={"all_reasons": 1.0})
         names = [f"{kind} {number}" for kind in ("any", *WINDOWS) for number in range(3)]
         put(settings, QUERY_EMBEDDINGS, [(name, "search", [0.5] * 256, "space", None) for name in names])
         items = [(name, key, b"t", b"c", b"v", b"f", 0, "hash", 0) for key, name in enumerate(names, 1)]
@@ -85,6 +89,10 @@ def fitted(rows: list[Any], weight: str) -> set[tuple[Any, ...]]:
     return {(row["query_id"], row["item_id"], row[weight]) for row in rows if row[weight] > 0}
 
 
+def negatives(tables: dict[str, list[Any]]) -> set[tuple[Any, ...]]:
+    return {(row["query_id"], row["item_id"], row["negative_item_key"]) for row in tables["training"]}
+
+
 def test_nothing_of_a_later_window_reaches_an_earlier_one(tables: Callable[..., dict[str, list[Any]]]) -> None:
     whole = tables("fit", "validation", "held out", **RECENT)
     before = tables("fit", **RECENT)
@@ -101,6 +109,15 @@ def test_nothing_of_a_later_window_reaches_an_earlier_one(tables: Callable[..., 
     assert not any(mentions(name, "held out") for name in ("training", "validation", "counts"))
     assert not mentions("training", "validation", lambda row: row["fit_weight"] > 0)
     assert not mentions("counts", "validation", lambda row: row["fit_pair_count"] + row["fit_engagement_count"] > 0)
+
+    # Nobody is pushed away from an item for what happened to it in a window that is measured.
+    known = {row["item_key"]: row["item_id"] for row in whole["training"]}
+    against = {row["negative_item_key"] for row in whole["training"]} - {0}
+    assert len(against) > 1
+    assert not any(known.get(key, "").startswith(("validation", "held out")) for key in against)
+    assert {pair for pair in negatives(whole) if pair[:2] in {row[:2] for row in negatives(before)}} == negatives(
+        before
+    )
 
     # What the fit pass reads is what a log that ends before the validation window gives, to the last bit.
     assert fitted(whole["training"], "fit_weight") == fitted(before["training"], "pair_weight")

@@ -53,7 +53,7 @@ def test_every_table_and_column_is_on_its_page():
 
 @pytest.mark.parametrize(("name", "key"), KEYS)
 def test_every_settings_key_is_on_its_page(name: str, key: str):
-    heading = "## [[tasks]]\n" if name == "tasks" else f"## [{name}]\n"
+    heading = f"## [[{name}]]\n" if name in reference.LISTS else f"## [{name}]\n"
     part = PAGES["docs/settings.md"].partition(heading)[2].partition("\n## ")[0]
     assert f"\n| `{key}` | " in part
 

@@ -18,6 +18,8 @@ PAIRS = pa.table(
         "pair_weight": pa.array([1.0, 2.0**-32, 123.456], pa.float32()),
         "query_embedding": pa.array([b"", b"\0\xff", bytes(range(256))], pa.binary()),
         "fit_weight": pa.array([1.0, 0.0, 2.0**-32], pa.float32()),
+        "negative_item_key": pa.array([0, 8, -1]),
+        "negative_weight": pa.array([0.0, 1.0, 0.5], pa.float32()),
     }
 )
 ITEMS = pa.table({"item_id": ["", "lampe 🪔", "a\0b"], "item_key": pa.array([1, 2, 3])})

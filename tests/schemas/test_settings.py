@@ -146,6 +146,30 @@ def test_an_impossible_combination_is_named(load: Load, overrides: list[str], pa
     assert "warehouse" not in message, "the message repeats the whole file"
 
 
+@pytest.mark.parametrize(
+    ("entries", "form", "parts"),
+    [
+        ([("search", "return")], "mixed", ["negatives", 'set loss.form = "full"', "'mixed'"]),
+        ([("search", "return")] * 2, "full", ["negatives", "each query kind and engagement once"]),
+        ([("search", "click")], "full", ["negatives", "click is the engagement of a task"]),
+        ([("photo", "return")], "full", ["negatives", "no task has queries of the kind photo"]),
+    ],
+)
+def test_impossible_negatives_are_named(
+    load: Load, entries: list[tuple[str, str]], form: str, parts: list[str]
+) -> None:
+    named = [f'[[negatives]]\nquery_kind = "{kind}"\nengagement = "{engagement}"\n' for kind, engagement in entries]
+    with pytest.raises(SettingsError) as caught:
+        load("".join(named), f"loss.form={form}")
+    message = str(caught.value)
+    assert all(part in message for part in parts), message
+
+
+def test_negatives_have_a_weight_and_leave_the_form_of_the_loss_to_the_preset(load: Load) -> None:
+    (entry,) = load('[[negatives]]\nquery_kind = "search"\nengagement = "return"\n').negatives
+    assert (entry.name, entry.weight) == ("search_return", 1.0)
+
+
 def test_every_fault_is_listed_at_once(load: Load) -> None:
     with pytest.raises(SettingsError) as caught:
         load("", "train.steps=0", "train.stpes=1", "score.rows_per_batch=many")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from itemsage_model.training.loss import Columns, Form, distillation_losses, pair_losses, weighted_mean
+from itemsage_model.training.loss import Columns, Form, OwnColumn, distillation_losses, pair_losses, weighted_mean
 from itemsage_model.training.masks import first_rows, same_item_mask, same_query_mask
 
 FORMS: tuple[Form, ...] = ("sum", "literal", "mixed", "corrected", "full")
@@ -31,6 +31,8 @@ class World:
     negatives: tuple[int, ...] = (6, 1, 3, 5)
     shares = (0.4, 0.2, 0.2, 0.2, 0.1, 0.05)
     negative_probability = 0.7
+    explicit: tuple[tuple[int, float], ...] = ()
+    """Of each pair, the item and the weight of its explicit negative; weight 0 = it has none."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(5)
@@ -52,7 +54,11 @@ class World:
         shares = torch.tensor(self.shares, dtype=torch.float64)[keys - 1]
         log_probability = {"full": 0 * shares, "literal": shares.log()}.get(form, (1 - (1 - shares) ** 5).log())
         is_masked = same_query_mask(query_keys, query_keys, positive, len(keys)) | same_item_mask(shown, keys)
-        in_batch = Columns(self.vectors[keys - 1], log_probability, is_masked, counts)
+        own = None
+        if self.explicit:
+            weights = torch.tensor([weight for _, weight in self.explicit], dtype=torch.float64)
+            own = OwnColumn(self.vectors[torch.tensor([item for item, _ in self.explicit]) - 1], weights.log())
+        in_batch = Columns(self.vectors[keys - 1], log_probability, is_masked, counts, own)
         if form == "full" or not self.negatives:
             return positive, in_batch, None
         others = torch.tensor(self.negatives)
@@ -80,13 +86,15 @@ def slow_losses(
             for item in range(1, 7)
         }
         s = logit[own]
+        explicit, weight = world.explicit[row] if world.explicit else (1, 0.0)
         if form == "literal":
             total = sum(math.exp(logit[y]) / world.shares[y - 1] for y in world.items)
+            total += weight * math.exp(logit[explicit])
             losses.append(-math.log(math.exp(s) / world.shares[own - 1] / total))
             if world.negatives:
                 losses[-1] -= math.log(math.exp(s) / sum(math.exp(logit[n]) for n in world.negatives))
             continue
-        in_batch = 0.0
+        in_batch = weight * math.exp(logit[explicit])
         for item in range(1, 7) if form == "full" else sorted(set(world.items)):
             same_query = any(
                 world.query_keys[other] == world.query_keys[row] and world.items[other] == item for other in range(5)
@@ -114,9 +122,12 @@ def slow_losses(
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("negatives", [World.negatives, ()])
-def test_equals_a_slow_loop_in_values_and_gradients(form: Form, negatives: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("explicit", [(), ((6, 1.0), (5, 0.0), (1, 0.3), (6, 20.0), (3, 2.0))])
+def test_equals_a_slow_loop_in_values_and_gradients(
+    form: Form, negatives: tuple[int, ...], explicit: tuple[tuple[int, float], ...]
+) -> None:
     world = World()
-    world.negatives = negatives
+    world.negatives, world.explicit = negatives, explicit
     positive, in_batch, random = world.candidates(form)
     losses = pair_losses(world.queries, positive, in_batch, random, world.temperature, form)
     vectors, queries, temperature = (p.tolist() for p in world.parameters)

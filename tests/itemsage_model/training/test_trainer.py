@@ -112,11 +112,17 @@ MODELS = [{}, BEYOND_THE_PAPER, BEYOND_THE_PAPER | {"sequence": ()}]
 """The paper's, that with all parts, and that of maps alone."""
 
 
-@pytest.mark.parametrize("model", MODELS)
+NEGATIVES = {
+    "negatives": [{"query_kind": "closeup", "engagement": "return", "weight": 2.0}], "loss": {"form": "full"},
+}  # fmt: skip
+"""Sections of settings with explicit negatives."""
+
+
+@pytest.mark.parametrize("sections", [*({"model": model} for model in MODELS), NEGATIVES])
 def test_an_interrupted_run_resumes_to_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
 ):
-    rows, sections = {"click": [30, 20], "save": [9]}, {"model": model, "train": {"checkpoint_every": 4}}
+    rows, sections = {"click": [30, 20], "save": [9]}, sections | {"train": {"checkpoint_every": 4}}
     whole = make_warehouse(tmp_path / "whole", rows, **sections)
     training.train(whole, torch.device("cpu"))
     broken = make_warehouse(tmp_path / "broken", rows, **sections)
@@ -217,6 +223,12 @@ def test_two_ranks_finish_on_tables_of_very_unequal_sizes(tmp_path: Path, model:
     record = read_record(settings.layout, TRAIN)
     assert record.metrics.processes == 2
     assert [version.rows for version in record.inputs][:2] == [133, 3]
+
+
+def test_two_ranks_finish_where_batches_of_one_have_no_negative(tmp_path: Path):
+    train = {"processes": 2, "steps": 6, "batch_size": 4, "negatives_from": "engaged"}
+    settings = make_warehouse(tmp_path / "w", {"click": [4, 4], "save": [30]}, **NEGATIVES, train=train)
+    assert "step 6/6" in run_two_ranks(settings)
 
 
 def test_the_record_names_versions_and_a_new_version_is_not_read(tmp_path: Path):

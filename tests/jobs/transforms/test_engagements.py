@@ -43,13 +43,13 @@ def check(spark: SparkSession, make_settings: Callable[..., Settings]) -> Callab
     )
     items = spark.createDataFrame([("i1", 101), ("i2", 102)], "item_id string, item_key long")
 
-    def run(*rows: tuple[Any, ...], event_id_is: str = "event") -> DataFrame:
+    def run(*rows: tuple[Any, ...], **sections: Any) -> DataFrame:
         # As a file may hold it: NOT NULL is a promise that Parquet does not keep.
         schema = struct_type(ENGAGEMENT_LOGS).simpleString()
         events = spark.createDataFrame(list(rows), schema)
-        dates = make_settings().dates
-        return checked_engagements(events, queries, items, dates=dates, tasks=TASKS, hot=NO_HOT_KEYS,
-                                   event_id_is=event_id_is)  # fmt: skip
+        tasks = [{"query_kind": task.query_kind, "engagement": task.engagement} for task in TASKS]
+        settings = make_settings(**({"tasks": tasks} | sections))
+        return checked_engagements(events, queries, items, settings=settings, hot=NO_HOT_KEYS)
 
     return run
 
@@ -128,6 +128,41 @@ def test_of_repeated_deliveries_the_first_is_counted(check: Callable[..., DataFr
     assert counted["event_ts"].astimezone(timezone.utc) == TRAINING_DAY
 
 
+NEGATIVES = {"negatives": [{"query_kind": "search", "engagement": "return"}], "loss": {"form": "full"}}
+
+
+def test_a_negative_is_checked_like_any_event_and_counted_in_no_window(check: Callable[..., DataFrame]) -> None:
+    def returned(event_id: str, **fields: Any) -> tuple[Any, ...]:
+        return event(**({"event_id": event_id, "engagement": "return"} | fields))
+
+    late_training = datetime(2026, 2, 17, 23, 59, tzinfo=timezone.utc)
+    rows = {
+        returned("e1"): None,
+        returned("e2", event_ts=late_training): None,
+        returned("e3", event_ts=datetime(2026, 2, 18, tzinfo=timezone.utc)): "measured_negative",
+        returned("e4", event_ts=HELD_OUT_DAY): "measured_negative",
+        returned("e5", event_ts=datetime(2026, 2, 21, tzinfo=timezone.utc)): "gap",
+        returned("e6", event_ts=datetime(2026, 1, 1, tzinfo=timezone.utc)): "late",
+        returned("e7", item_id="gone"): "unknown_item",
+        returned("e8", query_id="photo"): "no_task",
+        returned("e9", item_id=None): "null_item_id",
+    }
+    checked = check(*rows, **NEGATIVES)
+    assert [reason for _, reason in reasons(checked)] == list(rows.values())
+    assert {tuple(row) for row in checked.where("reject IS NULL").select("task", "window").collect()} == {
+        ("search_return", "negative")
+    }
+    assert "measured_negative" in EVERYDAY_REASONS
+    assert {reason for _, reason in reasons(check(returned("e1"), returned("e4", event_ts=HELD_OUT_DAY)))} == {
+        "unknown_engagement"
+    }
+
+
+def test_without_a_validation_window_negatives_count_up_to_the_end_of_training(check: Callable[..., DataFrame]) -> None:
+    last = event(engagement="return", event_ts=datetime(2026, 2, 19, tzinfo=timezone.utc))
+    assert reasons(check(last, dates={"validation_days": 0}, **NEGATIVES)) == [("e1", None)]
+
+
 @pytest.mark.fault("t08", "refused", "event_id is the order's id: rows that differ share it")
 @pytest.mark.parametrize("fields", [{"item_id": "i2"}, {"query_id": "photo"}, {"engagement": "save"},
                                     {"event_ts": HELD_OUT_DAY}])  # fmt: skip
@@ -141,7 +176,7 @@ def test_rows_that_differ_are_no_repeats(check: Callable[..., DataFrame], fields
 @pytest.mark.fault("t08", "recovered", "event_id is the order's id, and the settings say so")
 def test_rows_of_one_order_are_counted_each_that_differs(check: Callable[..., DataFrame]) -> None:
     rows = [event(), event(item_id="i2"), event(item_id="i2"), event(item_id="i2", event_ts=HELD_OUT_DAY)]
-    assert reasons(check(*rows, event_id_is="order")) == [*[("e1", None)] * 3, ("e1", "duplicate_event")]
+    assert reasons(check(*rows, inputs={"event_id_is": "order"})) == [*[("e1", None)] * 3, ("e1", "duplicate_event")]
 
 
 @pytest.mark.fault("t08", "refused", "every event_id is blank")
