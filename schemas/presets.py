@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from schemas.errors import SettingsError
-from schemas.settings import WHY_FULL, FeatureSettings, ModelSettings, Section, Settings
+from schemas.settings import SPECTRAL_PARTS, WHY_FULL, FeatureSettings, ModelSettings, Section, Settings
 
 MAX_FULL_SOFTMAX_ITEMS = 12_000
 """Engaged items up to which the softmax runs over all of them; beyond, a step takes longer than it is worth."""
+MAX_SPECTRAL_KEYS, MAX_SPECTRAL_PAIRS = 200_000, 30_000_000
+"""Engaged items or queries, and pairs, up to which singular vectors cost a minute or two and a few gigabytes."""
 _VALIDATIONS = 20
 _LEAST_STEPS = 40
 
@@ -25,6 +27,7 @@ class Shop:
         training_pairs: Rows of all training tables.
         items: Items of the catalog.
         engaged_items: Those with a training pair.
+        engaged_queries: Queries with one.
         has_images: Whether items have image vectors.
         is_one_space: Whether queries of all kinds and item texts are embedded by one encoder.
     """
@@ -32,6 +35,7 @@ class Shop:
     training_pairs: int
     items: int
     engaged_items: int
+    engaged_queries: int
     has_images: bool
     is_one_space: bool
 
@@ -76,13 +80,15 @@ def candidates(settings: Settings, shop: Shop | None) -> list[Candidate]:
         shop = replace(shop, is_one_space=False)
     if settings.preset != "auto":
         return [_candidate(settings.preset, settings, shop, "the settings file names it")]
-    small = "linear maps on the frozen vectors cannot forget what the encoder knows of items that nobody bought yet"
-    large = "a tower with item identities learns what is engaged with together"
+    small = "maps of the frozen vectors, held near them, forget little of what the encoder knows of unseen items"
+    large = "identities of items and queries hold what is engaged with together"
     return [_candidate("small_log", settings, shop, small), _candidate("large_log", settings, shop, large)]
 
 
 def _candidate(name: str, settings: Settings, shop: Shop, reason: str) -> Candidate:
     filled = {"small_log": _small_log, "large_log": _large_log}[name](shop)
+    if any(key in settings.model.model_fields_set and not getattr(settings.model, key) for key in SPECTRAL_PARTS):
+        filled["train"].pop("start", None)
     chosen = with_defaults(settings.model_copy(update={"negatives": ()}), filled)
     if settings.negatives and chosen.loss.form != "full":
         shop_is = f"with {shop.engaged_items:,} engaged items, preset {name!r} takes loss.form = {chosen.loss.form!r}"
@@ -118,20 +124,31 @@ def _small_log(shop: Shop) -> dict[str, dict[str, Any]]:
     """
     model: dict[str, Any] = {"query_adapter": True}
     loss = _loss(shop)
+    # What nobody bought yet is kept from leading all lists by being a negative; how far, the pull corrects.
+    negatives = "engaged" if _is_full(shop) and shop.items > MAX_FULL_SOFTMAX_ITEMS else "catalog"
     if shop.is_one_space:
-        model |= {"sequence": (), "residual": True, "item_map": True}
-        loss |= {"distillation": 0.5}
+        rows = _rows(shop.engaged_items)
+        model |= {"sequence": (), "residual": True, "item_map": True, "item_vector": True, "id_rows": rows}
+        loss |= {"distillation": 1.0}
     else:
         model |= _narrow(_parts(shop, ["text", "images", "frozen_text"]), 128)
     return {
         "model": model,
         "loss": loss,
-        "train": _train(shop, _batch_size(shop), steps=120) | {"learning_rate": 1e-3, "weight_decay": 0.1},
+        "train": _train(shop, _batch_size(shop), steps=_LEAST_STEPS)
+        | {"learning_rate": 1e-3, "table_learning_rate": 1e-2, "weight_decay": 0.1, "negatives_from": negatives}
+        | {"patience": 3},
     }
 
 
 def _large_log(shop: Shop) -> dict[str, dict[str, Any]]:
-    """A tower of a quarter of the paper's width that also knows who an item is, beside the frozen vectors."""
+    """The frozen vectors and, as singular vectors to start with, who an item and a query are.
+
+    Where those cannot be compared or computed: a tower of half the paper's width in which an item is one more element.
+    """
+    is_small = max(shop.engaged_items, shop.engaged_queries) <= MAX_SPECTRAL_KEYS
+    if shop.is_one_space and is_small and shop.training_pairs <= MAX_SPECTRAL_PAIRS:
+        return _spectral(shop)
     model = _narrow(_parts(shop, ["images", "frozen_text", "item_id"]), 256) | {
         "query_adapter": True,
         "residual": shop.is_one_space,
@@ -145,6 +162,30 @@ def _large_log(shop: Shop) -> dict[str, dict[str, Any]]:
         "train": _train(shop, _batch_size(shop), steps=300 if _is_full(shop) else 800)
         | {"learning_rate": 3e-3, "table_learning_rate": 1e-2},
     }
+
+
+def _spectral(shop: Shop) -> dict[str, dict[str, Any]]:
+    """Few steps for the maps alone: what the singular vectors hold, training soon loses to the pairs' noise."""
+    model = {
+        "sequence": ("images", "frozen_text") if shop.has_images else (),
+        "residual": True,
+        "item_map": True,
+        "item_vector": True,
+        "id_rows": _rows(shop.engaged_items),
+        "query_adapter": True,
+        "query_id_rows": _rows(shop.engaged_queries),
+    }
+    train = {"start": "spectral", "learning_rate": 3e-4, "table_learning_rate": 0.0, "patience": 2}
+    return {
+        "model": (_narrow((), 256) | model) if shop.has_images else model,
+        "loss": _loss(shop) | {"temperature": 25.0},
+        "train": _train(shop, _batch_size(shop), steps=_LEAST_STEPS) | train,
+    }
+
+
+def _rows(identities: int) -> int:
+    """Enough that few identities share both of their rows; see `KeyIdentity.assign`."""
+    return max(1_000, 3 * identities)
 
 
 def _parts(shop: Shop, sequence: list[str]) -> tuple[str, ...]:

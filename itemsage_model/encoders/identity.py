@@ -10,6 +10,7 @@ from torch.nn import functional as F
 _FUNCTIONS = 2
 _BITS_PER_KEY, _PROBES = 10, 7
 """Of the Bloom filter: 0.8 % of the keys never trained on are taken for trained ones."""
+_MAX_ITERATIONS = 60
 _DROPOUT_SEED = _FUNCTIONS + _PROBES
 _LARGEST = (1 << 63) - 1
 
@@ -48,12 +49,17 @@ class KeyIdentity(nn.Module):
 
     def is_present(self, keys: Int[Tensor, "key"]) -> Bool[Tensor, "key"]:
         """Which keys have an identity here and now: those trained on, less in training those that are hidden."""
-        places = self._places(keys)
-        is_known: Tensor = ((self.filter[places >> 3].long() >> (places & 7)) & 1).bool().all(dim=1)
+        is_known = self.is_known(keys)
         if self.training and self.dropout:
             self.draws += 1
             draw = _hashes(keys + _mixed(self.draws), [_DROPOUT_SEED]).squeeze(1)
             is_known &= draw >= int(self.dropout * _LARGEST)
+        return is_known
+
+    def is_known(self, keys: Int[Tensor, "key"]) -> Bool[Tensor, "key"]:
+        """Which keys were trained on."""
+        places = self._places(keys)
+        is_known: Tensor = ((self.filter[places >> 3].long() >> (places & 7)) & 1).bool().all(dim=1)
         return is_known
 
     def remember(self, keys: Int[Tensor, "key"]) -> None:
@@ -63,9 +69,46 @@ class KeyIdentity(nn.Module):
         weights = 1 << torch.arange(8, device=bits.device)
         self.filter.copy_((bits.view(-1, 8) * weights).sum(dim=1))
 
+    @torch.no_grad()
+    def assign(self, keys: Int[Tensor, "key"], vectors: Float[Tensor, "key dim"]) -> None:
+        """Make the table give these keys these vectors, or what is nearest to them, with the smallest rows that do.
+
+        Each key asks that its rows add up to its vector: a sparse problem of least squares, solved by conjugate
+        gradients (CGLS) from a table of zeros. With three rows a key, two or three keys in a hundred must give way.
+
+        Args:
+            keys: Distinct keys.
+            vectors: What each is to have.
+        """
+        slots = _hashes(keys, range(_FUNCTIONS)) % len(self.table)
+        table = torch.zeros_like(self.table)
+        left = vectors.to(table.dtype)
+        gradient = _sums_by_row(left, slots, table)
+        direction, size = gradient, gradient.square().sum()
+        enough = 1e-10 * size
+        for _ in range(_MAX_ITERATIONS):
+            if size <= enough:
+                break
+            moved = F.embedding(slots, direction).sum(dim=1)
+            step = size / moved.square().sum()
+            table += step * direction
+            left = left - step * moved
+            gradient = _sums_by_row(left, slots, table)
+            previous, size = size, gradient.square().sum()
+            direction = gradient + size / previous * direction
+        self.table.copy_(table)
+
     def _places(self, keys: Tensor) -> Int[Tensor, "key probe"]:
         """Bits of the filter that stand for each key."""
         return _hashes(keys, range(_FUNCTIONS, _FUNCTIONS + _PROBES)) % (8 * len(self.filter))
+
+
+def _sums_by_row(vectors: Float[Tensor, "key dim"], slots: Int[Tensor, "key slot"], like: Tensor) -> Tensor:
+    """For each row of a table, the sum of the vectors of the keys that it belongs to."""
+    sums = torch.zeros_like(like)
+    for slot in slots.unbind(dim=1):
+        sums.index_add_(0, slot, vectors)
+    return sums
 
 
 def _hashes(keys: Int[Tensor, "key"], seeds: range | list[int]) -> Int[Tensor, "key seed"]:

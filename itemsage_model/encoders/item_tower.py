@@ -48,7 +48,9 @@ class ItemTower(nn.Module):
         {"hash_embedding.table", "hash_embedding.importance", "item_identity.table", "query_adapter.identity.table"}
     )
     unseen_pull: Tensor
-    learning_rate_factors: ClassVar[dict[str, float]] = {"residual.alpha": 10.0, "query_adapter.beta": 10.0}
+    learning_rate_factors: ClassVar[dict[str, float]] = {
+        "residual.alpha": 10.0, "residual.gamma": 10.0, "query_adapter.beta": 10.0,
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -72,17 +74,24 @@ class ItemTower(nn.Module):
         # The paper's tower has none of these; they come last so that a seed gives it the weights it always gave.
         self.item_identity = (
             KeyIdentity(settings.id_rows, EMBEDDING_DIM, settings.id_dropout, trained_items)
-            if ITEM_ID in settings.sequence
+            if settings.knows_items
             else None
         )
         self.residual = (
-            Residual(EMBEDDING_DIM, has_tower=self.encoder is not None, has_map=settings.item_map)
+            Residual(
+                EMBEDDING_DIM,
+                has_tower=self.encoder is not None,
+                has_map=settings.item_map,
+                has_identity=settings.item_vector,
+            )
             if settings.residual
             else None
         )
         self.query_adapter = make_query_adapter(settings, task_kinds, trained_queries)
         if self.item_identity is not None:
             self.register_buffer("unseen_pull", torch.zeros(EMBEDDING_DIM))
+        if self.item_identity is not None and settings.item_vector:
+            nn.init.zeros_(self.item_identity.table)  # training starts at the frozen vectors
 
     def forward(self, items: ItemBatch, fold: Fold | None = None) -> Float[Tensor, "item dim"]:
         """Embed items; unit length. `fold` may hold the encoder's constants, where the weights are frozen."""
@@ -90,7 +99,7 @@ class ItemTower(nn.Module):
         if self.residual is not None:
             texts = items[FROZEN_TEXT.values.name]
             frozen = Tokens(texts.values.float(), texts.counts[:, None] > 0)
-            embeddings = self.residual(frozen.padded()[:, 0], frozen.is_present[:, 0], embeddings)
+            embeddings = self.residual(frozen.padded()[:, 0], frozen.is_present[:, 0], embeddings, self._vectors(items))
         assert embeddings is not None, "the settings refuse a tower with neither a sequence nor a residual path"
         if self.item_identity is None or self.training:
             return embeddings
@@ -148,12 +157,22 @@ class ItemTower(nn.Module):
             name: (self._hashed if element.id_count else self._frozen)(items[element.key], element)
             for name, element in self.elements.items()
         }
-        if self.item_identity is not None:
+        if self.item_identity is not None and not self.settings.item_vector:
             assert items.item_key is not None, "a tower with item_id in its sequence needs the items' keys"
             is_present = self.item_identity.is_present(items.item_key)
             vectors = self.item_identity(items.item_key[is_present])
             sequence[ITEM_ID] = Tokens(vectors.to(self._dtype()), is_present[:, None])
         return sequence
+
+    def _vectors(self, items: ItemBatch) -> Float[Tensor, "item dim"] | None:
+        """The vector beside tower and residual path that each item has as its own, zero where it has none."""
+        if self.item_identity is None or not self.settings.item_vector:
+            return None
+        assert items.item_key is not None, "a tower with item vectors needs the items' keys"
+        rows = self.item_identity.is_present(items.item_key).nonzero().squeeze(1)
+        vectors = self.item_identity(items.item_key[rows])
+        nothing = torch.zeros(len(items.item_key), EMBEDDING_DIM, device=vectors.device)
+        return nothing.index_add(0, rows, vectors.float())
 
     def _hashed(self, texts: RaggedTensor, element: SizedElement) -> Tokens:
         """Lists of token ids, a slot each, summed by the hash embedding."""

@@ -13,7 +13,7 @@ import torch
 from itemsage_model.data.batch import to_item_batch
 from itemsage_model.data.feature_cells import unpack_items
 from itemsage_model.data.ragged import PackedItems
-from itemsage_model.encoders.item_tower import ITEM_ID, ItemTowerSpec
+from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import build_tower
 from itemsage_model.encoders.precision import Precision
 from schemas.cells import to_list_column
@@ -67,7 +67,7 @@ class Scorer:
         embeddings = np.empty((len(batch), EMBEDDING_DIM), np.float32)
         for first in range(0, len(batch), self.rows_at_once):
             rows = batch.slice(first, self.rows_at_once)
-            keys = rows.column("item_key").to_numpy() if ITEM_ID in self.spec.model.sequence else None
+            keys = rows.column("item_key").to_numpy() if self.spec.model.knows_items else None
             embeddings[first : first + len(rows)] = self.score(unpack_rows(rows, self.spec), keys)
         _require_unit_length(embeddings)
         return embeddings

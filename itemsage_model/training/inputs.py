@@ -20,7 +20,7 @@ from itemsage_model.data.pinned_files import TableFiles, pin_files, require_imag
 from itemsage_model.data.query_keys import trained_queries
 from itemsage_model.data.reader import CatalogItems, RowStream, Weight, catalog_format, pair_format, read_catalog
 from itemsage_model.data.validation import read_validation
-from itemsage_model.encoders.item_tower import ITEM_ID, ItemTowerSpec
+from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch, ExactFrequency
 from itemsage_model.training.objective import Objective
@@ -174,6 +174,7 @@ def shop_of(inputs: Inputs, settings: Settings) -> Shop:
         training_pairs=sum(files.row_count for files in inputs.tasks),
         items=inputs.catalog.row_count,
         engaged_items=len(_item_shares(inputs.counts, settings, "pair_weight")[0]),
+        engaged_queries=len(trained_queries(inputs.tasks, "pair_weight")),
         has_images=inputs.has_images,
         is_one_space=item_text != "none" and spaces == {item_text},
     )
@@ -253,7 +254,7 @@ def _item_shares(
 def _needs_item_shares(settings: Settings) -> bool:
     """Whether anything asks which items have pairs, and how many: a row for each of them on every rank."""
     asks = settings.loss.frequency == "exact", settings.train.negatives_from == "engaged"
-    return any(asks) or ITEM_ID in settings.model.sequence
+    return any(asks) or settings.model.knows_items
 
 
 def make_batches(

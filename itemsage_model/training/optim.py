@@ -15,11 +15,15 @@ def make_optimizer(tower: Tower, settings: TrainSettings) -> torch.optim.Optimiz
     """AdamW over a tower's weights and its lookup tables, each with its own learning rate.
 
     Biases, norms, the [CLS] vector, the temperature and the tables are not decayed.
+    Tables whose rate is 0 get no gradient.
     Assumed: AdamW with betas .9, .999 (the paper names no optimiser).
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in tower.named_parameters():
         is_table = name in tower.lookup_tables
+        if is_table and not settings.table_learning_rate:
+            parameter.requires_grad_(False)
+            continue
         rate = settings.table_learning_rate if is_table else settings.learning_rate
         decay = settings.weight_decay if parameter.ndim > 1 and not is_table else 0.0
         key = (rate * tower.learning_rate_factors.get(name, 1.0), decay)

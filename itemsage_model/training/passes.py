@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -24,6 +24,7 @@ from itemsage_model.training import distributed
 from itemsage_model.training.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
 from itemsage_model.training.inputs import Inputs, make_batches, make_objective
 from itemsage_model.training.progress import Progress
+from itemsage_model.training.start import Strength, least_unseen, start_spectral
 from itemsage_model.training.trainer import StepReport, Trainer
 from itemsage_model.training.validation import EarlyStopping, Recall, Validation
 from schemas.settings import Settings
@@ -42,6 +43,7 @@ class Pass:
         tensorboard: Local folder of its curves; empty = none.
         run_id: Identity of the run; a checkpoint of another run is not resumed.
         pull: Pull on items without training pairs that an earlier pass has found; see `Validation.calibrate`.
+        strength: Strength of its singular vectors at the start that an earlier pass has found.
         is_validated: Whether it is measured as it goes on, and ends when that is enough.
         validation: Measures it, and knows the mean query; rank 0 has it, where anything is validated.
     """
@@ -53,6 +55,7 @@ class Pass:
     tensorboard: str
     run_id: str
     pull: float = 0.0
+    strength: Strength | None = None
     is_validated: bool = False
     validation: Validation | None = None
 
@@ -68,6 +71,7 @@ class Outcome:
         best: What was measured then; None without validation.
         history: All that was measured.
         pull: Pull on items without training pairs.
+        strength: Strength of the singular vectors that it started from; None = it started from none.
         reports: What was reported on the way.
         skipped_steps: Steps without an update.
         precision: What the tower was computed in.
@@ -79,6 +83,7 @@ class Outcome:
     best: Recall | None
     history: list[Recall]
     pull: float = 0.0
+    strength: Strength | None = None
     reports: list[StepReport] = field(default_factory=list)
     skipped_steps: int = 0
     precision: str = "float32"
@@ -96,7 +101,10 @@ def run_pass(one: Pass, device: torch.device) -> Outcome:
     tower.remember(torch.from_numpy(inputs.item_keys), torch.from_numpy(inputs.query_keys))
     trainer = Trainer(tower, make_objective(inputs, settings, device), settings.train, len(settings.tasks))
     stopping = EarlyStopping(settings.train.patience)
-    _resume(trainer, stopping, one.checkpoints)
+    strength = _resume(trainer, stopping, one.checkpoints)
+    if settings.train.start == "spectral" and trainer.step == 0:
+        strength = start_spectral(tower, inputs, settings, one.strength, one.validation if one.is_validated else None)
+        trainer.start_average()
     names = [task.name for task in settings.task_list]
     if is_first:
         print(f"  parameters: {parameter_counts(tower)['total']:,}; run {one.run_id}", flush=True)
@@ -105,7 +113,7 @@ def run_pass(one: Pass, device: torch.device) -> Outcome:
 
     def save() -> None:
         if is_first:
-            tensors = _state(trainer, stopping)
+            tensors = _state(trainer, stopping, strength)
             save_checkpoint(one.checkpoints, trainer.step, tensors, trainer.optimizer, {"run_id": one.run_id})
 
     is_enough = _is_enough(one, trainer, stopping, device)
@@ -121,34 +129,31 @@ def run_pass(one: Pass, device: torch.device) -> Outcome:
     if stopping.best is not None:
         trained.load_state_dict(stopping.weights)
         steps = stopping.best.step
-    best, pull = _pulled(one, trained, stopping.best, device)
+    pull = _pulled(one, trained, steps, device)
     reports = progress.history if progress else []
     return Outcome(
-        trained, inputs.spec, steps, best, stopping.history, pull, reports, trainer.skipped_steps, trainer.precision
-    )
+        trained, inputs.spec, steps, stopping.best, stopping.history, pull, strength, reports, trainer.skipped_steps,
+        trainer.precision,
+    )  # fmt: skip
 
 
-def _pulled(one: Pass, tower: ItemTower, best: Recall | None, device: torch.device) -> tuple[Recall | None, float]:
-    """Pull items without training pairs as far as the settings ask; what the tower then reaches, and the pull."""
-    if not one.settings.train.unseen_as_frozen or not one.settings.model.residual:
-        return best, 0.0
-    figures = torch.zeros(3, dtype=torch.float64, device=device)
-    direction = torch.zeros(EMBEDDING_DIM, device=device)
+def _pulled(one: Pass, tower: ItemTower, step: int, device: torch.device) -> float:
+    """Pull items without training pairs as far as the settings ask, on all ranks; returns how far."""
+    if not _is_pulled(one.settings):
+        return 0.0
+    pull, direction = one.pull, torch.zeros(EMBEDDING_DIM, device=device)
     if one.validation is not None:
-        pull = one.pull
-        frozen = one.validation.frozen() if one.is_validated else None
-        if frozen is not None and not math.isnan(frozen.of_unseen):
-            print(f"  the frozen vectors, {frozen}", flush=True)
-            pull = one.validation.calibrate(tower, frozen.of_unseen, device)
+        if one.is_validated:
+            pull = one.validation.calibrate(tower, least_unseen(one.validation), step, device).pull
+            print(f"  {one.name} has a pull of {pull} on items without training pairs", flush=True)
         direction += pull * one.validation.mean_query(tower, device).to(device)
-        tower.pull_unseen(direction)
-        found = one.validation.recall(tower, 0, device) if best else Recall(0, 0.0, 0.0)
-        figures += torch.tensor([pull, found.of_all, found.of_unseen], dtype=torch.float64, device=device)
-        if best and pull:
-            print(f"  {one.name} with a pull of {pull} on unseen items, {replace(found, step=best.step)}", flush=True)
     tower.pull_unseen(distributed.sum_over_ranks(direction))
-    pull, of_all, of_unseen = distributed.sum_over_ranks(figures).tolist()
-    return (replace(best, of_all=of_all, of_unseen=of_unseen) if best else None), pull
+    of_first = pull if distributed.rank() == 0 else 0.0
+    return float(distributed.sum_over_ranks(torch.tensor(of_first, dtype=torch.float64, device=device)))
+
+
+def _is_pulled(settings: Settings) -> bool:
+    return settings.train.unseen_as_frozen and settings.model.residual and settings.model.knows_items
 
 
 def _is_enough(one: Pass, trainer: Trainer, stopping: EarlyStopping, device: torch.device) -> Callable[[], bool] | None:
@@ -156,10 +161,17 @@ def _is_enough(one: Pass, trainer: Trainer, stopping: EarlyStopping, device: tor
     if not one.is_validated:
         return None
 
+    is_pulled = _is_pulled(one.settings)
+    wanted = least_unseen(one.validation) if one.validation and is_pulled else math.nan
+
     def measure() -> bool:
         figures = torch.zeros(2, dtype=torch.float64, device=device)
         if one.validation is not None:
-            found = one.validation.recall(trainer.trained, trainer.step, device)
+            tower = cast(ItemTower, trainer.trained)
+            if is_pulled:
+                found = one.validation.calibrate(tower, wanted, trainer.step, device).recall
+            else:
+                found = one.validation.recall(tower, trainer.step, device)
             figures += torch.tensor([found.of_all, found.of_unseen], dtype=torch.float64, device=device)
             print(f"  validation of {one.name}, {found}", flush=True)
         of_all, of_unseen = distributed.sum_over_ranks(figures).tolist()
@@ -181,18 +193,21 @@ def _modules(trainer: Trainer) -> dict[str, Any]:
     return modules | ({"average.": trainer.average} if trainer.average else {})
 
 
-def _state(trainer: Trainer, stopping: EarlyStopping) -> dict[str, Tensor]:
+def _state(trainer: Trainer, stopping: EarlyStopping, strength: Strength | None) -> dict[str, Tensor]:
     state = {
         prefix + name: tensor
         for prefix, module in _modules(trainer).items()
         for name, tensor in module.state_dict().items()
     }
     stopped = {f"stopping.{name}": tensor for name, tensor in stopping.to_tensors().items()} if stopping.history else {}
-    return state | stopped | {"skipped_steps": torch.tensor(trainer.skipped_steps)}
+    started = {"strength": strength.to_tensor()} if strength else {}
+    return state | stopped | started | {"skipped_steps": torch.tensor(trainer.skipped_steps)}
 
 
-def _resume(trainer: Trainer, stopping: EarlyStopping, folder: str) -> None:
+def _resume(trainer: Trainer, stopping: EarlyStopping, folder: str) -> Strength | None:
     """Continue from the newest intact checkpoint of the same pass, the same on all ranks; start anew where none is.
+
+    Returns what the pass started from; None where that was nothing, or it starts now.
 
     A damaged one is passed over, loudly: the run comes to the same weights from an older one, or from the start.
     """
@@ -208,12 +223,13 @@ def _resume(trainer: Trainer, stopping: EarlyStopping, folder: str) -> None:
             _take(trainer, stopping, tensors, int(step))
             if is_first:
                 print(f"  resuming after step {trainer.step}", flush=True)
-            return
+            return Strength.from_tensor(tensors["strength"]) if "strength" in tensors else None
         if is_first:
             said = damage or "another process cannot read it"
             print(f"  warning: passing over the checkpoint after step {int(step)}: {said}", flush=True)
     if found and is_first:
         print(f"  warning: no checkpoint in {folder} is intact: training starts anew, from step 0", flush=True)
+    return None
 
 
 def _take(trainer: Trainer, stopping: EarlyStopping, tensors: dict[str, Tensor], step: int) -> None:

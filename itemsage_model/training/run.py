@@ -106,7 +106,7 @@ def _final(
 ) -> Outcome:
     """The chosen candidate over the whole training period, for as many steps as were best; or as it was fitted."""
     settings = candidate.settings
-    if fitted is not None and not (settings.train.final_pass and fitted.steps):
+    if fitted is not None and not (settings.train.final_pass and (fitted.steps or fitted.strength)):
         return fitted
     if fitted is not None:
         _say(f"training {candidate.name} on the whole period, {fitted.steps} steps")
@@ -114,8 +114,8 @@ def _final(
         settings = settings.model_copy(update={"train": train_settings})
     layout, whole = settings.layout, inputs_for(inputs, settings, "pair_weight")
     folders = layout.checkpoints(run_id), layout.tensorboard(run_id)
-    pull = fitted.pull if fitted else 0.0
-    return run_pass(Pass("", settings, whole, *folders, run_id, pull, validation=validation), device)
+    pull, strength = (fitted.pull, fitted.strength) if fitted else (0.0, None)
+    return run_pass(Pass("", settings, whole, *folders, run_id, pull, strength, validation=validation), device)
 
 
 def _say(line: str) -> None:
@@ -183,5 +183,5 @@ def _choice(candidate: Candidate, fitted: dict[str, Outcome], tried: list[Candid
     against = f", against {' and '.join(others)}" if others else ""
     return (
         f"{candidate.name}: recall@10 of {best.recall:.4f} on the validation window after {best.steps} steps{against}. "
-        + (f"Chosen because {candidate.reason}." if best.steps else "No step of training made it better.")
+        f"Chosen because {candidate.reason}." + ("" if best.steps else " No step of training made it better.")
     )

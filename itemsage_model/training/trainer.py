@@ -101,6 +101,11 @@ class Trainer:
         """What is validated and saved: the tower with its weights averaged over the steps, where they are."""
         return cast(Tower, self.average.module) if self.average else self.tower
 
+    def start_average(self) -> None:
+        """Begin the average of the weights with what the tower has now."""
+        if self.average:
+            self.average.module.load_state_dict(cast(nn.Module, self.tower).state_dict())
+
     def fit(
         self,
         batches: Iterable[PairBatch],

@@ -6,8 +6,10 @@ The window is the end of the training period, never the test. A pass that is val
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +28,14 @@ from schemas.tables import EMBEDDING_DIM
 
 K = 10
 """Recall is measured at this rank."""
-MAX_SCORES = 200_000_000
+MAX_SCORES = 100_000_000
 """Most scores of one measurement, over all tasks: a few seconds on two cores."""
 _ITEMS_AT_ONCE = 1_024
-_MAX_PULL, _HALVINGS = 0.5, 6
-"""At .5 unseen items lead most lists; six halvings find a pull to within .01."""
+_STRENGTHS = (0.04, 0.08, 0.12, 0.18, 0.25, 0.35, 0.5)
+_PULLS = (-2.0, -1.4, -1.0, -0.7, *(-strength for strength in reversed(_STRENGTHS)), 0.0, *_STRENGTHS)
+"""At -2 no list has an unseen item, at .5 they lead most lists."""
+_WORTH = 0.98
+"""Share of the recall of all that is left when unseen items have got more than they must."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,25 @@ class Recall:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """A pull on items without training pairs, and the recall with it."""
+
+    pull: float
+    recall: Recall
+
+
+@dataclass(frozen=True)
 class _Task:
-    """One task's pairs as a batch of its distinct queries, and as pairs of positions."""
+    """One task's pairs as a batch of its distinct queries, and as pairs of positions.
+
+    Where they are too many, half of the queries are drawn from all, for the recall of all, and half from those with an
+    unseen item.
+    """
 
     queries: PairBatch
     held_out: HeldOut
     is_unseen: Tensor
+    is_drawn: Tensor
     share: float
 
 
@@ -92,22 +110,32 @@ class Validation:
     @property
     def pair_count(self) -> int:
         """Pairs that are measured, over all tasks."""
-        return sum(len(task.is_unseen) for task in self.tasks)
+        return sum(int(task.is_drawn.sum()) for task in self.tasks)
 
     @property
     def unseen_share(self) -> float:
         """Share of these pairs whose item has no engagement before the window."""
-        return sum(int(task.is_unseen.sum()) for task in self.tasks) / max(self.pair_count, 1)
+        drawn = sum(int((task.is_unseen & task.is_drawn).sum()) for task in self.tasks)
+        return drawn / max(self.pair_count, 1)
+
+    @property
+    def unseen_count(self) -> int:
+        """Pairs with unseen items that are measured, over all tasks."""
+        return sum(int(task.is_unseen.sum()) for task in self.tasks)
 
     @torch.no_grad()
     def recall(self, tower: Tower, step: int, device: torch.device) -> Recall:
         """Measure a tower; it is in evaluation mode meanwhile."""
+        return self._recall(*self._vectors(tower, device), step)
+
+    def _vectors(self, tower: Tower, device: torch.device) -> tuple[list[Tensor], Tensor]:
+        """Query vectors of each task, and those of the candidates."""
         was_training = tower.training
         tower.eval()
         items = self._item_vectors(tower, device)
         queries = [tower.sides(items, task.queries.to(device))[0].cpu() for task in self.tasks]
         tower.train(was_training)
-        return self._recall(queries, items, step)
+        return queries, items
 
     def _recall(self, query_vectors: Sequence[Tensor], items: Tensor, step: int) -> Recall:
         shares = sum(task.share for task in self.tasks)
@@ -115,7 +143,8 @@ class Validation:
         for task, queries in zip(self.tasks, query_vectors, strict=True):
             hit = (ranks(task.held_out, _dot_product(queries, items)) <= K).double()
             weights = task.held_out.weights.double()
-            of_all += task.share / shares * float((hit * weights).sum() / weights.sum())
+            drawn = weights * task.is_drawn
+            of_all += task.share / shares * float((hit * drawn).sum() / drawn.sum())
             if task.is_unseen.any():
                 own = weights * task.is_unseen
                 of_unseen += task.share * float((hit * own).sum() / own.sum())
@@ -132,30 +161,41 @@ class Validation:
         return self._recall([task.queries.query_embedding for task in self.tasks], vectors, 0)
 
     @torch.no_grad()
-    def calibrate(self, tower: ItemTower, least_unseen: float, device: torch.device) -> float:
-        """The smallest pull on items without training pairs at which their recall is at least so high, by bisection.
+    def calibrate(self, tower: ItemTower, least_unseen: float, step: int, device: torch.device) -> Calibration:
+        """Find and set the pull on items without training pairs; see `ItemTower.pull_unseen`.
 
-        The tower is left with that pull: with the strongest where even that is not enough.
+        The least pull at which pairs with such items have the recall that is wanted; then as much more as costs at
+        most 2 % of the recall of all, for the new items of the weeks to come are others. The strongest where none is
+        enough.
 
         Args:
-            tower: The tower, trained.
-            least_unseen: Recall that is wanted of pairs with unseen items.
+            tower: The tower, with identities of items.
+            least_unseen: Recall that is wanted of pairs with unseen items; NaN where none is known.
+            step: Steps that it has taken.
             device: Where the tower is.
         """
-        direction = self.mean_query(tower, device).to(device)
+        assert tower.item_identity is not None
+        direction = self.mean_query(tower, device)
+        tower.pull_unseen(torch.zeros(EMBEDDING_DIM, device=device))
+        queries, items = self._vectors(tower, device)
+        keys = torch.from_numpy(self.catalog.item_key).to(device)
+        unseen = (~tower.item_identity.is_known(keys)).nonzero().squeeze(1).cpu()
 
-        def is_enough(strength: float) -> bool:
-            tower.pull_unseen(strength * direction)
-            return self.recall(tower, 0, device).of_unseen >= least_unseen
+        @cache
+        def at(place: int) -> Recall:
+            pulled = items.clone()
+            pulled[unseen] = F.normalize(items[unseen] + _PULLS[place] * direction, dim=1)
+            return self._recall(queries, pulled, step)
 
-        if is_enough(0.0):
-            return 0.0
-        low, high = 0.0, _MAX_PULL
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            low, high = (low, middle) if is_enough(middle) else (middle, high)
-        tower.pull_unseen(high * direction)
-        return high
+        def is_enough(place: int) -> bool:
+            return not at(place).of_unseen < least_unseen  # NaN is enough
+
+        places = range(len(_PULLS) - 1)
+        least = bisect_left(places, True, key=is_enough)
+        dearest = _WORTH * at(least).of_all
+        chosen = bisect_left(places, True, lo=least, key=lambda place: at(place + 1).of_all < dearest)
+        tower.pull_unseen(_PULLS[chosen] * direction.to(device))
+        return Calibration(_PULLS[chosen], at(chosen))
 
     @torch.no_grad()
     def mean_query(self, tower: Tower, device: torch.device) -> Tensor:
@@ -183,20 +223,24 @@ class Validation:
         positive, is_candidate = _positions(self.catalog.item_key, pairs.item_key)
         known = np.flatnonzero(is_candidate)
         # Keys are hashes: the first of them in order are as good as drawn at random.
-        queries, first, query = np.unique(pairs.query_key[known], return_index=True, return_inverse=True)
-        rows, first = known[query < max_queries], known[first[:max_queries]]
-        query = query[query < max_queries]
+        keys = np.unique(pairs.query_key[known])
+        _, is_seen = _positions(fit_keys, pairs.item_key[known])
+        drawn = keys if len(keys) <= max_queries else keys[: max(1, max_queries // 2)]
+        queries = np.union1d(drawn, np.unique(pairs.query_key[known][~is_seen])[: max_queries // 2])
+        is_measured = np.isin(pairs.query_key[known], queries)
+        rows, is_seen = known[is_measured], is_seen[is_measured]
         if not len(rows):
             return None
+        _, first, query = np.unique(pairs.query_key[rows], return_index=True, return_inverse=True)
+        first = rows[first]
         shown, is_shown = _positions(self.catalog.item_key, pairs.query_item_key[first])
-        keys = torch.from_numpy(queries[:max_queries])
         batch = PairBatch(
             items=to_item_batch(self.catalog.items.take(np.arange(1)).gather(), self.elements),
             item_key=torch.from_numpy(self.catalog.item_key[:1]),
             positive=torch.zeros(len(first), dtype=torch.long),
             negatives=torch.zeros(0, dtype=torch.long),
             query_embedding=torch.from_numpy(pairs.query_embedding[first]),
-            query_key=keys,
+            query_key=torch.from_numpy(queries),
             query_item_key=torch.from_numpy(pairs.query_item_key[first]),
             pair_weight=torch.ones(len(first)),
             task=torch.full((len(first),), number),
@@ -208,8 +252,8 @@ class Validation:
             weights=torch.from_numpy(pairs.weight[rows]),
             distractors=torch.ones(len(self.catalog), dtype=torch.bool),
         )
-        _, is_seen = _positions(fit_keys, pairs.item_key[rows])
-        return _Task(batch, held_out, torch.from_numpy(~is_seen), share)
+        is_drawn = torch.from_numpy(np.isin(pairs.query_key[rows], drawn))
+        return _Task(batch, held_out, torch.from_numpy(~is_seen), is_drawn, share)
 
 
 @dataclass

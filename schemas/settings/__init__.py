@@ -52,6 +52,9 @@ def item_elements(model: ModelSettings, features: FeatureSettings, vocabulary_si
 
 _AUTO_HALF_LIFE_DAYS = 120.0
 
+SPECTRAL_PARTS = ("item_vector", "query_adapter", "query_id_rows")
+"""Keys of [model] that hold the singular vectors of items and queries."""
+
 WHY_FULL = (
     "the features of a negative are only at hand where the softmax runs over the whole catalog: set "
     'loss.form = "full", or take [[negatives]] out'
@@ -94,6 +97,11 @@ class Settings(Section):
         is_chosen = self.preset == "paper" or "sequence" in self.model.model_fields_set
         if is_chosen and "images" in self.model.sequence and not self.inputs.has_images:
             raise ValueError('inputs.has_images is false: take "images" out of model.sequence')
+        is_chosen = self.preset == "paper" or "start" in self.train.model_fields_set
+        if is_chosen and self.train.start == "spectral" and not all(getattr(self.model, key) for key in SPECTRAL_PARTS):
+            raise ValueError(
+                f'train.start = "spectral" has nowhere to go: also set model.{", model.".join(SPECTRAL_PARTS)}'
+            )
         if self.negatives:
             self._require_usable_negatives()
         return self

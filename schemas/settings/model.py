@@ -24,12 +24,18 @@ class ModelSettings(Section):
     missing: Literal["mask", "zeros"] = "mask"
     max_images: int = Field(default=MAX_IMAGES, ge=1, le=MAX_IMAGES)
     image_length: int = Field(default=EMBEDDING_DIM, ge=1, le=8_192)
+    item_vector: bool = False
     id_rows: int = Field(default=50_000, ge=1)
     id_dropout: float = Field(default=0.2, ge=0, lt=1)
     residual: bool = False
     item_map: bool = False
     query_adapter: bool = False
     query_id_rows: int = Field(default=0, ge=0)
+
+    @property
+    def knows_items(self) -> bool:
+        """Whether the tower has a vector for each item that it was trained on."""
+        return self.item_vector or "item_id" in self.sequence
 
     @model_validator(mode="after")
     def _combinations(self) -> ModelSettings:
@@ -39,8 +45,11 @@ class ModelSettings(Section):
             raise ValueError("sequence may hold text, images, frozen_text and item_id, each once")
         if not self.sequence and not self.residual:
             raise ValueError("sequence is empty, which only residual = true allows: name text, images or another part")
-        if self.item_map and not self.residual:
-            raise ValueError("item_map maps the frozen vector of the residual path: also set residual = true")
+        for name in ("item_map", "item_vector"):
+            if getattr(self, name) and not self.residual:
+                raise ValueError(f"{name} belongs to the residual path: also set residual = true")
+        if self.item_vector and "item_id" in self.sequence:
+            raise ValueError("item_vector and item_id are two places for one identity: take item_id out of sequence")
         return self
 
 
@@ -71,10 +80,11 @@ class TrainSettings(Section):
     batch_size: int = Field(default=4_096, ge=1)
     negative_count: int = Field(default=4_096, ge=1)
     negatives_from: Literal["catalog", "engaged"] = "catalog"
+    start: Literal["random", "spectral"] = "random"
     steps: int = Field(default=10_000, ge=1)
     warmup_steps: int = Field(default=300, ge=0)
     learning_rate: float = Field(default=1e-3, gt=0)
-    table_learning_rate: float = Field(default=1e-3, gt=0)
+    table_learning_rate: float = Field(default=1e-3, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     clip_norm: float = Field(default=0.0, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"

@@ -10,7 +10,9 @@ import pytest
 from schemas.presets import MAX_FULL_SOFTMAX_ITEMS, Candidate, Shop, candidates
 from schemas.settings import Settings
 
-SHOP = Shop(training_pairs=74_000, items=11_753, engaged_items=5_000, has_images=True, is_one_space=True)
+SHOP = Shop(
+    training_pairs=74_000, items=11_753, engaged_items=5_000, engaged_queries=9_000, has_images=True, is_one_space=True
+)
 
 
 def settings(**sections: Any) -> Settings:
@@ -55,7 +57,8 @@ def test_keys_that_the_file_names_win_also_where_they_name_the_default():
         for section, values in named.items():
             found = getattr(one.settings, section).model_dump()
             assert {key: found[key] for key in values} == values, one.name
-        assert one.settings.train.negatives_from == "engaged"
+        assert one.settings.train.start == "random", "there is nowhere for singular vectors to go"
+    assert of_shop("large_log", **named).train.negatives_from == "engaged"
 
 
 def test_sections_beside_model_loss_and_train_are_left_alone():
@@ -100,10 +103,32 @@ def test_images_are_in_a_sequence_where_the_shop_has_some(is_one_space: bool):
 
 
 def test_who_an_item_is_enters_the_large_configuration_with_rows_for_all_engaged_items():
-    assert "item_id" not in of_shop("small_log", replace(SHOP, is_one_space=False)).model.sequence
+    apart = replace(SHOP, is_one_space=False)
+    assert "item_id" not in of_shop("small_log", apart).model.sequence
+    for shop in (apart, replace(SHOP, engaged_queries=10**7)):
+        found = of_shop("large_log", shop)
+        assert "item_id" in found.model.sequence
+        assert found.train.start == "random"
+        assert found.model.id_rows >= SHOP.engaged_items
+
+
+def test_in_one_space_the_large_configuration_starts_from_singular_vectors_with_rows_for_all_that_have_one():
     found = of_shop("large_log")
-    assert "item_id" in found.model.sequence
-    assert found.model.id_rows >= SHOP.engaged_items
+    assert (found.train.start, found.model.item_vector) == ("spectral", True)
+    assert (found.model.id_rows, found.model.query_id_rows) == (3 * SHOP.engaged_items, 3 * SHOP.engaged_queries)
+
+
+def test_singular_vectors_need_a_place_in_the_model():
+    model = {"residual": True, "item_vector": True, "query_adapter": True, "query_id_rows": 9}
+    assert settings(preset="paper", model=model, train={"start": "spectral"}).train.start == "spectral"
+    for key in ("item_vector", "query_adapter", "query_id_rows"):
+        with pytest.raises(ValueError, match="has nowhere to go"):
+            settings(preset="paper", model=model | {key: 0 if key == "query_id_rows" else False},
+                     train={"start": "spectral"})  # fmt: skip
+    with pytest.raises(ValueError, match="item_vector belongs to the residual path"):
+        settings(model={"item_vector": True})
+    with pytest.raises(ValueError, match="two places for one identity"):
+        settings(model={"item_vector": True, "residual": True, "sequence": ["item_id"]})
 
 
 def test_the_softmax_is_full_as_long_as_it_is_affordable():

@@ -75,3 +75,25 @@ def test_a_vector_is_the_sum_of_two_rows():
     expected = torch.stack([model.table[first] + model.table[second] for first, second in rows.tolist()])
     torch.testing.assert_close(model(KEYS[:5]), expected)
     assert model(KEYS[:0]).shape == (0, 8)
+
+
+def test_assigned_vectors_are_what_their_keys_then_have():
+    torch.manual_seed(3)
+    model = KeyIdentity(3_000, 8, 0.0, 1_000).eval()
+    vectors = torch.randn(1_000, 8)
+    model.assign(KEYS[:1_000], vectors)
+    wrong = (model(KEYS[:1_000]) - vectors).abs().amax(dim=1)
+    assert (wrong < 1e-3).float().mean() > 0.95
+    assert model.table.abs().max() < 10
+
+
+def test_a_table_too_small_for_its_keys_gives_the_nearest_vectors_of_least_squares():
+    torch.manual_seed(3)
+    model = KeyIdentity(40, 3, 0.0, 100).eval()
+    vectors = torch.randn(100, 3)
+    model.assign(KEYS[:100], vectors)
+    sums = torch.zeros(100, 40)
+    for slot in (_hashes(KEYS[:100], range(2)) % 40).unbind(dim=1):
+        sums[torch.arange(100), slot] += 1
+    expected = sums @ torch.linalg.lstsq(sums, vectors, driver="gelsd").solution
+    assert torch.allclose(model(KEYS[:100]), expected, atol=2e-2)

@@ -147,7 +147,10 @@ def test_tables_of_other_negatives_are_refused(tmp_path: Path):
 def test_auto_takes_negatives_while_it_takes_the_full_softmax_and_else_says_why_not(tmp_path: Path):
     shop = make_warehouse(tmp_path, {"click": [9]}, negatives=[RETURN], loss={"form": "full"})
     free = shop.model_copy(update={"preset": "auto", "loss": LossSettings()})
-    size = Shop(training_pairs=9_000, items=20_000, engaged_items=12_000, has_images=False, is_one_space=True)
+    size = Shop(
+        training_pairs=9_000, items=20_000, engaged_items=12_000, engaged_queries=9_000, has_images=False,
+        is_one_space=True,
+    )  # fmt: skip
     tried = candidates(free, size)
     assert [(one.settings.loss.form, one.settings.negatives) for one in tried] == [("full", shop.negatives)] * 2
     with pytest.raises(SettingsError, match=r"12,001 engaged items.*'mixed'.*\n?.*set loss.form = \"full\""):

@@ -20,7 +20,7 @@ from itemsage_model.training.checkpoint import checkpoint_steps
 from itemsage_model.training.inputs import inputs_for, pin_inputs, validation_of
 from itemsage_model.training.passes import Outcome, Pass, run_pass
 from itemsage_model.training.trainer import Trainer
-from itemsage_model.training.validation import Recall
+from itemsage_model.training.validation import Calibration, Recall
 from schemas.settings import Settings
 from tests.itemsage_model.factories import BEYOND_THE_PAPER
 from tests.itemsage_model.training.test_distributed import environment_of_two
@@ -41,6 +41,10 @@ class Scripted:
         del tower, device
         self.asked.append(step)
         return Recall(step, 0.5 - abs(step - 9) / 100, float("nan"))
+
+    def calibrate(self, tower: Any, least_unseen: float, step: int, device: torch.device) -> Calibration:
+        del least_unseen
+        return Calibration(0.0, self.recall(tower, step, device))
 
 
 def warehouse(folder: Path, model: dict[str, Any] | None = None, **train: Any) -> Settings:
@@ -108,6 +112,7 @@ def test_a_fit_pass_that_was_stopped_comes_to_the_same_end(
         assert validation is not None
         recall, script = validation.recall, Scripted()
         monkeypatch.setattr(validation, "recall", lambda *args, script=script: script.recall(*args))
+        monkeypatch.setattr(validation, "calibrate", script.calibrate)
 
         def stopped(self: Trainer, batch: Any, stop: int | None = stop) -> Any:
             if self.step == stop:

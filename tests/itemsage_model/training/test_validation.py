@@ -153,7 +153,7 @@ def test_nothing_is_measured_where_no_pairs_item_is_a_candidate(catalog: Catalog
     assert validation(catalog, tasks).pair_count == 0
 
 
-def test_a_sample_is_of_whole_queries_and_has_their_recall(
+def test_a_sample_is_of_whole_queries_half_of_them_with_unseen_items(
     catalog: CatalogItems, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks, model = [pairs_of_task(number) for number in range(3)], tower()
@@ -162,15 +162,20 @@ def test_a_sample_is_of_whole_queries_and_has_their_recall(
     sampled = validation(catalog, tasks)
     assert sampled.pair_count < every.pair_count
     monkeypatch.undo()
-    chosen = []
+    drawn, all_of_unseen = [], []
     for task in tasks:
         known = task.item_key < 1000 + ITEMS
-        rows = known & np.isin(task.query_key, np.unique(task.query_key[known])[:10])
+        first = np.unique(task.query_key[known])[:5]
+        unseen = np.unique(task.query_key[known & ~np.isin(task.item_key, FIT_KEYS)])[:5]
         columns = (task.query_embedding, task.query_key, task.item_key, task.query_item_key, task.weight)
-        chosen.append(ValidationPairs(*(column[rows] for column in columns)))
-    assert sampled.pair_count == sum(map(len, chosen))
-    found, (of_all, of_unseen) = sampled.recall(model, 1, CPU), slow_recall(model, catalog, chosen)
-    assert (found.of_all, found.of_unseen) == (pytest.approx(of_all), pytest.approx(of_unseen))
+        for chosen, queries in ((drawn, first), (all_of_unseen, np.union1d(first, unseen))):
+            rows = known & np.isin(task.query_key, queries)
+            chosen.append(ValidationPairs(*(column[rows] for column in columns)))
+    assert sampled.pair_count == sum(map(len, drawn))
+    assert sampled.unseen_count == sum(int((~np.isin(task.item_key, FIT_KEYS)).sum()) for task in all_of_unseen)
+    found = sampled.recall(model, 1, CPU)
+    assert found.of_all == pytest.approx(slow_recall(model, catalog, drawn)[0])
+    assert found.of_unseen == pytest.approx(slow_recall(model, catalog, all_of_unseen)[1])
 
 
 def stopped(figures: list[float], patience: int) -> tuple[EarlyStopping, list[bool], list[dict[str, torch.Tensor]]]:
@@ -245,20 +250,31 @@ def test_the_frozen_vectors_are_measured_as_they_are(catalog: CatalogItems) -> N
     assert found.of_all == pytest.approx(of_all)
 
 
-def test_unseen_items_are_pulled_no_farther_than_is_asked(catalog: CatalogItems) -> None:
+@pytest.mark.parametrize("more", [-0.05, 0.02, float("nan")])
+def test_unseen_items_are_pulled_as_far_as_they_must_and_then_as_is_cheap(catalog: CatalogItems, more: float) -> None:
+    """Against a slow loop over all pulls."""
     measured, model = validation(catalog, [pairs_of_task(number) for number in range(3)]), tower().eval()
     items = to_item_batch(catalog.items.gather(), FULL_SPEC.elements, torch.from_numpy(catalog.item_key))
-    before, start = model(items).detach(), measured.recall(model, 1, CPU).of_unseen
-    assert measured.calibrate(model, start, CPU) == 0
-    assert torch.equal(model(items), before)
-    pull = measured.calibrate(model, start + 0.02, CPU)
-    assert pull > 0
-    assert measured.recall(model, 1, CPU).of_unseen >= start + 0.02
+    before, wanted = model(items).detach(), measured.recall(model, 1, CPU).of_unseen + more
+    found = measured.calibrate(model, wanted, 3, CPU)
+    assert found.recall == measured.recall(model, 3, CPU), "the tower is left with the pull"
     moved = (model(items) - before).abs().sum(dim=1) > 1e-6
     assert not moved[:20].any()
     assert moved[20:].float().mean() > 0.9
-    model.pull_unseen(0.5 * pull * measured.mean_query(model, CPU))
-    assert measured.recall(model, 1, CPU).of_unseen < start + 0.02
+    reached = []
+    for pull in module._PULLS:
+        model.pull_unseen(pull * measured.mean_query(model, CPU))
+        reached.append(measured.recall(model, 3, CPU))
+    places = [i for i, one in enumerate(reached) if not one.of_unseen < wanted]
+    chosen = module._PULLS.index(found.pull)
+    assert chosen >= places[0]
+    assert reached[chosen].of_all >= 0.98 * reached[places[0]].of_all
+    assert chosen == len(reached) - 1 or reached[chosen + 1].of_all < 0.98 * reached[places[0]].of_all
+
+
+def test_where_no_pull_is_enough_the_strongest_is_taken(catalog: CatalogItems) -> None:
+    measured, model = validation(catalog, [pairs_of_task(number) for number in range(3)]), tower().eval()
+    assert measured.calibrate(model, 1.1, 3, CPU).pull == module._PULLS[-1]
 
 
 def test_the_mean_query_is_the_same_of_a_tower_that_trains(catalog: CatalogItems) -> None:

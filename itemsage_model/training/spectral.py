@@ -1,0 +1,135 @@
+"""A start for the identities of items and queries: the singular vectors of how often they are engaged together.
+
+Training would find much of this by itself, in thousands of steps. A singular value decomposition finds it in seconds,
+and in a shop of one purchase after the other it comes near to a count of all pairs with 256 numbers an item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix
+from sklearn.utils.extmath import randomized_svd
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from itemsage_model.data.parquet_files import file_batches
+from itemsage_model.data.pinned_files import TableFiles
+from itemsage_model.data.reader import Weight
+from schemas.tables import EMBEDDING_DIM, TRAINING_PAIRS
+
+_ROWS_AT_ONCE = 1 << 16
+_ITERATIONS = 3
+_TINY = 1e-30
+
+Keys = npt.NDArray[np.int64]
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SpectralStart:
+    """Vectors whose dot products are proportional to the share, or nearly so, that an item has of a query's weight.
+
+    Attributes:
+        item_keys: Sorted.
+        items: Unit length, float32 [item, 256].
+        query_keys: Sorted.
+        queries: float32 [query, 256].
+        popularity: float32 [256]; its dot products are to the items' shares of the whole weight as the queries' are.
+    """
+
+    item_keys: Keys
+    items: Vectors
+    query_keys: Keys
+    queries: Vectors
+    popularity: Vectors
+
+    def query_vectors(self, smoothing: float) -> Vectors:
+        """Unit vectors of the queries, whose shares are mixed with so much of everybody's.
+
+        What few engagements say of a query is little, and what all of a shop's say of it is much: the prior of a
+        Dirichlet distribution, but of one weight for all queries.
+        """
+        return _unit(self.queries + smoothing * self.popularity)
+
+
+def spectral_start(tasks: Sequence[TableFiles], shares: Sequence[float], weight: Weight) -> SpectralStart:
+    """Factorise the pairs of the training tables; see `factorised`.
+
+    Args:
+        tasks: Files of the training tables.
+        shares: The tasks' shares of a batch.
+        weight: The column that is a pair's weight.
+
+    Raises:
+        TableError: a file is damaged, gone or lacks a column.
+    """
+    parts = [_pairs(files, weight) for files in tasks]
+    scaled = [part[2] * (share / max(part[2].sum(), _TINY)) for part, share in zip(parts, shares, strict=True)]
+    query, item = (np.concatenate([part[column] for part in parts]) for column in (0, 1))
+    return factorised(query, item, np.concatenate(scaled))
+
+
+def factorised(query_key: Keys, item_key: Keys, weight: npt.NDArray[np.float64]) -> SpectralStart:
+    """The leading singular vectors of a matrix of pairs.
+
+    With w_q the summed weight of a query's pairs, the matrix is w_qi / sqrt(w_q), and U S V' what is left of it in 255
+    dimensions: a query has U S / sqrt(w_q), popularity is V' of the items' shares. An item has V, its length relative
+    to the longest one, and in the last dimension, which is 0 for queries, what is missing to unit length: the cosine
+    then ranks as the dot product does (Bachrach et al. 2014). Leading vectors come last, where frozen text vectors,
+    which are ordered by what they explain, hold least.
+
+    Differs from the paper: it has no identities. Assumed: the exponent 1/2, between counts and shares.
+
+    Args:
+        query_key: Of each pair; pairs may repeat.
+        item_key: Of each pair.
+        weight: Of each pair, above 0.
+    """
+    query_keys, query = np.unique(query_key, return_inverse=True)
+    item_keys, item = np.unique(item_key, return_inverse=True)
+    pairs = csr_matrix((weight, (query, item)), (len(query_keys), len(item_keys)))
+    of_query = np.asarray(pairs.sum(axis=1)).ravel()
+    popularity = np.asarray(pairs.sum(axis=0)).ravel() / max(of_query.sum(), _TINY)
+    pairs.data /= np.sqrt(np.repeat(of_query, np.diff(pairs.indptr)))
+    # Of numbers near 1, none comes near the smallest float32.
+    scale = max(pairs.data.max(initial=0), _TINY)
+    pairs = (pairs / scale).astype(np.float32)
+    towards = np.zeros(EMBEDDING_DIM, np.float32)
+    queries = np.zeros((len(query_keys), EMBEDDING_DIM), np.float32)
+    items = np.zeros((len(item_keys), EMBEDDING_DIM), np.float32)
+    if pairs.nnz:
+        rank = min(EMBEDDING_DIM - 1, *pairs.shape)
+        with threadpool_limits(limits=1):  # the order of a threaded sum may change from run to run
+            left, values, right = randomized_svd(pairs, rank, n_iter=_ITERATIONS, random_state=0)
+        order = EMBEDDING_DIM - 2 - np.arange(rank)
+        queries[:, order] = left * values * (scale / np.sqrt(of_query))[:, None]
+        towards[order] = right @ popularity
+        items[:, order] = right.T / np.linalg.norm(right, axis=0).max()
+        items[:, -1] = np.sqrt(np.maximum(1 - np.square(items).sum(axis=1), 0))
+    return SpectralStart(item_keys, items, query_keys, queries, towards)
+
+
+def _pairs(files: TableFiles, weight: Weight) -> tuple[Keys, Keys, npt.NDArray[np.float64]]:
+    """query_key, item_key and weight of the rows with a weight above 0."""
+    parts = list(_parts(files, weight))
+    if not parts:
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
+    query, item, weights = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return query, item, weights.astype(np.float64)
+
+
+def _parts(files: TableFiles, weight: Weight) -> Iterable[tuple[Keys, Keys, Vectors]]:
+    declared = replace(TRAINING_PAIRS, name=files.table)
+    for uri in files.uris:
+        for batch in file_batches(uri, ["query_key", "item_key", weight], _ROWS_AT_ONCE, declared):
+            query, item, weights = (batch[name].to_numpy() for name in ("query_key", "item_key", weight))
+            rows = weights > 0
+            yield query[rows], item[rows], weights[rows]
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)

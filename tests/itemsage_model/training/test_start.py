@@ -1,0 +1,131 @@
+"""A pass that starts from singular vectors: as strong as is best, the same on every rank and after a stop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from itemsage_model.encoders.item_tower import ItemTower
+from itemsage_model.training import start as module
+from itemsage_model.training.inputs import Inputs, inputs_for, pin_inputs, validation_of
+from itemsage_model.training.passes import Pass, run_pass
+from itemsage_model.training.spectral import spectral_start
+from itemsage_model.training.start import Strength, least_unseen, start_spectral
+from itemsage_model.training.validation import Recall
+from schemas.settings import Settings
+from tests.itemsage_model.warehouses import make_warehouse
+
+CPU = torch.device("cpu")
+MODEL = {
+    "sequence": (), "residual": True, "item_map": True, "item_vector": True, "id_rows": 200, "query_adapter": True,
+    "query_id_rows": 300,
+}  # fmt: skip
+TRAIN = {
+    "start": "spectral", "validate_every": 2, "patience": 2, "schedule": "constant", "steps": 6, "checkpoint_every": 2,
+    "table_learning_rate": 0.0, "average_decay": 0.5,
+}  # fmt: skip
+
+
+def made(folder: Path, **train: Any) -> tuple[Settings, Inputs, ItemTower]:
+    rows = {"click": [30, 20], "save": [15]}
+    settings = make_warehouse(folder, rows, validated=5, model=MODEL, train=TRAIN | train)
+    inputs = inputs_for(pin_inputs(settings), settings, "fit_weight")
+    tower = inputs.spec.build(seed=1)
+    tower.remember(torch.from_numpy(inputs.item_keys), torch.from_numpy(inputs.query_keys))
+    return settings, inputs, tower
+
+
+def test_items_and_queries_get_their_vectors_at_the_strength_that_is_known(tmp_path: Path) -> None:
+    settings, inputs, tower = made(tmp_path)
+    known = Strength(5.0, 4.0, 2.0)
+    assert start_spectral(tower, inputs, settings, known, None) == known
+    assert (tower.residual.gamma.item(), tower.query_adapter.beta.item()) == (5.0, 4.0)
+    found = spectral_start(inputs.tasks, [task.share for task in settings.tasks], "fit_weight")
+    for part, keys, vectors in (
+        (tower.item_identity, found.item_keys, found.items),
+        (tower.query_adapter.identity, found.query_keys, found.query_vectors(2.0)),
+    ):
+        wrong = np.abs(part(torch.from_numpy(keys)).detach().numpy() - vectors).max(axis=1)
+        assert (wrong < 1e-3).mean() > 0.9
+
+
+def test_the_strength_is_the_best_of_those_tried_on_the_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, inputs, tower = made(tmp_path)
+    validation = validation_of(inputs, settings)
+    assert validation is not None
+    tried = []
+    calibrate = validation.calibrate
+
+    def noted(*arguments: Any) -> Any:
+        found = calibrate(*arguments)
+        strengths = tower.residual.gamma.item(), tower.query_adapter.beta.item()
+        tried.append((found.recall.of_all, strengths, tower.query_adapter.identity.table.clone()))
+        return found
+
+    monkeypatch.setattr(validation, "calibrate", noted)
+    chosen = start_spectral(tower, inputs, settings, None, validation)
+    best = max(tried, key=lambda one: one[0])
+    assert len(tried) == len(module._STRENGTHS) + 2
+    assert (chosen.items, chosen.queries) == pytest.approx(best[1])
+    assert torch.equal(tower.query_adapter.identity.table, best[2])
+
+
+@dataclass
+class Frozen:
+    """A validation that knows what the frozen vectors reach."""
+
+    of_unseen: float
+    unseen_count: int
+
+    def frozen(self) -> Recall:
+        return Recall(0, 0.1, self.of_unseen)
+
+
+def test_a_handful_of_hits_is_asked_for_less_a_standard_error() -> None:
+    assert least_unseen(Frozen(0.05, 1_000)) == 0.05
+    assert least_unseen(Frozen(0.05, 80)) == pytest.approx(0.05 * 0.5)
+    assert least_unseen(Frozen(0.0, 80)) == 0
+    assert math.isnan(least_unseen(Frozen(float("nan"), 0)))
+
+
+def test_identities_that_are_not_to_learn_stay_and_the_rest_learns(tmp_path: Path) -> None:
+    settings, inputs, tower = made(tmp_path)
+    strength = Strength(3.0, 2.0, 0.0)
+    start_spectral(tower, inputs, settings, strength, None)
+    one = Pass("", settings, inputs, settings.layout.checkpoints("one"), "", "run", strength=strength)
+    outcome = run_pass(one, CPU)
+    trained = outcome.tower.state_dict()
+    for name, tensor in tower.state_dict().items():
+        is_fixed = name in tower.lookup_tables or name.endswith(("filter", "unseen_pull", "kind_of_task"))
+        assert torch.equal(tensor, trained[name]) == is_fixed or name.endswith("draws"), name
+    assert outcome.strength == strength
+
+
+def test_a_pass_of_no_steps_is_its_start(tmp_path: Path) -> None:
+    settings, inputs, tower = made(tmp_path)
+    strength = Strength(3.0, 2.0, 1.0)
+    start_spectral(tower, inputs, settings, strength, None)
+    without = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": 0})})
+    one = Pass("", without, inputs, settings.layout.checkpoints("one"), "", "run", strength=strength)
+    outcome = run_pass(one, CPU)
+    for name, tensor in tower.state_dict().items():
+        assert torch.equal(tensor, outcome.tower.state_dict()[name]), name
+
+
+def test_a_pass_that_was_stopped_goes_on_with_the_strength_that_it_started_with(tmp_path: Path) -> None:
+    settings, inputs, _ = made(tmp_path)
+    short = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": 3})})
+    strength = Strength(3.0, 2.0, 1.0)
+    one = Pass("", short, inputs, settings.layout.checkpoints("one"), "", "run", strength=strength)
+    run_pass(one, CPU)
+    resumed = run_pass(replace(one, settings=settings, strength=None), CPU)
+    whole = run_pass(replace(one, settings=settings, checkpoints=settings.layout.checkpoints("whole")), CPU)
+    assert resumed.strength == strength
+    for name, tensor in whole.tower.state_dict().items():
+        assert torch.equal(tensor, resumed.tower.state_dict()[name]), name
