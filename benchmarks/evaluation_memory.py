@@ -29,8 +29,8 @@ from schemas.cells import pack_cells
 from schemas.metrics import EventCounts, ItemMetrics, QueryMetrics, ScoreMetrics, TrainingTableMetrics, TrainMetrics
 from schemas.records import RunRecord, TableVersion, write_record
 from schemas.settings import FeatureSettings, LossSettings, ModelSettings
-from schemas.stages import EVALUATE
 from schemas.spark import conform
+from schemas.stages import EVALUATE
 from schemas.tables import (
     EMBEDDING_DIM,
     ITEM_COUNTS,
