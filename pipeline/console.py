@@ -1,4 +1,4 @@
-"""Entry point of `itemsage`: as pipeline/cli.py, whose imports take a second, but Ctrl-C is heard from the first one on."""
+"""Entry point of `itemsage`: runs pipeline/cli.py, whose imports take a second, and hears Ctrl-C from the first on."""
 
 from __future__ import annotations
 
