@@ -29,11 +29,28 @@ from schemas.cells import pack_cells
 from schemas.metrics import EventCounts, ItemMetrics, QueryMetrics, ScoreMetrics, TrainingTableMetrics, TrainMetrics
 from schemas.records import RunRecord, TableVersion, write_record
 from schemas.settings import FeatureSettings, LossSettings, ModelSettings
+from schemas.spark import conform
 from schemas.stages import EVALUATE
-from schemas.tables import EMBEDDING_DIM
+from schemas.tables import (
+    EMBEDDING_DIM,
+    ITEM_COUNTS,
+    ITEM_EMBEDDINGS,
+    ITEM_FEATURES,
+    ITEMS,
+    QUERIES,
+    QUERY_EMBEDDINGS,
+    held_out_pairs,
+    training_pairs,
+)
+from schemas.tasks import Task
 from schemas.warehouse import Warehouse
 
 _ITEMS_A_PAIR = 20
+_TASK = Task("closeup", "click")
+_TABLES = (
+    ITEMS, QUERIES, ITEM_FEATURES, ITEM_EMBEDDINGS, ITEM_COUNTS, QUERY_EMBEDDINGS, held_out_pairs(_TASK),
+    training_pairs(_TASK),
+)  # fmt: skip
 _IMAGES, _TOKENS, _VOCABULARY = 2, 30, 1_000
 _FEATURES = FeatureSettings(text_features=("title",))
 _MODEL = ModelSettings(width=16, heads=2, feed_forward_width=24, head_width=16, hash_rows=64, max_images=_IMAGES)
@@ -68,6 +85,7 @@ def tables(spark: SparkSession, items: int) -> dict[str, DataFrame]:
         "image_embeddings": pack_cells(
             np.full(_IMAGES * EMBEDDING_DIM, 1 / 16, "<f2"), np.array([_IMAGES * EMBEDDING_DIM])
         ),
+        "text_embedding": pack_cells(np.full(EMBEDDING_DIM, 1 / 16, "<f2"), np.array([EMBEDDING_DIM])),
     }
     numbered = spark.range(items).select(
         F.col("id").alias("number"), F.expr("format_string('i%09d', id)").alias("item_id")
@@ -82,7 +100,10 @@ def tables(spark: SparkSession, items: int) -> dict[str, DataFrame]:
     constant = [F.lit(value[0].as_py()).alias(name) for name, value in cells.items()]
     checks = [F.lit(0).cast("long").alias("row_checksum"), F.lit("0").alias("features_hash")]
     kind = F.lit("closeup").alias("query_kind")
-    return {
+    title = F.expr("concat_ws(' ', transform(sequence(1, 8), n -> concat('w', pmod(xxhash64(number, n), 5000))))")
+    rows = {
+        "items": numbered.select("item_id", title.alias("title")),
+        "queries": queries.select("query_id", kind),
         "item_features": keyed.select(
             "item_id", "item_key", *constant, F.lit(0).alias("out_of_vocabulary_count"), *checks
         ),
@@ -102,9 +123,11 @@ def tables(spark: SparkSession, items: int) -> dict[str, DataFrame]:
         "held_out_closeup_click": pairs,
         "training_closeup_click": pairs.select(
             "*", F.lit(1.0).cast("float").alias("fit_weight"), F.lit(1).cast("long").alias("fit_engagement_count"),
+            F.lit(0).cast("long").alias("negative_item_key"), F.lit(0.0).cast("float").alias("negative_weight"),
             F.lit(b"\0" * 2 * EMBEDDING_DIM).alias("query_embedding"), *constant, *checks
         ),
     }  # fmt: skip
+    return {table.name: conform(rows[table.name], table) for table in _TABLES}
 
 
 def prepare(folder: Path, items: int) -> Path:

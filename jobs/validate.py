@@ -26,7 +26,7 @@ from jobs.evaluation.subject import Subject
 from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun, side_by_side
 from schemas.arrow import arrow_schema
-from schemas.contracts import ITEM_TEXT, run_again, space_of
+from schemas.contracts import kinds_apart, run_again
 from schemas.errors import InputError
 from schemas.metrics import TrainMetrics, ValidateMetrics
 from schemas.settings import Settings
@@ -90,14 +90,12 @@ def _require_same_window(job: JobRun[ValidateMetrics]) -> None:
 
 def _fitted(job: JobRun[ValidateMetrics], trained: TrainMetrics) -> Subject:
     """The model fitted on what came before the validation window; its rivals know no more."""
-    spaces = {job.made_with.get(space_of(task.query_kind)) for task in job.settings.task_list}
-    item_text = job.made_with.get(ITEM_TEXT, "none")
     return Subject(
         load_model(trained.validated_model_uri, ItemTowerSpec),
         is_published=False,
         count="fit_engagement_count",
         weight="fit_weight",
-        has_fallback=item_text != "none" and spaces == {item_text},
+        has_fallback=not kinds_apart(job.made_with, [task.query_kind for task in job.settings.task_list]),
     )
 
 

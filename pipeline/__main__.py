@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from pipeline.cli import main
+from pipeline.console import main
 
 if __name__ == "__main__":
     sys.argv.insert(1, "run")

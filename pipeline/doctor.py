@@ -1,8 +1,8 @@
 """`itemsage doctor`: what would go wrong with these settings on this machine, found before anything runs.
 
 Looks at the machine (Python, Java, packages, Delta's jars and the places that name its version), and at the input
-tables: their columns, and a sample of their rows. Reads without a JVM, changes nothing, and takes seconds. Which rows
-are rejected is for the jobs to say: their rules are Spark's expressions, and a second copy of them here would drift.
+tables: their columns, and a sample of their rows. Reads without a JVM, changes nothing, and takes seconds. Of the
+rules by which the jobs reject rows it knows those of pipeline/expected_rejects.py.
 """
 
 from __future__ import annotations
@@ -12,39 +12,26 @@ import re
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 
 from pipeline.commands import ROOT, jars_on_disk
+from pipeline.findings import Finding, Sample
 from pipeline.litter import find_litter
+from pipeline.sampled_rows import content_findings, reject_findings
 from schemas.arrow import arrow_type
 from schemas.columns import Table
 from schemas.errors import EXIT_INPUT, InputError
 from schemas.input_files import CORRECT_URI
-from schemas.input_rows import input_rows
+from schemas.input_rows import stored_rows
 from schemas.input_tables import InputTable, look_at_input
 from schemas.settings import Settings
-from schemas.tables import EMBEDDING_DIM, ENGAGEMENT_LOGS, ITEM_IMAGES, ITEMS, QUERIES
+from schemas.tables import ENGAGEMENT_LOGS, ITEM_IMAGES, ITEMS, QUERIES
 
-SAMPLE_ROWS = 10_000
-"""Rows of a table that are looked at: the first of its first files."""
-
-Verdict = Literal["ok", "look", "fault"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at: ok; worth a look; or a fault, which would stop a run. The text says what to mend."""
-
-    verdict: Verdict
-    subject: str
-    text: str
+SAMPLE_ROWS, SAMPLE_EVENTS = 10_000, 500_000
+"""Rows of a table, and of the log, whose rows are short, that are looked at: the first of its first files."""
 
 
 def examine(settings: Settings) -> int:
@@ -64,7 +51,7 @@ def all_findings(settings: Settings) -> Iterator[Finding]:
     yield from version_findings()
     yield Finding("ok", "settings", f"{len(settings.tasks)} tasks; logs from {settings.dates.train_start:%Y-%m-%d} up "
                   f"to {settings.dates.end:%Y-%m-%d}; warehouse {settings.layout.uri}")  # fmt: skip
-    samples: dict[str, pa.Table] = {}
+    samples: dict[str, Sample] = {}
     for table in (ITEMS, ITEM_IMAGES, QUERIES, ENGAGEMENT_LOGS):
         if table is ITEM_IMAGES and not settings.inputs.has_images:
             continue
@@ -72,6 +59,7 @@ def all_findings(settings: Settings) -> Iterator[Finding]:
         if sample is not None:
             samples[table.name] = sample
     yield from content_findings(settings, samples)
+    yield from reject_findings(settings, samples)
     for litter in find_litter(settings):
         text = (
             f"{len(litter.paths):,} files, {litter.size / 1e6:,.1f} MB, which nothing reads; to remove: {litter.cure}"
@@ -127,7 +115,7 @@ def delta_versions() -> dict[str, set[str]]:
 # ---------------------------------------------------------------- the input tables
 
 
-def table_findings(settings: Settings, table: Table) -> Generator[Finding, None, pa.Table | None]:
+def table_findings(settings: Settings, table: Table) -> Generator[Finding, None, Sample | None]:
     """Whether an input table is as the jobs need it, which read it as it is read here.
 
     Returns:
@@ -158,7 +146,7 @@ def table_findings(settings: Settings, table: Table) -> Generator[Finding, None,
         yield Finding("look", subject, f"only Spark can read its rows: {unread}")
     elif not found.faults:
         yield Finding("ok", subject, f"{len(found.known)} columns; {len(sample):,} rows looked at, {uri}: {found}")
-    return sample
+    return None if sample is None else Sample(sample, found)
 
 
 def _sample(found: InputTable) -> tuple[pa.Table | None, str]:
@@ -166,110 +154,19 @@ def _sample(found: InputTable) -> tuple[pa.Table | None, str]:
     usable = [name for name in found.known if name not in {fault.part for fault in found.faults}]
     schema = pa.schema([(name, arrow_type(found.table.column(name))) for name in usable])
     try:
-        return _head(input_rows(found, usable), schema), ""
+        most = SAMPLE_EVENTS if found.table is ENGAGEMENT_LOGS else SAMPLE_ROWS
+        return _head(stored_rows(found, usable), schema, most), ""
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         return None, " ".join(str(error).split())[:200]
 
 
-def _head(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
-    """The first SAMPLE_ROWS rows; no more is read than the piece that holds the last of them."""
+def _head(batches: Iterator[pa.RecordBatch], schema: pa.Schema, most: int) -> pa.Table:
+    """The first rows; no more is read than the piece that holds the last of them."""
     taken: list[pa.RecordBatch] = []
     count = 0
     for batch in batches:
         taken.append(batch)
         count += len(batch)
-        if count >= SAMPLE_ROWS:
+        if count >= most:
             break
-    return pa.Table.from_batches(taken, schema).slice(0, SAMPLE_ROWS)
-
-
-def content_findings(settings: Settings, samples: dict[str, pa.Table]) -> Iterator[Finding]:
-    """What the sampled rows say: texts, lengths of vectors, kinds of queries, engagements, dates."""
-    if ITEMS.name in samples:
-        yield from _text_findings(settings, samples[ITEMS.name])
-    if ITEM_IMAGES.name in samples:
-        yield from _length_findings(
-            samples[ITEM_IMAGES.name], ITEM_IMAGES, "image_embedding", settings.model.image_length, "model.image_length"
-        )
-    if QUERIES.name in samples:
-        yield from _query_findings(settings, samples[QUERIES.name])
-    if ENGAGEMENT_LOGS.name in samples:
-        yield from _log_findings(settings, samples[ENGAGEMENT_LOGS.name])
-
-
-def _text_findings(settings: Settings, items: pa.Table) -> Iterator[Finding]:
-    wanted = settings.features.text_features
-    present = [name for name in wanted if name in items.schema.names and items[name].null_count < len(items)]
-    if present or "text" not in settings.model.sequence:
-        yield Finding("ok", "texts of items", f"{len(present)} of {len(wanted)} features: {', '.join(present)}")
-    else:
-        found = ", ".join(items.schema.names)
-        # Of a longer table, rows that were not looked at may have texts.
-        yield Finding("fault" if len(items) < SAMPLE_ROWS else "look", "texts of items", f"none of {', '.join(wanted)} "
-                      f"has a value; found {found}; rename the columns that hold texts")  # fmt: skip
-
-
-def _length_findings(rows: pa.Table, table: Table, column: str, expected: int, key: str) -> Iterator[Finding]:
-    if column not in rows.schema.names:
-        return
-    lengths, counts = np.unique(pc.list_value_length(rows[column].drop_null()).to_numpy(), return_counts=True)
-    found = {int(length): int(count) for length, count in zip(lengths, counts, strict=True)}
-    subject = f"table {table.name}, column {column}"
-    if not found:
-        yield Finding("look", subject, "no value in the sample")
-    elif set(found) != {expected}:
-        text = ", ".join(f"{length} numbers in {count:,} rows" for length, count in found.items())
-        if expected in found:
-            yield Finding("look", subject, f"{text}; all but {expected} ({key}) are rejected")
-            return
-        yield Finding("fault", subject, f"expected {expected} numbers ({key}); found {text}; set {key} to the length "
-                      "of the vectors, or correct them")  # fmt: skip
-    else:
-        yield Finding("ok", subject, f"{expected} numbers in each of {sum(found.values()):,} rows")
-
-
-def _query_findings(settings: Settings, queries: pa.Table) -> Iterator[Finding]:
-    subject = "table queries, column query_kind"
-    if "query_kind" in queries.schema.names:
-        wanted = {task.query_kind for task in settings.task_list}
-        found = {kind for kind in queries["query_kind"].unique().to_pylist() if kind}
-        if missing := wanted - found:
-            text = f"no query of kind {_names(missing)} in the sample; found {_names(found)}"
-            yield Finding("look", subject, f"{text}; correct it, or take its [[tasks]] out")
-        else:
-            yield Finding("ok", subject, f"queries of every kind: {_names(wanted)}")
-    if "query_embedding" in queries.schema.names:
-        lengths = pc.unique(pc.list_value_length(queries["query_embedding"].drop_null())).to_pylist()
-        if others := {str(length) for length in lengths if length != EMBEDDING_DIM}:
-            text = f"{_names(others)} numbers: embed_queries projects them to {EMBEDDING_DIM}"
-            yield Finding("look", "table queries, column query_embedding", text)
-
-
-def _log_findings(settings: Settings, log: pa.Table) -> Iterator[Finding]:
-    names = log.schema.names
-    if "engagement" in names:
-        subject = "table engagement_logs, column engagement"
-        wanted = {task.engagement for task in settings.task_list}
-        found = {name for name in log["engagement"].unique().to_pylist() if name}
-        if wanted & found:
-            yield Finding("ok", subject, f"of the tasks: {_names(wanted & found)}")
-        else:
-            text = f"none of {_names(wanted)}; found {_names(found)}"
-            yield Finding("fault", subject, f"{text}; correct [[tasks]] or the log")
-    if "event_ts" in names:
-        dates, instants = settings.dates, log["event_ts"]
-        inside = _count_inside(instants, dates.train_start, dates.end)
-        window = f"{dates.train_start:%Y-%m-%d} up to {dates.end:%Y-%m-%d}"
-        first, last = (str(value)[:19] for value in pc.min_max(instants).as_py().values())
-        text = f"{inside:,} of {len(log):,} events of the sample from {window}; the sample runs from {first} to {last}"
-        cure = "" if inside else "; correct dates.as_of"
-        yield Finding("ok" if inside else "fault", "table engagement_logs, column event_ts", text + cure)
-
-
-def _names(names: set[str]) -> str:
-    return ", ".join(sorted(names)[:20])
-
-
-def _count_inside(instants: pa.ChunkedArray, start: Any, end: Any) -> int:
-    low, high = (pa.scalar(when, instants.type) for when in (start, end))
-    return int(pc.sum(pc.and_(pc.greater_equal(instants, low), pc.less(instants, high)), min_count=0).as_py())
+    return pa.Table.from_batches(taken, schema).slice(0, most)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from schemas.causes import cause_of
-from schemas.errors import EXIT_FAILED, from_worker
+from schemas.errors import EXIT_FAILED, INTERRUPTED, from_worker
 from schemas.plain_text import shown
 from schemas.settings import Settings, load_settings
 
@@ -48,7 +48,7 @@ def exit_code_of_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("error: interrupted. What is committed stands; run it again.", flush=True)
+        print(INTERRUPTED, flush=True)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         known = error if hasattr(error, "exit_code") else from_worker(str(error))

@@ -35,6 +35,21 @@ def space_of(query_kind: str) -> str:
     return f"{_SPACE}{query_kind} queries"
 
 
+def kinds_apart(made_with: dict[str, str], query_kinds: Iterable[str]) -> list[str]:
+    """The kinds whose queries are not in one space with the items' texts, sorted; all where these have no embedding.
+
+    Of the others, frozen vectors of queries and of item texts can be compared.
+
+    Args:
+        made_with: What the tables were made with.
+        query_kinds: The kinds of the tasks.
+    """
+    item_text = made_with.get(ITEM_TEXT, "none")
+    return sorted(
+        kind for kind in set(query_kinds) if item_text == "none" or made_with.get(space_of(kind)) != item_text
+    )
+
+
 def identities(record: RunRecord[Any]) -> dict[str, str]:
     """What a stage's outputs were made with: what its record inherited, and what the stage itself has made."""
     metrics = record.metrics

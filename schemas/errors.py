@@ -13,6 +13,9 @@ from schemas.plain_text import shown
 
 EXIT_FAILED, EXIT_SETTINGS, EXIT_INPUT = 1, 2, 3
 
+INTERRUPTED = "error: interrupted. What is committed stands; run it again."
+"""What Ctrl-C is answered with."""
+
 _MARK = "InputError as JSON: "
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,21 @@ _INT32 = np.iinfo(np.int32)
 
 
 def input_rows(found: InputTable, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """As `stored_rows`, with texts that Python can show."""
+    for batch in stored_rows(found, columns):
+        yield pa.RecordBatch.from_arrays([_readable(values) for values in batch.columns], schema=batch.schema)
+
+
+def readable(rows: pa.Table) -> pa.Table:
+    """Rows of `stored_rows` with texts that Python can show."""
+    columns = [pa.chunked_array([_readable(part) for part in column.chunks], column.type) for column in rows.columns]
+    return pa.Table.from_arrays(columns, schema=rows.schema)
+
+
+def stored_rows(found: InputTable, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Some declared columns of an input table, a piece of a file after the other; what is not there is null.
+
+    A text may hold bytes that are no UTF-8, as it does in the file.
 
     Args:
         found: What the table consists of.
@@ -57,10 +72,10 @@ def _as_declared(values: pa.Array, column: Column, stored: pa.DataType) -> pa.Ar
     if name == "string" and column.kind == "strings":
         ends = pc.cumulative_sum(pc.cast(pc.is_valid(values), pa.int32()))
         offsets = pa.concat_arrays([pa.array([0], pa.int32()), ends])
-        lists = pa.ListArray.from_arrays(offsets, _text(values.drop_null()))
+        lists = pa.ListArray.from_arrays(offsets, _as_text(values.drop_null()))
         return pc.if_else(pc.is_valid(values), lists, pa.nulls(len(values), kind))
     if name == "string":
-        return _text(values)
+        return _as_text(values)
     if name == NANOSECONDS or pa.types.is_timestamp(values.type):
         # Stored as INT96, an instant comes without its zone.
         return values.cast(pa.timestamp("us", values.type.tz), safe=False).cast(kind)
@@ -72,13 +87,25 @@ def _as_declared(values: pa.Array, column: Column, stored: pa.DataType) -> pa.Ar
     return values.cast(kind)
 
 
-def _text(values: pa.Array) -> pa.Array:
-    """Texts as Python can show them: what is no UTF-8 becomes the sign that stands for it."""
+def _as_text(values: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
+    return values.cast(pa.string())
+
+
+def _readable(values: pa.Array) -> pa.Array:
+    """Texts and lists of texts in which what is no UTF-8 is the sign that stands for it; other values as they are."""
+    raw = {pa.string(): pa.binary(), pa.list_(pa.string()): pa.list_(pa.binary())}.get(values.type)
+    if raw is None:
+        return values
     try:
         values.validate(full=True)
     except pa.ArrowInvalid:
-        raw = values.cast(pa.binary() if pa.types.is_string(values.type) else pa.large_binary()).to_pylist()
-        return pa.array([text if text is None else text.decode(errors="replace") for text in raw], pa.string())
-    return values.cast(pa.string())
+        return pa.array([_decoded(value) for value in values.cast(raw).to_pylist()], values.type)
+    return values
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decoded(part) for part in value]
+    return value if value is None else value.decode(errors="replace")

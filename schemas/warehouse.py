@@ -13,10 +13,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from schemas.storage import absolute_uri
+
+_LOG_CHARACTERS = 60
+"""Characters of a warehouse's URI that the folder of its logs is called by: the last ones."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,14 @@ class Warehouse:
 
     @property
     def logs(self) -> str:
-        """Folder of the logs of `itemsage run`; ./logs where the warehouse is no local folder."""
-        return self.place("_logs") if self.is_local else absolute_uri("logs")
+        """Folder of the logs of `itemsage run`; ./logs/<the warehouse's name> where it is no local folder."""
+        if self.is_local:
+            return self.place("_logs")
+        # The hash parts warehouses whose names are alike once every other character is a hyphen.
+        uri = self.place()
+        readable = re.sub(r"[^A-Za-z0-9.]+", "-", uri.partition("://")[2])[-_LOG_CHARACTERS:]
+        name = f"{readable}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"
+        return "/".join([absolute_uri("logs"), name.lstrip("-.")])
 
     @property
     def models(self) -> str:

@@ -2,67 +2,119 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable
 
-from itemsage_model.train import start_ranks
 from jobs.runtime.barrier import Ended, at_fault
 from pipeline import commands, package
-from pipeline.reference import LISTS
 from schemas.records import read_record
-from schemas.settings import Settings
 from schemas.stages import TRAIN
+from schemas.tables import (
+    ITEM_COUNTS,
+    ITEM_EMBEDDINGS,
+    ITEM_FEATURES,
+    ITEM_TEXT_EMBEDDINGS,
+    QUERY_EMBEDDINGS,
+    QUERY_VECTORS,
+    VOCABULARY,
+    held_out_pairs,
+    training_pairs,
+    validation_pairs,
+)
+from schemas.tasks import Task
+from schemas.warehouse import Warehouse
 from tests.cluster import cluster, submit_arguments
-from tests.itemsage_model.warehouses import make_warehouse
+
+SHOP = """
+preset = "paper"
+[dates]
+as_of = 2026-03-01
+train_days = 20
+test_days = 7
+[[tasks]]
+query_kind = "closeup"
+engagement = "click"
+[[tasks]]
+query_kind = "search"
+engagement = "click"
+[features]
+char_trigrams = 300
+word_unigrams = 300
+word_bigrams = 100
+[query_encoder]
+lsa_vocabulary = 300
+[model]
+sequence = ["text", "images", "frozen_text"]
+width = 16
+heads = 2
+feed_forward_width = 24
+head_width = 16
+hash_rows = 64
+[loss]
+sketch_width = 4096
+[train]
+processes = 2
+batch_size = 40
+negative_count = 40
+steps = 4
+warmup_steps = 2
+threads = 1
+precision = "float32"
+[demo_world]
+items = 120
+events = 1500
+seed = 3
+"""
+INPUTS = ("items", "item_images", "queries", "engagement_logs")
+STAGES = ("embed_queries", "embed_items", "build_vocabulary", "build_item_features", "build_training_tables", "train",
+          "score_catalog")  # fmt: skip
 
 
-def write_toml(path: Path, settings: Settings) -> None:
-    """Settings as a file; JSON's values are TOML's."""
-    keys, lines = [], []
-    for name, section in settings.model_dump(mode="json").items():
-        if not isinstance(section, dict | list):
-            keys.append(f"{name} = {json.dumps(section)}")
-            continue
-        for table in section if name in LISTS else [section]:
-            lines.append(f"[[{name}]]" if name in LISTS else f"[{name}]")
-            lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
-    path.write_text("\n".join([*keys, *lines]))
+def run_stages(folder: Path, warehouse: str, *more: str) -> str:
+    """All stages up to the scored catalog, in one session; what they print."""
+    arguments = ["--settings", str(folder / "shop.toml"), "--set", f"warehouse.uri={warehouse}"]
+    command = commands.spark_submit("pipeline/one_session.py", [*arguments, "--stages", ",".join(STAGES), *more])
+    environment = commands.environment() | {"PYTHONPATH": str(commands.ROOT), "SPARK_LOCAL_IP": "127.0.0.1"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
 
 
-@pytest.mark.timeout(600)
+def rows_of(place: Path, key: tuple[str, ...]) -> list[dict[str, Any]]:
+    """All rows of a table in the order of its key: files and rows within them lie as each run wrote them."""
+    table = DeltaTable(place).to_pyarrow_table()
+    rows: list[dict[str, Any]] = table.sort_by([(name, "ascending") for name in key]).to_pylist()
+    return rows
+
+
+@pytest.mark.timeout(900)
 @pytest.mark.fault("C15", "recovered", "a relative warehouse on a cluster whose executors run in folders of their own")
 def test_a_cluster_does_what_one_machine_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = make_warehouse(tmp_path / "w", {"click": [40, 9]}, train={"processes": 2, "steps": 4})
-    assert start_ranks(settings) == 0
-    alone = read_record(settings.layout, TRAIN).metrics.model_id
-    (tmp_path / "w" / "_runs" / "train.json").unlink()
-
-    items = {"item_id": ["i1", "i2"], "title": ["red mug", "blue mug"]}
-    write_deltalake(str(tmp_path / "w" / "items"), pa.table(items))
-    relative = settings.model_copy(update={"warehouse": settings.warehouse.model_copy(update={"uri": "./w"})})
-    write_toml(tmp_path / "shop.toml", relative)
+    (tmp_path / "shop.toml").write_text(SHOP)
+    monkeypatch.delenv("ITEMSAGE_SPARK_SUBMIT", raising=False)
+    run_stages(tmp_path, "./alone", "--prepare", "jobs/make_demo_world.py")
     package.build(tmp_path / "itemsage.zip")
+    inputs = [part for name in INPUTS for part in ("--set", f"inputs.{name}=./alone/{name}")]
     with cluster(tmp_path / "cluster") as url:
         monkeypatch.setenv("ITEMSAGE_SPARK_SUBMIT", submit_arguments(url, tmp_path / "itemsage.zip"))
         assert commands.has_cluster()
-        stages = ["--settings", str(tmp_path / "shop.toml"), "--stages", "build_vocabulary,train"]
-        command = commands.spark_submit("pipeline/one_session.py", stages)
-        environment = commands.environment() | {"PYTHONPATH": str(commands.ROOT), "SPARK_LOCAL_IP": "127.0.0.1"}
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False
-        )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "step 4/4" in done.stdout
-    metrics = read_record(settings.layout, TRAIN).metrics
-    assert (metrics.model_id, metrics.processes) == (alone, 2)
-    tokens = DeltaTable(tmp_path / "w" / "vocabulary").to_pyarrow_table()["token"].to_pylist()
-    assert {"mug", "red", "blue"} <= set(tokens)
+        assert "step 4/4" in run_stages(tmp_path, "./spread", *inputs)
+    alone, spread = (read_record(Warehouse(str(tmp_path / name)), TRAIN).metrics for name in ("alone", "spread"))
+    assert (spread.model_id, spread.processes) == (alone.model_id, 2)
+    tasks = (Task("closeup", "click"), Task("search", "click"))
+    of_tasks = [make(task) for task in tasks for make in (training_pairs, validation_pairs, held_out_pairs)]
+    for table in (VOCABULARY, QUERY_EMBEDDINGS, ITEM_TEXT_EMBEDDINGS, ITEM_FEATURES, ITEM_COUNTS, *of_tasks,
+                  ITEM_EMBEDDINGS, QUERY_VECTORS):  # fmt: skip
+        expected = rows_of(tmp_path / "alone" / table.name, table.key)
+        assert expected, table.name
+        assert rows_of(tmp_path / "spread" / table.name, table.key) == expected, table.name
 
 
 @pytest.mark.fault(

@@ -25,7 +25,16 @@ from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch, ExactFrequency
 from itemsage_model.training.objective import Objective
 from itemsage_model.training.validation import Validation
-from schemas.contracts import ITEM_TEXT, VOCABULARY, agreed, other_code, require_cut_from, run_again, space_of
+from schemas.contracts import (
+    ITEM_TEXT,
+    VOCABULARY,
+    agreed,
+    kinds_apart,
+    other_code,
+    require_cut_from,
+    run_again,
+    space_of,
+)
 from schemas.errors import InputError
 from schemas.presets import Shop
 from schemas.records import RunRecord, TableVersion, read_record
@@ -147,7 +156,7 @@ def inputs_for(pinned: Inputs, settings: Settings, weight: Weight) -> Inputs:
     """
     kinds = tuple(task.query_kind for task in settings.task_list)
     if settings.model.residual:
-        _require_one_space(pinned.spec.embedding_spaces, kinds, pinned.made_with)
+        _require_one_space(pinned.made_with, kinds)
     keys, shares = np.empty(0, np.int64), np.empty(0)
     if _needs_item_shares(settings):
         keys, shares = _item_shares(pinned.counts, settings, weight)
@@ -168,15 +177,13 @@ def _validation_tables(tables: RunRecord[Any], settings: Settings) -> tuple[Tabl
 
 def shop_of(inputs: Inputs, settings: Settings) -> Shop:
     """What the choice of a configuration goes by."""
-    item_text = inputs.made_with.get(ITEM_TEXT, "none")
-    spaces = {inputs.spec.embedding_spaces.get(task.query_kind) for task in settings.task_list}
     return Shop(
         training_pairs=sum(files.row_count for files in inputs.tasks),
         items=inputs.catalog.row_count,
         engaged_items=len(_item_shares(inputs.counts, settings, "pair_weight")[0]),
         engaged_queries=len(trained_queries(inputs.tasks, "pair_weight")),
         has_images=inputs.has_images,
-        is_one_space=item_text != "none" and spaces == {item_text},
+        is_one_space=not kinds_apart(inputs.made_with, [task.query_kind for task in settings.task_list]),
     )
 
 
@@ -206,21 +213,19 @@ def _some_files(files: TableFiles, seed: int) -> TableFiles:
     return replace(files, uris=tuple(files.uris[i] for i in chosen), rows=tuple(files.rows[i] for i in chosen))
 
 
-def _require_one_space(spaces: dict[str, str], kinds: Iterable[str], made_with: dict[str, str]) -> None:
+def _require_one_space(made_with: dict[str, str], kinds: Iterable[str]) -> None:
     """Refuse a residual path from item texts in another space than that of a task's queries.
 
     Raises:
         InputError: it names the kind of query and both spaces.
     """
-    found = made_with.get(ITEM_TEXT, "none")
-    for kind in sorted(set(kinds)):
-        if spaces.get(kind) == found != "none":
-            continue
+    for kind in kinds_apart(made_with, kinds):
+        expected = made_with.get(space_of(kind), "unnamed")
         raise InputError(
             TRAIN.name,
             "model.residual",
-            expected=f"frozen item texts in the space of the {kind} queries, {spaces.get(kind, 'unnamed')}",
-            found=found,
+            expected=f"frozen item texts in the space of the {kind} queries, {expected}",
+            found=made_with.get(ITEM_TEXT, "none"),
             cure="Embed both with one encoder: run embed_queries, embed_items and all stages after them; or set "
             "model.residual = false.",
         )

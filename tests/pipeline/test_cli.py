@@ -114,7 +114,8 @@ def test_stages_of_one_date_that_run_side_by_side_have_logs_of_their_own(
     for command in ("train", "score", "evaluate"):
         monkeypatch.setattr(sys, "argv", ["itemsage", command, "--settings", str(tmp_path / "shop.toml")])
         cli.main()
-        monkeypatch.delenv(VARIABLE)
+        # Not by monkeypatch, which would put it back for the tests that follow.
+        del os.environ[VARIABLE]
     assert [log.name for log in logs] == ["train.log", "score_catalog.log", "evaluate.log"]
 
 
@@ -172,6 +173,26 @@ def test_whoever_ends_the_front_door_ends_all_that_it_started(tmp_path: Path, nu
         while is_running(pid):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+@pytest.mark.fault("B3", "recovered", "Ctrl-C while `itemsage` is still importing")
+@pytest.mark.parametrize("module", ["pydantic", "pipeline.cli", "pyarrow"])
+def test_ctrl_c_is_heard_while_the_front_door_imports(module: str, tmp_path: Path) -> None:
+    program = (
+        "import os, runpy, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        f"sys.argv[1:] = ['--settings', {str(write_shop(tmp_path))!r}]\n"
+        "runpy.run_module('pipeline', run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=commands.ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "")
+    assert done.stdout == "error: interrupted. What is committed stands; run it again.\n"
 
 
 def test_a_hangup_that_nohup_has_it_ignore_does_not_end_it(tmp_path: Path) -> None:

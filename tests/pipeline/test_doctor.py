@@ -69,6 +69,67 @@ def test_a_fault_is_named_with_what_to_mend(
         assert part in said
 
 
+def of_ids(*ids: str | None) -> pa.Table:
+    return pa.table({"item_id": ids, "title": [f"lamp {n}" for n in range(len(ids))]})
+
+
+def many(count: int, **columns: list[str]) -> pa.Table:
+    """A log of so many sound events, but for some columns."""
+    ids = {"event_id": [f"e{n}" for n in range(count)], "query_id": ["q1"] * count, "item_id": ["p1"] * count}
+    when = pa.array([END - timedelta(days=3)] * count, pa.timestamp("us", "UTC"))
+    return log_of(END, event_ts=when, engagement=["click"] * count, **(ids | columns))
+
+
+@pytest.mark.fault("rejects", "refused", "rows by which a run stops: doctor says so before it")
+@pytest.mark.parametrize(
+    ("table", "spoiled", "said"),
+    [
+        ("items", of_ids("p1", "", " "), "2 of 3 rows looked at would be rejected: null_id 2 (item_id, such as '', "
+         "' '); at most 10.0% may be (max_reject_share.items): a run stops; correct them"),
+        ("items", of_ids("p1", "p1", "p1", "p2"), "2 of 4 rows looked at would be rejected: conflicting_item 2 "
+         "(item_id, such as 'p1'); at most 10.0% may be"),
+        ("items", of_ids("p1", "p2", "x" * 600), "1 of 3 rows looked at would be rejected: long_id 1 (item_id"),
+        ("item_images", images_of(256).append_column("z", [[1]]).set_column(0, "item_id", [["p9"]]),
+         "1 of 1 rows looked at would be rejected: unknown_item 1 (item_id, such as 'p9')"),
+        ("queries", sound_tables()["queries"].drop(["embedding_space"]),
+         "1 of 1 rows looked at would be rejected: unnamed_space 1 (embedding_space); at most 20.0% may be"),
+        ("engagement_logs", many(4, item_id=["p1", "p1", "P1", "p1 "]),
+         "2 of 4 rows looked at would be rejected: unknown_item 2 (item_id, such as 'P1', 'p1 '); at most 20.0%"),
+        ("engagement_logs", many(4, event_id=["o1", "o1", "o2", "o2"], item_id=["p1", "p2", "p1", "p2"]),
+         "2 of 4 rows looked at would be rejected: reused_event_id 2 (event_id, such as 'o1', 'o2'); at most 20.0%"),
+        ("engagement_logs", log_of(END - timedelta(days=3), event_ts=pa.array([datetime(2019, 1, 1)], pa.timestamp(
+         "us", "UTC"))), "late 1 (event_ts, such as '2019-01-01 00:00:00+00:00'); at most 95.0% may be left out, for "
+         "whatever reason (max_reject_share.all_reasons): a run stops"),
+    ],
+)  # fmt: skip
+def test_a_run_that_stops_on_rejects_is_foreseen(
+    table: str, spoiled: pa.Table, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text = verdict_of(write_shop(tmp_path, **{table: spoiled}), capsys)
+    assert code == 3, text
+    assert f"fault table {table}, rejects: " in " ".join(text.split())
+    assert said in text
+
+
+def test_rows_within_the_share_are_ok_and_a_sample_does_not_speak_for_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = of_ids(None, "p1", "p1", *(f"q{n}" for n in range(18)))
+    path = write_shop(tmp_path, items=items)
+    code, text = verdict_of(path, capsys)
+    assert code == 0, text
+    assert "table items, rejects: 2 of 21 rows looked at would be rejected: null_id 1 (item_id), conf" in text
+    assert verdict_of(path, capsys, "max_reject_share.items=0.05")[0] == 3
+    monkeypatch.setattr(doctor, "SAMPLE_ROWS", 4)
+    code, text = verdict_of(path, capsys)
+    assert code == 0, text
+    assert "look  table items, rejects: 2 of 4 rows looked at would" in text
+    assert "a run stops if the others are like these" in text
+    # The ids of all items are known, though not all items are looked at.
+    code, text = verdict_of(write_shop(tmp_path, items=items, engagement_logs=many(1, item_id=["q17"])), capsys)
+    assert code == 0, text
+
+
 def test_image_vectors_of_the_length_that_the_settings_say_are_ok(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,7 +166,7 @@ def test_a_machine_without_java_is_said(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_what_spark_reads_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """INT96 instants, as Spark writes them; a Delta table that is partitioned by a column; one bad vector of many."""
-    images = pa.concat_tables([images_of(256)] * 3 + [images_of(3)])
+    images = pa.concat_tables([images_of(256)] * 5 + [images_of(3)])
     path = write_shop(tmp_path, item_images=images)
     pq.write_table(
         log_of(END - timedelta(days=3)), tmp_path / "in" / "engagement_logs" / "part-0.parquet",
@@ -116,7 +177,7 @@ def test_what_spark_reads_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFixt
     assert code == 0, text
     said = " ".join(text.split())
     assert "queries of every kind: closeup" in said
-    assert "look table item_images, column image_embedding: 3 numbers in 1 rows, 256 numbers in 3 rows" in said
+    assert "look table item_images, column image_embedding: 3 numbers in 1 rows, 256 numbers in 5 rows" in said
 
 
 def test_instants_in_nanoseconds_are_taken_as_the_jobs_take_them(
@@ -150,7 +211,7 @@ def test_rows_that_only_newer_engines_read_are_no_fault(
         raise pa.ArrowInvalid("Expected all lists to be of size=256 but index 1 had size=0")
 
     path = write_shop(tmp_path)
-    monkeypatch.setattr(doctor, "input_rows", too_new)
+    monkeypatch.setattr(doctor, "stored_rows", too_new)
     code, text = verdict_of(path, capsys)
     assert code == 0, text
     assert "look table queries: only Spark can read its rows: Expected all lists" in " ".join(text.split())

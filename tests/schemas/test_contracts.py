@@ -164,3 +164,19 @@ def test_other_code_is_said_and_not_refused() -> None:
         contracts.other_code([same, other])
         == f"  made by other code than this ({code_version()}): embed_queries (0.1.0+x)"
     )
+
+
+@pytest.mark.parametrize(
+    ("made_with", "apart"),
+    [
+        ({contracts.ITEM_TEXT: "lsa-1", SPACE: "lsa-1", contracts.space_of("closeup"): "lsa-1"}, []),
+        ({contracts.ITEM_TEXT: "lsa-1", SPACE: "lsa-1", contracts.space_of("closeup"): "pinsage-1"}, ["closeup"]),
+        ({contracts.ITEM_TEXT: "lsa-1", SPACE: "lsa-1"}, ["closeup"]),
+        ({contracts.ITEM_TEXT: "none", SPACE: "none", contracts.space_of("closeup"): "lsa-1"}, ["closeup", "search"]),
+        ({SPACE: "lsa-1"}, ["closeup", "search"]),
+    ],
+)
+def test_the_kinds_of_queries_that_are_not_in_the_space_of_the_texts(
+    made_with: dict[str, str], apart: list[str]
+) -> None:
+    assert contracts.kinds_apart(made_with, ["search", "closeup", "search"]) == apart

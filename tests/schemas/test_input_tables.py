@@ -192,8 +192,9 @@ def test_a_delta_table_is_read_at_one_version_with_its_folders_and_without_what_
 @pytest.mark.fault("t06", "recovered", "bytes that are no UTF-8 in a text that the summary or doctor shows")
 def test_a_text_that_is_no_utf8_does_not_stop_a_reader(tmp_path: Path) -> None:
     _, offsets, content = pa.array([b"a", b"caf\xe9"]).buffers()
-    put(tmp_path, visit_id=pa.Array.from_buffers(pa.string(), 2, [None, offsets, content]))
-    assert [row[0] for row in rows_of(tmp_path)] == ["a", "caf�"]
+    texts = pa.Array.from_buffers(pa.string(), 2, [None, offsets, content])
+    put(tmp_path, visit_id=texts, pages=pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), texts))
+    assert [(row[0], row[3]) for row in rows_of(tmp_path)] == [("a", ["a"]), ("caf�", ["caf�"])]
 
 
 @pytest.mark.fault("door", "refused", "a link to nothing, and a link by which a folder holds itself")
