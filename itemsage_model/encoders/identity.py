@@ -10,7 +10,7 @@ from torch.nn import functional as F
 _FUNCTIONS = 2
 _BITS_PER_KEY, _PROBES = 10, 7
 """Of the Bloom filter: 0.8 % of the keys never trained on are taken for trained ones."""
-_MAX_ITERATIONS = 60
+_MAX_ITERATIONS = 30
 _DROPOUT_SEED = _FUNCTIONS + _PROBES
 _LARGEST = (1 << 63) - 1
 
@@ -85,7 +85,7 @@ class KeyIdentity(nn.Module):
         left = vectors.to(table.dtype)
         gradient = _sums_by_row(left, slots, table)
         direction, size = gradient, gradient.square().sum()
-        enough = 1e-10 * size
+        enough = 1e-7 * size
         for _ in range(_MAX_ITERATIONS):
             if size <= enough:
                 break
