@@ -22,7 +22,6 @@ _SMOOTHINGS = (1.0, 0.0, 4.0)
 """Strengths are tried with the first, and the others then with the best of them."""
 
 
-_MARGIN = 1.05
 _FEW_HITS = 25
 """A recall of so many hits has a standard error of a fifth of itself."""
 
@@ -52,17 +51,16 @@ class Strength:
 
 
 def least_unseen(validation: Validation) -> float:
-    """Recall that pairs with unseen items are to have: that of the frozen vectors, and a little more.
+    """Recall that pairs with unseen items are to have: that of the frozen vectors.
 
-    A pull that was chosen on the window does less for the new items after it. Where the recall is a handful of hits, a
-    standard error less instead: one lucky hit would cost the recall of everything else. NaN where there are no such
-    pairs or no frozen vectors.
+    Less a standard error where it is a handful of hits: one lucky hit would cost the recall of everything else. NaN
+    where there are no such pairs or no frozen vectors.
     """
     frozen = validation.frozen()
     if frozen is None or math.isnan(frozen.of_unseen):
         return math.nan
     hits = max(frozen.of_unseen * validation.unseen_count, 1.0)
-    return frozen.of_unseen * (1 - 1 / math.sqrt(hits) if hits < _FEW_HITS else _MARGIN)
+    return frozen.of_unseen * (1 - 1 / math.sqrt(hits)) if hits < _FEW_HITS else frozen.of_unseen
 
 
 def start_spectral(
