@@ -40,6 +40,9 @@ class Strength:
     queries: float = 2.0
     smoothing: float = 0.0
 
+    def __str__(self) -> str:
+        return f"of items x {self.items}, of queries x {self.queries}, smoothing {self.smoothing}"
+
     def to_tensor(self) -> Tensor:
         """As a checkpoint holds it, and ranks tell it to each other."""
         return torch.tensor([self.items, self.queries, self.smoothing], dtype=torch.float64)
@@ -97,7 +100,7 @@ def _best(tower: ItemTower, found: SpectralStart, validation: Validation) -> Str
     def reached(strength: Strength) -> float:
         _set(tower, found, strength)
         measured = validation.calibrate(tower, wanted, 0, device)
-        print(f"  singular vectors, {strength}, pull {measured.pull}: {measured.recall}", flush=True)
+        print(f"  singular vectors {strength}, pull {measured.pull}: {measured.recall}", flush=True)
         return measured.recall.of_all
 
     first, *others = _SMOOTHINGS
