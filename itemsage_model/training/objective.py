@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from itemsage_model.data.batch import PairBatch
 from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch, ExactFrequency, log_inclusion_probability
-from itemsage_model.training.loss import Columns, OwnColumn, distillation_losses, pair_losses, weighted_mean
+from itemsage_model.training.loss import (
+    Bucket,
+    Columns,
+    OwnColumn,
+    bucketed_losses,
+    distillation_losses,
+    pair_losses,
+    weighted_mean,
+)
 from itemsage_model.training.masks import first_rows, same_item_mask, same_query_mask
 from schemas.elements import FROZEN_TEXT
 from schemas.settings import LossSettings
@@ -59,10 +67,13 @@ class Objective(nn.Module):
         Returns:
             The loss of each pair, without gradient, and the scalar to differentiate (see `loss.weighted_mean`).
         """
-        all_vectors = distributed.gather_rows_with_gradient(items)
         if self.settings.form == "full":
+            all_vectors = distributed.gather_rows_with_gradient(items)
             losses = self._full_losses(queries, all_vectors, batch, temperature)
+        elif self.settings.form == "bucketed":
+            losses = self._bucketed_losses(queries, items, batch, temperature)
         else:
+            all_vectors = distributed.gather_rows_with_gradient(items)
             all_keys = distributed.gather_rows(batch.item_key)
             positive, in_batch = self._in_batch(all_vectors, all_keys, batch)
             negatives = self._negatives(all_vectors, all_keys, batch)
@@ -138,6 +149,28 @@ class Objective(nn.Module):
             own = OwnColumn(all_vectors[batch.explicit.item], batch.explicit.weight.log())
         catalog = Columns(all_vectors, certain, mask, own=own)
         return pair_losses(pair_queries[first], batch.positive, catalog, None, temperature, "full", query_of_pair)
+
+    def _bucketed_losses(self, pair_queries: Tensor, items: Tensor, batch: PairBatch, temperature: Tensor) -> Tensor:
+        """Each query of the batch once, against the items of its bucket on this rank, and its own positives."""
+        assert batch.buckets is not None, "the trainer lets an ItemMemory choose the items"
+        queries, query_of_pair = torch.unique(batch.query_key, return_inverse=True)
+        first = first_rows(batch.query_key, queries)
+        shown = batch.query_item_key[first]
+        buckets = []
+        for number, entries in enumerate(batch.buckets.items):
+            rows = (batch.buckets.of_pair[first] == number).nonzero().squeeze(1)
+            place = torch.full((len(items),), -1, device=items.device)
+            place[entries] = torch.arange(len(entries), device=items.device)
+            own = place[batch.positive]
+            is_in = own >= 0
+            mask = same_query_mask(queries[rows], batch.query_key[is_in], own[is_in], len(entries))
+            mask |= self._query_item_mask(shown[rows], batch.item_key[entries])
+            columns = Columns(items[entries], batch.buckets.log_probability[number], mask)
+            buckets.append(Bucket(rows, columns))
+        is_shown = (batch.item_key[batch.positive] == batch.query_item_key) & self.settings.mask_query_item
+        return bucketed_losses(
+            pair_queries[first], items, batch.positive, query_of_pair, is_shown, buckets, temperature
+        )
 
     def _query_item_mask(self, shown: Int[Tensor, "row"], keys: Int[Tensor, "column"]) -> Tensor:
         return same_item_mask(shown if self.settings.mask_query_item else torch.zeros_like(shown), keys)
