@@ -24,13 +24,15 @@ _OF_PAIRS = ("positive", "query_embedding", "query_key", "query_item_key", "pair
 class ItemMemory:
     """Vectors of all items from earlier steps, and what a step compares with what, chosen by them.
 
-    The queries of a batch are parted: some drawn at random are seeds, and each goes to the nearest. A bucket's items are,
-    one half, those nearest to the mean of its queries, and, the other half, one drawn from each of as many parts of all
-    the rest. So the former are in with certainty, and the latter with one over the size of their part.
+    The queries of a batch are parted: some drawn at random are seeds, and each goes to the nearest. For each bucket all
+    items are sorted by how near they are to the mean of its queries, and cut into as many parts as a bucket has items;
+    one is drawn from each part, and stands for all of it. A part ends where it has its share of the mass, half of which
+    is the softmax of the mean query, and half the number of items: so the nearest items are parts by themselves, and
+    there with certainty, and far away a part has up to twice as many items as all parts would have on average.
 
-    Each rank has its own memory and its own buckets. All draws follow from seed, step and rank. Every `checkpoint_every`
-    steps the memory is filled anew with the weights as they are, so that a run resumed from a checkpoint, which does not
-    hold the memory, chooses the same items as one that goes on.
+    Each rank has its own memory and its own buckets. All draws follow from seed, step and rank. Every
+    `checkpoint_every` steps the memory is filled anew with the weights as they are, so that a run resumed from a
+    checkpoint, which does not hold the memory, chooses the same items as one that goes on.
 
     Args:
         loss: Number of buckets, and of the items of one.
@@ -60,16 +62,16 @@ class ItemMemory:
         tower.train(is_training)
         draw = np.random.default_rng([self._seed, step, distributed.rank()])
         bucket_of_query, centres = _parted(queries, self._buckets, draw)
-        entries, log_probability = _chosen(centres @ self._vectors.T, self._items, draw)
+        logits = tower.temperature() * centres @ self._vectors.T
+        entries, log_probability = _chosen(logits, self._items, draw)
         self._encoded = torch.unique(torch.cat([entries.flatten(), batch.positive]))
         entries = torch.searchsorted(self._encoded, entries)
-        drawn = torch.unique(entries[:, entries.shape[1] // 2 :])
         return replace(
             batch,
             items=batch.items.take(self._encoded),
             item_key=batch.item_key[self._encoded],
             positive=torch.searchsorted(self._encoded, batch.positive),
-            negatives=drawn[:: len(entries)],
+            negatives=torch.unique(entries),
             buckets=Buckets(bucket_of_query[query_of_pair], entries, log_probability),
         )
 
@@ -81,7 +83,8 @@ class ItemMemory:
 def _embedded(items: ItemBatch, tower: Tower) -> Float[Tensor, "item dim"]:
     """Vectors of all items, as the weights are now."""
     rows = torch.arange(len(items), device=next(iter(items.elements.values())).counts.device)
-    return torch.cat([tower(items.take(some)).float() for some in rows.split(_ENCODED_TOGETHER)])
+    starts = range(0, len(rows), _ENCODED_TOGETHER)
+    return torch.cat([tower(items.take(rows[start : start + _ENCODED_TOGETHER])).float() for start in starts])
 
 
 def _query_vectors(batch: PairBatch, rows: Int[Tensor, "query"], tower: Tower) -> Float[Tensor, "query dim"]:
@@ -103,20 +106,19 @@ def _parted(
 
 
 def _chosen(
-    scores: Float[Tensor, "bucket item"], count: int, draw: np.random.Generator
+    logits: Float[Tensor, "bucket item"], count: int, draw: np.random.Generator
 ) -> tuple[Int[Tensor, "bucket entry"], Float[Tensor, "bucket entry"]]:
-    """The items of each bucket, the nearest before the drawn, and the log probability that each is there."""
-    buckets, items = scores.shape
+    """The items of each bucket, all different, and the log probability that each is there."""
+    buckets, items = logits.shape
     count = min(count, items)
-    near = count // 2
-    hard = scores.topk(near, dim=1).indices.sort(dim=1).values
-    parts = count - near
-    bounds = torch.arange(parts + 1, device=scores.device) * (items - near) // parts
-    sizes = bounds.diff()
-    uniform = torch.from_numpy(draw.random((buckets, parts))).to(scores.device)
-    rest = bounds[:-1] + (uniform * sizes).long()
-    # The n-th item that is not hard: after as many hard ones as lie before it.
-    before = torch.arange(near, device=scores.device)
-    drawn = rest + torch.searchsorted(hard - before, rest, right=True)
-    log_probability = torch.cat([torch.zeros(near, device=scores.device), -sizes.to(scores.dtype).log()])
-    return torch.cat([hard, drawn], dim=1), log_probability.expand(buckets, -1)
+    ordered, order = logits.sort(dim=1, descending=True)
+    mass = ordered.softmax(dim=1) + 1 / items
+    number = torch.arange(count, device=logits.device)
+    reached = ((number + 1) * (2 / count)).to(mass.dtype).expand(buckets, -1).contiguous()
+    ends = torch.searchsorted(mass.cumsum(dim=1), reached) + 1
+    # Every part has an item at least, and leaves one to each part behind it; the last one ends the catalog.
+    ends = ((ends - number).cummax(dim=1).values + number).minimum(items - count + 1 + number)
+    ends[:, -1] = items
+    sizes = ends.diff(dim=1, prepend=ends.new_zeros(buckets, 1))
+    uniform = torch.from_numpy(draw.random((buckets, count))).to(logits.device)
+    return order.gather(1, ends - sizes + (uniform * sizes).long()), -sizes.to(logits.dtype).log()

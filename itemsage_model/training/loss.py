@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Form = Literal["sum", "literal", "mixed", "corrected", "full"]
-"""See `pair_losses`; the same words as in the settings."""
+"""See `pair_losses`; the same words as in the settings, which have "bucketed" besides: see `bucketed_losses`."""
 
 
 @dataclass(frozen=True)

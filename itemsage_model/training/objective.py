@@ -87,19 +87,22 @@ class Objective(nn.Module):
     def _distillation(self, queries: Tensor, items: Tensor, batch: PairBatch) -> Tensor:
         """Mean divergence of this rank's queries from the frozen ranking of some items, each query once.
 
-        The items are the random negatives, or as many evenly spaced ones of the catalog, from another start each time.
+        The items are the random negatives, or evenly spaced ones of the catalog, or of those of the buckets, from
+        another start each time.
         """
         keys = torch.unique(batch.query_key)
         rows = first_rows(batch.query_key, keys)[:_DISTILLED_QUERIES]
         texts = batch.items[FROZEN_TEXT.values.name]
         chosen = batch.negatives
         if self.settings.form == "full":
-            spacing = max(1, len(items) // _DISTILLED_ITEMS)
-            start = int(batch.query_key[0]) % spacing
-            chosen = torch.arange(start, len(items), spacing, device=items.device)
+            chosen = torch.arange(len(items), device=items.device)
+        if self.settings.form in ("full", "bucketed"):
+            spacing = max(1, len(chosen) // _DISTILLED_ITEMS)
+            start = int(batch.query_key[:1].sum()) % spacing
+            chosen = chosen[start::spacing]
         has_text = texts.counts > 0
         chosen = chosen[has_text[chosen]]
-        if not len(chosen):
+        if not len(chosen) or not len(rows):
             return items.sum() * 0
         frozen = texts.values[has_text.cumsum(0)[chosen] - 1].float()
         frozen_queries = batch.query_embedding[rows].float()

@@ -37,7 +37,8 @@ GOLDEN = ROOT / "tests" / "golden" / "loss_curve.json"
 @pytest.mark.parametrize("form", ["sum", "literal", "mixed", "corrected", "full", "bucketed"])
 def test_the_loss_curve_is_the_golden_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str):
     """Rewrite after a change that is meant to move numbers: UPDATE_GOLDEN=1 python -m pytest -k golden."""
-    settings = make_warehouse(tmp_path, {"click": [30, 20], "save": [9]}, loss={"form": form})
+    loss = {"form": form, "buckets": 2, "bucket_items": 6}
+    settings = make_warehouse(tmp_path, {"click": [30, 20], "save": [9]}, loss=loss)
     curve = losses_of(settings, monkeypatch)
     assert len(curve) == 20
     if os.environ.get("UPDATE_GOLDEN"):
