@@ -121,4 +121,4 @@ def _chosen(
     ends[:, -1] = items
     sizes = ends.diff(dim=1, prepend=ends.new_zeros(buckets, 1))
     uniform = torch.from_numpy(draw.random((buckets, count))).to(logits.device)
-    return order.gather(1, ends - sizes + (uniform * sizes).long()), -sizes.to(logits.dtype).log()
+    return order.gather(1, ends - sizes + (uniform * sizes).long()), -sizes.float().log()
