@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from schemas.presets import MAX_FULL_SOFTMAX_ITEMS, Candidate, Shop, candidates
+from schemas.presets import MAX_BUCKETED_ITEMS, MAX_FULL_SOFTMAX_ITEMS, Candidate, Shop, candidates
 from schemas.settings import Settings
 
 SHOP = Shop(training_pairs=74_000, items=11_753, engaged_items=5_000, has_images=True, is_one_space=True)
@@ -108,7 +108,11 @@ def test_who_an_item_is_enters_the_large_configuration_with_rows_for_all_engaged
 
 def test_the_softmax_is_full_as_long_as_it_is_affordable():
     shop = replace(SHOP, items=10**6, training_pairs=10**8)
-    for engaged, form in ((MAX_FULL_SOFTMAX_ITEMS, "full"), (MAX_FULL_SOFTMAX_ITEMS + 1, "mixed")):
+    forms = {
+        MAX_FULL_SOFTMAX_ITEMS: "full", MAX_FULL_SOFTMAX_ITEMS + 1: "bucketed",
+        MAX_BUCKETED_ITEMS: "bucketed", MAX_BUCKETED_ITEMS + 1: "mixed",
+    }  # fmt: skip
+    for engaged, form in forms.items():
         for one in candidates(settings(), replace(shop, engaged_items=engaged)):
             assert (one.settings.loss.form, one.settings.loss.frequency) == (form, "exact")
 

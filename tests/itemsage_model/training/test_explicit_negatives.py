@@ -150,6 +150,6 @@ def test_auto_takes_negatives_while_it_takes_the_full_softmax_and_else_says_why_
     size = Shop(training_pairs=9_000, items=20_000, engaged_items=12_000, has_images=False, is_one_space=True)
     tried = candidates(free, size)
     assert [(one.settings.loss.form, one.settings.negatives) for one in tried] == [("full", shop.negatives)] * 2
-    with pytest.raises(SettingsError, match=r"12,001 engaged items.*'mixed'.*\n?.*set loss.form = \"full\""):
+    with pytest.raises(SettingsError, match=r"12,001 engaged items.*'bucketed'.*\n?.*set loss.form = \"full\""):
         candidates(free, replace(size, engaged_items=12_001))
     assert candidates(shop.model_copy(update={"preset": "auto"}), replace(size, engaged_items=12_001))
