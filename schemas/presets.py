@@ -15,6 +15,8 @@ MAX_FULL_SOFTMAX_ITEMS = 12_000
 """Engaged items up to which the softmax runs over all of them; beyond, a step takes longer than it is worth."""
 MAX_SPECTRAL_KEYS, MAX_SPECTRAL_PAIRS = 200_000, 30_000_000
 """Engaged items or queries, and pairs, up to which singular vectors cost a minute or two and a few gigabytes."""
+MAX_BUCKETED_ITEMS = 500_000
+"""Engaged items up to which every process holds the features of all of them, and a step looks at a vector of each."""
 _VALIDATIONS = 20
 _LEAST_STEPS = 40
 
@@ -216,7 +218,9 @@ def _is_full(shop: Shop) -> bool:
 
 
 def _loss(shop: Shop) -> dict[str, Any]:
-    """The softmax over all engaged items where it is affordable, else over a sample."""
+    """The softmax over all engaged items where it is affordable, else an estimate of it, else over a sample."""
+    if not _is_full(shop) and shop.engaged_items <= MAX_BUCKETED_ITEMS:
+        return {"form": "bucketed", "buckets": 16, "bucket_items": 256, "frequency": "exact"}
     return {"form": "full" if _is_full(shop) else "mixed", "frequency": "exact"}
 
 

@@ -35,6 +35,13 @@ class RaggedTensor:
     values: Shaped[Tensor, "value ..."]
     counts: Int[Tensor, "item ..."]
 
+    def take(self, rows: Int[Tensor, "row"]) -> RaggedTensor:
+        """The values of the items at `rows`, in that order."""
+        totals = self.counts if self.counts.ndim == 1 else self.counts.sum(dim=1)
+        lengths, starts = totals[rows], (totals.cumsum(0) - totals)[rows]
+        first = torch.repeat_interleave(starts - (lengths.cumsum(0) - lengths), lengths)
+        return RaggedTensor(self.values[first + torch.arange(len(first), device=rows.device)], self.counts[rows])
+
 
 @dataclass(frozen=True)
 class ItemBatch:
@@ -53,6 +60,11 @@ class ItemBatch:
 
     def __len__(self) -> int:
         return len(next(iter(self.elements.values())).counts)
+
+    def take(self, rows: Int[Tensor, "row"]) -> ItemBatch:
+        """The items at `rows`, in that order."""
+        keys = None if self.item_key is None else self.item_key[rows]
+        return ItemBatch({name: element.take(rows) for name, element in self.elements.items()}, keys)
 
     def to(self, device: torch.device) -> ItemBatch:
         """This batch with its tensors on a device."""
@@ -82,6 +94,21 @@ class ExplicitNegatives:
 
 
 @dataclass(frozen=True)
+class Buckets:
+    """Which items stand in whose denominator, in a bucketed softmax.
+
+    Attributes:
+        of_pair: The bucket that each pair's query is in.
+        items: Indices in `PairBatch.items` of each bucket's items, distinct within a bucket.
+        log_probability: Log probability with which each of them is in its bucket.
+    """
+
+    of_pair: Int[Tensor, "pair"]
+    items: Int[Tensor, "bucket entry"]
+    log_probability: Float[Tensor, "bucket entry"]
+
+
+@dataclass(frozen=True)
 class PairBatch:
     """One rank's share of a training batch. `items` holds every distinct item of its pairs and negatives once.
 
@@ -96,6 +123,7 @@ class PairBatch:
         pair_weight: Weight of each pair in the loss.
         task: Index of each pair's task.
         explicit: The pairs' explicit negatives, with a full softmax; None where the settings have none.
+        buckets: With a bucketed softmax, once its items are chosen; else None.
     """
 
     items: ItemBatch
@@ -108,6 +136,7 @@ class PairBatch:
     pair_weight: Float[Tensor, "pair"]
     task: Int[Tensor, "pair"]
     explicit: ExplicitNegatives | None = None
+    buckets: Buckets | None = None
 
     def to(self, device: torch.device) -> PairBatch:
         """This batch with its tensors on a device."""

@@ -124,7 +124,8 @@ class CatalogBatches:
     """An endless iterable of batches for the full softmax: pairs of every task against the whole catalog.
 
     The catalog is encoded anew in every step, each rank its slice, which is brought to its device once. Rows of weight
-    0 are no part of a batch, which then has fewer pairs.
+    0 are no part of a batch, which then has fewer pairs. For the bucketed softmax every rank has all of it, as slice 0
+    of 1, and encodes what it chooses.
 
     Attributes:
         tasks: One stream a task, read without item features.

@@ -144,7 +144,11 @@ class ItemTower(nn.Module):
         """The query vector of each pair, frozen or adapted, and the items just embedded."""
         queries = batch.query_embedding.float()
         if self.query_adapter is not None:
-            queries = self.query_adapter(queries, self.query_adapter.kind_of_task[batch.task], batch.query_key)
+            # Each query once: a large batch has it many times over.
+            keys, of_pair = torch.unique(batch.query_key, return_inverse=True)
+            pair = torch.zeros_like(keys).scatter_(0, of_pair, torch.arange(len(of_pair), device=keys.device))
+            kind = self.query_adapter.kind_of_task[batch.task[pair]]
+            queries = self.query_adapter(queries[pair], kind, keys)[of_pair]
         return queries, embedded
 
     def temperature(self) -> Float[Tensor, ""]:

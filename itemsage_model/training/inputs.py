@@ -265,21 +265,24 @@ def _needs_item_shares(settings: Settings) -> bool:
 def make_batches(
     inputs: Inputs, settings: Settings, start_step: int, device: torch.device = CPU
 ) -> MixedBatches | CatalogBatches:
-    """This rank's endless batches, in the CPU's memory, but for the catalog of a full softmax."""
+    """This rank's endless batches, in the CPU's memory, but for the catalog of a full or bucketed softmax."""
     rank, ranks, train = distributed.rank(), distributed.world_size(), settings.train
-    is_full = settings.loss.form == "full"
+    form = settings.loss.form
+    is_catalog = form in ("full", "bucketed")
     elements = inputs.spec.elements
-    pairs = pair_format(None if is_full else elements, inputs.weight, has_negatives=bool(settings.negatives))
+    pairs = pair_format(None if is_catalog else elements, inputs.weight, has_negatives=bool(settings.negatives))
     sizes = pairs_per_task(train.batch_size // ranks, [entry.share for entry in settings.tasks])
     pool = max(1, train.shuffle_rows // (len(sizes) + 1))
     streams = [
         RowStream(files, pairs, pool, train.seed, number, rank, ranks) for number, files in enumerate(inputs.tasks, 1)
     ]
-    if is_full:
+    if is_catalog:
         whole = read_catalog(inputs.catalog, catalog_format(elements), settings.deadlines.read_seconds)
         chosen, is_column = _candidates(whole, inputs, settings)
         own = is_column if settings.negatives else None
-        return CatalogBatches(streams, sizes, chosen, rank, ranks, elements, start_step, device, own)
+        # Each rank chooses among all items, where it chooses.
+        slice_of = (rank, ranks) if form == "full" else (0, 1)
+        return CatalogBatches(streams, sizes, chosen, *slice_of, elements, start_step, device, own)
     # item_features is sorted by item within a file: negatives of a small pool would be neighbours.
     catalog = RowStream(inputs.catalog, catalog_format(elements), train.shuffle_rows, train.seed, 0, rank, ranks)
     engaged = inputs.item_keys if train.negatives_from == "engaged" else None

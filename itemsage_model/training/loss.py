@@ -10,6 +10,7 @@ Every form is a few [pair] operations on one primitive, the log of a sum over co
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Form = Literal["sum", "literal", "mixed", "corrected", "full"]
-"""See `pair_losses`; the same words as in the settings."""
+"""See `pair_losses`; the same words as in the settings, which have "bucketed" besides: see `bucketed_losses`."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,68 @@ def pair_losses(
         return margin.sigmoid().detach() * margin
 
 
+@dataclass(frozen=True)
+class Bucket:
+    """Queries, and the items that they are compared with.
+
+    Attributes:
+        rows: The queries; each is in one bucket.
+        columns: The items, with the probability with which each is in this bucket; masked for a row are the query's own
+            positives, which `bucketed_losses` knows, and the item it shows.
+    """
+
+    rows: Int[Tensor, "row"]
+    columns: Columns
+
+
+def bucketed_losses(
+    queries: Float[Tensor, "query dim"],
+    items: Float[Tensor, "encoded dim"],
+    positive: Int[Tensor, "pair"],
+    query_of_pair: Int[Tensor, "pair"],
+    is_shown: Bool[Tensor, "pair"],
+    buckets: Sequence[Bucket],
+    temperature: Float[Tensor, ""],
+) -> Float[Tensor, "pair"]:
+    """Compute the loss of every pair with a denominator of few items, which estimates that of "full".
+
+    With s_c and pi_c as in `pair_losses`, O the distinct positives of the pair's query in the batch but for the item
+    that the query shows, and p the pair's own:
+
+        -log e^{s_p} / Z,   Z = sum over O + {p} of e^{s_c}  +  sum over unmasked c of the bucket of e^{s_c} / pi_c
+
+    Items that are in with certainty, a query's positives and the ones near to its bucket, count once; the others stand
+    for all those that were not drawn (Horvitz and Thompson 1952). Given the batch and the certain ones, Z is without
+    bias, and with all items in the bucket it is that of "full"; its logarithm is a little too small on average.
+
+    Differs from the paper: it has no such form. From scalable cross entropy (Mezentsev et al. 2024, arXiv 2409.18721)
+    it has the buckets; there a query has only the near items, without what stands for the rest, and counts where it
+    is among the nearest to a centre.
+
+    Args:
+        queries: Query vectors, each query once; gradient flows.
+        items: Vectors of the encoded items; gradient flows.
+        positive: Row of `items` that is each pair's item.
+        query_of_pair: Row of `queries` that is each pair's query.
+        is_shown: Pairs whose item is the one that the query shows: in no other pair's denominator.
+        buckets: Every query is in exactly one.
+        temperature: What the cosine is multiplied by; gradient flows.
+
+    Returns:
+        Losses in nats, in the precision of `queries`, autocast or not.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        scaled = queries * temperature
+        parts = [
+            _log_sum(scaled[bucket.rows], bucket.columns, -bucket.columns.log_probability, bucket.columns.is_masked)
+            for bucket in buckets
+        ]
+        others = torch.cat(parts)[torch.cat([bucket.rows for bucket in buckets]).argsort()]
+        logits = (scaled[query_of_pair] * items[positive].to(scaled.dtype)).sum(dim=1)
+        log_sum = _with_positives(others, logits, positive, query_of_pair, is_shown)[query_of_pair]
+        return torch.where(is_shown, torch.logaddexp(log_sum, logits), log_sum) - logits
+
+
 def distillation_losses(
     queries: Float[Tensor, "row dim"],
     items: Float[Tensor, "column dim"],
@@ -202,6 +265,23 @@ def _full(
     # A query may be followed by the very item it shows; only then is the positive not in the sum yet.
     is_missing = catalog.is_masked[rows, positive]
     return torch.where(is_missing, torch.logaddexp(log_sum, positive_logit), log_sum) - positive_logit
+
+
+def _with_positives(
+    log_sum: Float[Tensor, "query"],
+    logits: Float[Tensor, "pair"],
+    positive: Int[Tensor, "pair"],
+    query_of_pair: Int[Tensor, "pair"],
+    is_shown: Bool[Tensor, "pair"],
+) -> Float[Tensor, "query"]:
+    """The queries' sums with their pairs' items, each item once a query, however often the batch has the pair."""
+    pairs = torch.stack([query_of_pair, positive], dim=1)
+    _, place, counts = torch.unique(pairs, dim=0, return_inverse=True, return_counts=True)
+    terms = logits - counts[place].to(logits.dtype).log()
+    terms = terms.masked_fill(is_shown, -math.inf)
+    highest = log_sum.detach().scatter_reduce(0, query_of_pair, terms.detach(), "amax")
+    own = torch.zeros_like(log_sum).index_add(0, query_of_pair, (terms - highest[query_of_pair]).exp())
+    return highest + ((log_sum - highest).exp() + own).log()
 
 
 def _literal(

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from itemsage_model.data.batch import PairBatch
 from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch, ExactFrequency, log_inclusion_probability
-from itemsage_model.training.loss import Columns, OwnColumn, distillation_losses, pair_losses, weighted_mean
+from itemsage_model.training.loss import (
+    Bucket,
+    Columns,
+    OwnColumn,
+    bucketed_losses,
+    distillation_losses,
+    pair_losses,
+    weighted_mean,
+)
 from itemsage_model.training.masks import first_rows, same_item_mask, same_query_mask
 from schemas.elements import FROZEN_TEXT
 from schemas.settings import LossSettings
@@ -59,10 +67,13 @@ class Objective(nn.Module):
         Returns:
             The loss of each pair, without gradient, and the scalar to differentiate (see `loss.weighted_mean`).
         """
-        all_vectors = distributed.gather_rows_with_gradient(items)
         if self.settings.form == "full":
+            all_vectors = distributed.gather_rows_with_gradient(items)
             losses = self._full_losses(queries, all_vectors, batch, temperature)
+        elif self.settings.form == "bucketed":
+            losses = self._bucketed_losses(queries, items, batch, temperature)
         else:
+            all_vectors = distributed.gather_rows_with_gradient(items)
             all_keys = distributed.gather_rows(batch.item_key)
             positive, in_batch = self._in_batch(all_vectors, all_keys, batch)
             negatives = self._negatives(all_vectors, all_keys, batch)
@@ -76,19 +87,22 @@ class Objective(nn.Module):
     def _distillation(self, queries: Tensor, items: Tensor, batch: PairBatch) -> Tensor:
         """Mean divergence of this rank's queries from the frozen ranking of some items, each query once.
 
-        The items are the random negatives, or as many evenly spaced ones of the catalog, from another start each time.
+        The items are the random negatives, or evenly spaced ones of the catalog, or of those of the buckets, from
+        another start each time.
         """
         keys = torch.unique(batch.query_key)
         rows = first_rows(batch.query_key, keys)[:_DISTILLED_QUERIES]
         texts = batch.items[FROZEN_TEXT.values.name]
         chosen = batch.negatives
         if self.settings.form == "full":
-            spacing = max(1, len(items) // _DISTILLED_ITEMS)
-            start = int(batch.query_key[0]) % spacing
-            chosen = torch.arange(start, len(items), spacing, device=items.device)
+            chosen = torch.arange(len(items), device=items.device)
+        if self.settings.form in ("full", "bucketed"):
+            spacing = max(1, len(chosen) // _DISTILLED_ITEMS)
+            start = int(batch.query_key[:1].sum()) % spacing
+            chosen = chosen[start::spacing]
         has_text = texts.counts > 0
         chosen = chosen[has_text[chosen]]
-        if not len(chosen):
+        if not len(chosen) or not len(rows):
             return items.sum() * 0
         frozen = texts.values[has_text.cumsum(0)[chosen] - 1].float()
         frozen_queries = batch.query_embedding[rows].float()
@@ -138,6 +152,28 @@ class Objective(nn.Module):
             own = OwnColumn(all_vectors[batch.explicit.item], batch.explicit.weight.log())
         catalog = Columns(all_vectors, certain, mask, own=own)
         return pair_losses(pair_queries[first], batch.positive, catalog, None, temperature, "full", query_of_pair)
+
+    def _bucketed_losses(self, pair_queries: Tensor, items: Tensor, batch: PairBatch, temperature: Tensor) -> Tensor:
+        """Each query of the batch once, against the items of its bucket on this rank, and its own positives."""
+        assert batch.buckets is not None, "the trainer lets an ItemMemory choose the items"
+        queries, query_of_pair = torch.unique(batch.query_key, return_inverse=True)
+        first = first_rows(batch.query_key, queries)
+        shown = batch.query_item_key[first]
+        buckets = []
+        for number, entries in enumerate(batch.buckets.items):
+            rows = (batch.buckets.of_pair[first] == number).nonzero().squeeze(1)
+            place = torch.full((len(items),), -1, device=items.device)
+            place[entries] = torch.arange(len(entries), device=items.device)
+            own = place[batch.positive]
+            is_in = own >= 0
+            mask = same_query_mask(queries[rows], batch.query_key[is_in], own[is_in], len(entries))
+            mask |= self._query_item_mask(shown[rows], batch.item_key[entries])
+            columns = Columns(items[entries], batch.buckets.log_probability[number], mask)
+            buckets.append(Bucket(rows, columns))
+        is_shown = (batch.item_key[batch.positive] == batch.query_item_key) & self.settings.mask_query_item
+        return bucketed_losses(
+            pair_queries[first], items, batch.positive, query_of_pair, is_shown, buckets, temperature
+        )
 
     def _query_item_mask(self, shown: Int[Tensor, "row"], keys: Int[Tensor, "column"]) -> Tensor:
         return same_item_mask(shown if self.settings.mask_query_item else torch.zeros_like(shown), keys)

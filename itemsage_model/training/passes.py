@@ -23,6 +23,7 @@ from itemsage_model.encoders.tower import Tower
 from itemsage_model.training import distributed
 from itemsage_model.training.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
 from itemsage_model.training.inputs import Inputs, make_batches, make_objective
+from itemsage_model.training.item_memory import ItemMemory
 from itemsage_model.training.progress import Progress
 from itemsage_model.training.start import Strength, least_unseen, start_spectral
 from itemsage_model.training.trainer import StepReport, Trainer
@@ -99,7 +100,8 @@ def run_pass(one: Pass, device: torch.device) -> Outcome:
     settings, inputs, is_first = one.settings, one.inputs, distributed.rank() == 0
     tower = inputs.spec.build(seed=settings.train.seed).to(device)
     tower.remember(torch.from_numpy(inputs.item_keys), torch.from_numpy(inputs.query_keys))
-    trainer = Trainer(tower, make_objective(inputs, settings, device), settings.train, len(settings.tasks))
+    memory = ItemMemory(settings.loss, settings.train) if settings.loss.form == "bucketed" else None
+    trainer = Trainer(tower, make_objective(inputs, settings, device), settings.train, len(settings.tasks), memory)
     stopping = EarlyStopping(settings.train.patience)
     strength = _resume(trainer, stopping, one.checkpoints)
     if settings.train.start == "spectral" and trainer.step == 0:

@@ -16,6 +16,7 @@ from itemsage_model.data.batch import PairBatch
 from itemsage_model.encoders.precision import Precision, choose_precision, tensor_float32
 from itemsage_model.encoders.tower import Tower
 from itemsage_model.training import distributed
+from itemsage_model.training.item_memory import ItemMemory
 from itemsage_model.training.objective import Objective
 from itemsage_model.training.optim import gradient_norm, make_optimizer, scale_gradients, set_learning_rates
 from schemas.errors import EXIT_SETTINGS
@@ -84,9 +85,13 @@ class Trainer:
         objective: Gathers, counts and computes the loss.
         settings: Batches, optimiser, schedule.
         tasks: Number of tasks, for the report.
+        memory: Chooses the items of a bucketed softmax; None with other forms of the loss.
     """
 
-    def __init__(self, tower: Tower, objective: Objective, settings: TrainSettings, tasks: int) -> None:
+    def __init__(
+        self, tower: Tower, objective: Objective, settings: TrainSettings, tasks: int, memory: ItemMemory | None = None
+    ) -> None:
+        self.memory = memory
         self.tower, self.objective, self.settings, self.tasks = tower, objective, settings, tasks
         self.device = tower.temperature().device
         self.optimizer = make_optimizer(tower, settings)
@@ -148,7 +153,11 @@ class Trainer:
         is_half = self.precision == "bfloat16"
         with tensor_float32(is_half):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=is_half):
+                if self.memory is not None:
+                    batch = self.memory.narrowed(batch, self.tower, self.step)
                 embedded = self._model(self.tower.inputs(batch))
+                if self.memory is not None:
+                    self.memory.keep(embedded)
             queries, items = self.tower.sides(embedded.float(), batch)
             losses, objective = self.objective(queries, items, batch, self.tower.temperature())
             objective.backward()

@@ -56,7 +56,9 @@ class ModelSettings(Section):
 class LossSettings(Section):
     """The loss; see itemsage_model/training/loss.py for the formulas."""
 
-    form: Literal["sum", "literal", "mixed", "corrected", "full"] = "sum"
+    form: Literal["sum", "literal", "mixed", "corrected", "full", "bucketed"] = "sum"
+    buckets: int = Field(default=32, ge=1)
+    bucket_items: int = Field(default=512, ge=1)
     frequency: Literal["sketch", "exact"] = "sketch"
     sketch_depth: int = Field(default=2, ge=1, le=8)
     sketch_width: int = Field(default=1 << 22, ge=1 << 10)

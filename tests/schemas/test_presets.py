@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from schemas.presets import MAX_FULL_SOFTMAX_ITEMS, Candidate, Shop, candidates
+from schemas.presets import MAX_BUCKETED_ITEMS, MAX_FULL_SOFTMAX_ITEMS, Candidate, Shop, candidates
 from schemas.settings import Settings
 
 SHOP = Shop(
@@ -133,7 +133,11 @@ def test_singular_vectors_need_a_place_in_the_model():
 
 def test_the_softmax_is_full_as_long_as_it_is_affordable():
     shop = replace(SHOP, items=10**6, training_pairs=10**8)
-    for engaged, form in ((MAX_FULL_SOFTMAX_ITEMS, "full"), (MAX_FULL_SOFTMAX_ITEMS + 1, "mixed")):
+    forms = {
+        MAX_FULL_SOFTMAX_ITEMS: "full", MAX_FULL_SOFTMAX_ITEMS + 1: "bucketed",
+        MAX_BUCKETED_ITEMS: "bucketed", MAX_BUCKETED_ITEMS + 1: "mixed",
+    }  # fmt: skip
+    for engaged, form in forms.items():
         for one in candidates(settings(), replace(shop, engaged_items=engaged)):
             assert (one.settings.loss.form, one.settings.loss.frequency) == (form, "exact")
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from itemsage_model.data.batch import Buckets, ItemBatch, PairBatch
 from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch, log_inclusion_probability
 from itemsage_model.training.loss import Columns, Form, pair_losses, weighted_mean
 from itemsage_model.training.masks import first_rows, same_item_mask, same_query_mask
+from itemsage_model.training.objective import Objective
 from itemsage_model.training.ranks import MEETING_PLACE
 from schemas.errors import DeadlineError
+from schemas.settings import LossSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 FORMS: tuple[Form, ...] = ("sum", "literal", "mixed", "corrected", "full")
@@ -33,7 +37,8 @@ QUERIES = (1, 2, 3, 3, 1, 4, 5)
 SHOWN = (0, 13, 0, 0, 12, 0, 0)
 WEIGHTS = (1.0, 2.0, 0.5, 1.0, 3.0, 1.0, 0.25)
 NEGATIVES = (13, 16, 12, 13, 17)
-PAIRS_OF_RANK_0, NEGATIVES_OF_RANK_0 = 3, 1
+PAIRS_OF_RANK = (slice(0, 3), slice(3, None))
+NEGATIVES_OF_RANK_0 = 1
 
 
 class Tower(nn.Module):
@@ -93,11 +98,41 @@ def global_loss(tower: nn.Module, temperature: Tensor, form: Form, pairs: slice,
     return weighted_mean(losses, weights, weight_sum, distributed.world_size())
 
 
+def bucketed_loss(tower: nn.Module, temperature: Tensor, rank: int) -> Tensor:
+    """The trainer's composition for a rank's pairs and the bucket that it chose, of which the other has no item."""
+    pairs = PAIRS_OF_RANK[rank]
+    item_keys, query_keys, shown = (torch.tensor(numbers)[pairs] for numbers in (ITEMS, QUERIES, SHOWN))
+    columns = torch.tensor([[11, 13, 16], [12, 14, 17]][rank])
+    keys = torch.unique(torch.cat([item_keys, columns]))
+    batch = PairBatch(
+        ItemBatch({}),
+        keys,
+        torch.searchsorted(keys, item_keys),
+        torch.empty(0, dtype=torch.int64),
+        torch.cos(query_keys[:, None] * torch.arange(1, 5, dtype=torch.float64)),
+        query_keys,
+        shown,
+        torch.tensor(WEIGHTS, dtype=torch.float64)[pairs],
+        torch.zeros_like(item_keys),
+        buckets=Buckets(
+            torch.zeros_like(item_keys),
+            torch.searchsorted(keys, columns)[None],
+            torch.tensor([[0.0, -0.7, -0.7]], dtype=torch.float64),
+        ),
+    )
+    objective = Objective(LossSettings(form="bucketed"), CountMinSketch(2, 1 << 10), 1.0)
+    return objective(batch.query_embedding, tower(keys), batch, temperature)[1]
+
+
 def loss_and_gradients(form: Form, pairs: slice, negatives: slice) -> dict[str, Tensor]:
+    return gradients_of(lambda tower, temperature: global_loss(tower, temperature, form, pairs, negatives))
+
+
+def gradients_of(compute: Callable[[nn.Module, Tensor], Tensor]) -> dict[str, Tensor]:
     torch.manual_seed(3)
     tower = Tower()
     model = DistributedDataParallel(tower) if distributed.world_size() > 1 else tower
-    loss = global_loss(model, tower.log_temperature.exp(), form, pairs, negatives)
+    loss = compute(model, tower.log_temperature.exp())
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in tower.named_parameters() if parameter.grad is not None}
     return {"loss": distributed.sum_over_ranks(loss) / distributed.world_size()} | gradients
@@ -108,10 +143,11 @@ def main(folder: str) -> None:
     device = distributed.start(timeout_seconds=60)
     rank = distributed.rank()
     found: dict[str, Any] = {"device": str(device), "rank": rank, "world_size": distributed.world_size()}
-    own = (slice(0, PAIRS_OF_RANK_0), slice(PAIRS_OF_RANK_0, None))[rank]
+    own = PAIRS_OF_RANK[rank]
     own_negatives = (slice(0, NEGATIVES_OF_RANK_0), slice(NEGATIVES_OF_RANK_0, None))[rank]
     for form in FORMS:
         found[form] = loss_and_gradients(form, own, own_negatives)
+    found["bucketed"] = gradients_of(lambda tower, temperature: bucketed_loss(tower, temperature, rank))
 
     rows = torch.arange(6).view(3, 2)
     found["rows"] = distributed.gather_rows(rows[: 1 + rank] + 10 * rank)
@@ -174,6 +210,20 @@ def test_two_ranks_equal_one_in_loss_and_gradients(two_ranks: list[dict[str, Any
     for found in two_ranks:
         for name, value in expected.items():
             torch.testing.assert_close(found[form][name], value.detach(), rtol=1e-10, atol=1e-12, msg=f"{form} {name}")
+
+
+def test_two_ranks_with_buckets_of_their_own_add_up(two_ranks: list[dict[str, Any]]) -> None:
+    shares = [sum(WEIGHTS[pairs]) / sum(WEIGHTS) for pairs in PAIRS_OF_RANK]
+
+    def both(tower: nn.Module, temperature: Tensor) -> Tensor:
+        parts = [share * bucketed_loss(tower, temperature, rank) for rank, share in enumerate(shares)]
+        return torch.stack(parts).sum()
+
+    expected = gradients_of(both)
+    assert all(value.abs().max() > 1e-3 for value in expected.values())
+    for found in two_ranks:
+        for name, value in expected.items():
+            torch.testing.assert_close(found["bucketed"][name], value.detach(), rtol=1e-10, atol=1e-12, msg=name)
 
 
 def test_ranks_gather_different_numbers_of_rows(two_ranks: list[dict[str, Any]]) -> None:

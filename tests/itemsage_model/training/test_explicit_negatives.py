@@ -153,6 +153,6 @@ def test_auto_takes_negatives_while_it_takes_the_full_softmax_and_else_says_why_
     )  # fmt: skip
     tried = candidates(free, size)
     assert [(one.settings.loss.form, one.settings.negatives) for one in tried] == [("full", shop.negatives)] * 2
-    with pytest.raises(SettingsError, match=r"12,001 engaged items.*'mixed'.*\n?.*set loss.form = \"full\""):
+    with pytest.raises(SettingsError, match=r"12,001 engaged items.*'bucketed'.*\n?.*set loss.form = \"full\""):
         candidates(free, replace(size, engaged_items=12_001))
     assert candidates(shop.model_copy(update={"preset": "auto"}), replace(size, engaged_items=12_001))

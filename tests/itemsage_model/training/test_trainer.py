@@ -34,10 +34,11 @@ ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "loss_curve.json"
 
 
-@pytest.mark.parametrize("form", ["sum", "literal", "mixed", "corrected", "full"])
+@pytest.mark.parametrize("form", ["sum", "literal", "mixed", "corrected", "full", "bucketed"])
 def test_the_loss_curve_is_the_golden_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str):
     """Rewrite after a change that is meant to move numbers: UPDATE_GOLDEN=1 python -m pytest -k golden."""
-    settings = make_warehouse(tmp_path, {"click": [30, 20], "save": [9]}, loss={"form": form})
+    loss = {"form": form, "buckets": 2, "bucket_items": 6}
+    settings = make_warehouse(tmp_path, {"click": [30, 20], "save": [9]}, loss=loss)
     curve = losses_of(settings, monkeypatch)
     assert len(curve) == 20
     if os.environ.get("UPDATE_GOLDEN"):
@@ -68,7 +69,7 @@ def test_negatives_of_a_batch_come_from_all_over_a_file_that_is_sorted_by_item(t
         assert len(row_groups.unique()) >= 8
 
 
-@pytest.mark.parametrize("form", ["sum", "full"])
+@pytest.mark.parametrize("form", ["sum", "full", "bucketed"])
 def test_a_model_with_all_parts_lowers_the_loss_and_knows_whom_it_was_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ):
@@ -117,8 +118,13 @@ NEGATIVES = {
 }  # fmt: skip
 """Sections of settings with explicit negatives."""
 
+BUCKETED = {
+    "model": BEYOND_THE_PAPER, "loss": {"form": "bucketed", "buckets": 2, "bucket_items": 6, "distillation": 0.1},
+}  # fmt: skip
+"""Sections of settings with two buckets of 6 of the 20 items."""
 
-@pytest.mark.parametrize("sections", [*({"model": model} for model in MODELS), NEGATIVES])
+
+@pytest.mark.parametrize("sections", [*({"model": model} for model in MODELS), NEGATIVES, BUCKETED])
 def test_an_interrupted_run_resumes_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
 ):
@@ -228,6 +234,12 @@ def test_two_ranks_finish_on_tables_of_very_unequal_sizes(tmp_path: Path, model:
 def test_two_ranks_finish_where_batches_of_one_have_no_negative(tmp_path: Path):
     train = {"processes": 2, "steps": 6, "batch_size": 4, "negatives_from": "engaged"}
     settings = make_warehouse(tmp_path / "w", {"click": [4, 4], "save": [30]}, **NEGATIVES, train=train)
+    assert "step 6/6" in run_two_ranks(settings)
+
+
+def test_two_ranks_finish_with_buckets_of_their_own(tmp_path: Path):
+    train = {"processes": 2, "steps": 6, "checkpoint_every": 4}
+    settings = make_warehouse(tmp_path / "w", {"click": [40, 13], "checkout": [3]}, **BUCKETED, train=train)
     assert "step 6/6" in run_two_ranks(settings)
 
 
