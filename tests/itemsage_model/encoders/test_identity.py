@@ -83,7 +83,7 @@ def test_assigned_vectors_are_what_their_keys_then_have():
     vectors = torch.randn(1_000, 8)
     model.assign(KEYS[:1_000], vectors)
     wrong = (model(KEYS[:1_000]) - vectors).abs().amax(dim=1)
-    assert (wrong < 0.01).float().mean() > 0.95
+    assert (wrong < 0.03).float().mean() > 0.95
     assert model.table.abs().max() < 10
 
 
