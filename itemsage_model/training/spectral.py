@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,6 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from itemsage_model.data.parquet_files import file_batches
 from itemsage_model.data.pinned_files import TableFiles
-from itemsage_model.data.reader import Weight
 from schemas.tables import EMBEDDING_DIM, TRAINING_PAIRS
 
 _ROWS_AT_ONCE = 1 << 16
@@ -55,13 +55,17 @@ class SpectralStart:
         return _unit(self.queries + smoothing * self.popularity)
 
 
-def spectral_start(tasks: Sequence[TableFiles], shares: Sequence[float], weight: Weight) -> SpectralStart:
+Measure = Literal["pair_weight", "engagement_count", "fit_weight", "fit_engagement_count"]
+"""The column of the training tables that says how much a pair counts."""
+
+
+def spectral_start(tasks: Sequence[TableFiles], shares: Sequence[float], weight: Measure) -> SpectralStart:
     """Factorise the pairs of the training tables; see `factorised`.
 
     Args:
         tasks: Files of the training tables.
         shares: The tasks' shares of a batch.
-        weight: The column that is a pair's weight.
+        weight: The column that says how much a pair counts; pairs with 0 are left out.
 
     Raises:
         TableError: a file is damaged, gone or lacks a column.
@@ -112,7 +116,7 @@ def factorised(query_key: Keys, item_key: Keys, weight: npt.NDArray[np.float64])
     return SpectralStart(item_keys, items, query_keys, queries, towards)
 
 
-def _pairs(files: TableFiles, weight: Weight) -> tuple[Keys, Keys, npt.NDArray[np.float64]]:
+def _pairs(files: TableFiles, weight: Measure) -> tuple[Keys, Keys, npt.NDArray[np.float64]]:
     """query_key, item_key and weight of the rows with a weight above 0."""
     parts = list(_parts(files, weight))
     if not parts:
@@ -121,7 +125,7 @@ def _pairs(files: TableFiles, weight: Weight) -> tuple[Keys, Keys, npt.NDArray[n
     return query, item, weights.astype(np.float64)
 
 
-def _parts(files: TableFiles, weight: Weight) -> Iterable[tuple[Keys, Keys, Vectors]]:
+def _parts(files: TableFiles, weight: Measure) -> Iterable[tuple[Keys, Keys, Vectors]]:
     declared = replace(TRAINING_PAIRS, name=files.table)
     for uri in files.uris:
         for batch in file_batches(uri, ["query_key", "item_key", weight], _ROWS_AT_ONCE, declared):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
+from itemsage_model.data.reader import Weight
 from itemsage_model.encoders.identity import KeyIdentity
 from itemsage_model.encoders.item_tower import ItemTower
 from itemsage_model.training import distributed
 from itemsage_model.training.inputs import Inputs
-from itemsage_model.training.spectral import SpectralStart, spectral_start
+from itemsage_model.training.spectral import Keys, Measure, SpectralStart, Vectors, spectral_start
 from itemsage_model.training.validation import Validation
 from schemas.settings import Settings
 
@@ -20,6 +23,8 @@ _STRENGTHS = ((0.3, 0.3), (0.3, 1.0), (1.0, 1.0), (3.0, 2.0), (8.0, 6.0))
 """Of items and queries: from a whisper to hardly any text."""
 _SMOOTHINGS = (1.0, 0.0, 4.0)
 """Strengths are tried with the first, and the others then with the best of them."""
+_COUNTS: dict[Weight, Measure] = {"pair_weight": "engagement_count", "fit_weight": "fit_engagement_count"}
+"""What a pair's weight is where no event is discounted by its age."""
 
 
 _FEW_HITS = 25
@@ -28,24 +33,27 @@ _FEW_HITS = 25
 
 @dataclass(frozen=True)
 class Strength:
-    """How much the identities weigh beside the frozen vectors, and what is popular in those of queries.
+    """What the singular vectors are of, how much they weigh beside the frozen ones, and what is popular in a query's.
 
     Attributes:
         items: Factor of the items' vectors, gamma of the residual path.
         queries: Factor of the queries' vectors, beta of the query adapter.
         smoothing: See `SpectralStart.query_vectors`.
+        counts: 1 = of the pairs' engagement counts, 0 = of their weights, in which older events count less.
     """
 
     items: float = 3.0
     queries: float = 2.0
     smoothing: float = 0.0
+    counts: float = 0.0
 
     def __str__(self) -> str:
-        return f"of items x {self.items}, of queries x {self.queries}, smoothing {self.smoothing}"
+        what = "counts" if self.counts else "weights"
+        return f"of {what}, items x {self.items}, queries x {self.queries}, smoothing {self.smoothing}"
 
     def to_tensor(self) -> Tensor:
         """As a checkpoint holds it, and ranks tell it to each other."""
-        return torch.tensor([self.items, self.queries, self.smoothing], dtype=torch.float64)
+        return torch.tensor([self.items, self.queries, self.smoothing, self.counts], dtype=torch.float64)
 
     @classmethod
     def from_tensor(cls, tensor: Tensor) -> Strength:
@@ -79,12 +87,18 @@ def start_spectral(
         validation: Of rank 0; None elsewhere, or where nothing is validated.
     """
     items, queries = _tables(tower)
-    device, strength = items.table.device, torch.zeros(3, dtype=torch.float64)
+    device, strength = items.table.device, torch.zeros(4, dtype=torch.float64)
     if distributed.rank() == 0:
-        found = spectral_start(inputs.tasks, [task.share for task in settings.tasks], inputs.weight)
-        items.assign(torch.from_numpy(found.item_keys).to(device), torch.from_numpy(found.items).to(device))
-        chosen = known or (_best(tower, found, validation) if validation else Strength())
-        _set(tower, found, chosen)
+
+        @cache
+        def found(counts: float) -> SpectralStart:
+            measure = _COUNTS[inputs.weight] if counts else inputs.weight
+            return spectral_start(inputs.tasks, [task.share for task in settings.tasks], measure)
+
+        has_ages = bool(settings.half_life_days)
+        chosen = known or (_best(tower, found, validation, has_ages) if validation else Strength())
+        _give(items, found(chosen.counts).item_keys, found(chosen.counts).items)
+        _set(tower, found(chosen.counts), chosen)
         strength += chosen.to_tensor()
     for table in (items.table, queries.table):
         _take_first(table)
@@ -93,22 +107,33 @@ def start_spectral(
     return chosen
 
 
-def _best(tower: ItemTower, found: SpectralStart, validation: Validation) -> Strength:
+def _best(
+    tower: ItemTower, found: Callable[[float], SpectralStart], validation: Validation, has_ages: bool
+) -> Strength:
     """Of the strengths that are tried, the one with the best recall of all once unseen items are pulled."""
     wanted, device = least_unseen(validation), tower.temperature().device
 
     def reached(strength: Strength) -> float:
-        _set(tower, found, strength)
+        _set(tower, found(strength.counts), strength)
         measured = validation.calibrate(tower, wanted, 0, device)
         print(f"  singular vectors {strength}, pull {measured.pull}: {measured.recall}", flush=True)
         return measured.recall.of_all
 
+    tried: dict[Strength, float] = {}
+    items = _tables(tower)[0]
+    _give(items, found(0.0).item_keys, found(0.0).items)
+
+    def best_of(strengths: Iterable[Strength]) -> Strength:
+        tried.update({strength: reached(strength) for strength in strengths})
+        return max(tried, key=tried.__getitem__)
+
     first, *others = _SMOOTHINGS
-    tried = {Strength(*pair, first): 0.0 for pair in _STRENGTHS}
-    tried = {strength: reached(strength) for strength in tried}
-    best = max(tried, key=tried.__getitem__)
-    tried |= {strength: reached(strength) for strength in (replace(best, smoothing=other) for other in others)}
-    return max(tried, key=tried.__getitem__)
+    best = best_of(Strength(*pair, first) for pair in _STRENGTHS)
+    best = best_of(replace(best, smoothing=other) for other in others)
+    if not has_ages:
+        return best
+    _give(items, found(1.0).item_keys, found(1.0).items)
+    return best_of([replace(best, counts=1.0)])
 
 
 def _tables(tower: ItemTower) -> tuple[KeyIdentity, KeyIdentity]:
@@ -117,6 +142,12 @@ def _tables(tower: ItemTower) -> tuple[KeyIdentity, KeyIdentity]:
     assert tower.query_adapter is not None
     assert tower.query_adapter.identity is not None
     return tower.item_identity, tower.query_adapter.identity
+
+
+def _give(identity: KeyIdentity, keys: Keys, vectors: Vectors) -> None:
+    """Make the vectors those of the keys."""
+    device = identity.table.device
+    identity.assign(torch.from_numpy(keys).to(device), torch.from_numpy(vectors).to(device))
 
 
 @torch.no_grad()
@@ -128,9 +159,7 @@ def _set(tower: ItemTower, found: SpectralStart | None, strength: Strength) -> N
     tower.residual.gamma.fill_(strength.items)
     tower.query_adapter.beta.fill_(strength.queries)
     if found is not None:
-        table = _tables(tower)[1]
-        keys, vectors = found.query_keys, found.query_vectors(strength.smoothing)
-        table.assign(torch.from_numpy(keys).to(table.table.device), torch.from_numpy(vectors).to(table.table.device))
+        _give(_tables(tower)[1], found.query_keys, found.query_vectors(strength.smoothing))
 
 
 @torch.no_grad()

@@ -69,14 +69,23 @@ class Calibration:
 class _Task:
     """One task's pairs as a batch of its distinct queries, and as pairs of positions.
 
-    Where they are too many, half of the queries are drawn from all, for the recall of all, and half from those with an
-    unseen item.
+    Where they are too many, half of the queries are drawn from all, for the recall of all, and half from those with
+    unseen items, for theirs.
+
+    Attributes:
+        queries: The queries.
+        held_out: The pairs.
+        is_unseen: bool [pair].
+        weight_of_all: What each pair counts in the recall of all [pair]; 0 = its query was not drawn for that.
+        weight_of_unseen: What it counts in the recall of unseen items [pair].
+        share: Of the task in the mean.
     """
 
     queries: PairBatch
     held_out: HeldOut
     is_unseen: Tensor
-    is_drawn: Tensor
+    weight_of_all: Tensor
+    weight_of_unseen: Tensor
     share: float
 
 
@@ -110,18 +119,18 @@ class Validation:
     @property
     def pair_count(self) -> int:
         """Pairs that are measured, over all tasks."""
-        return sum(int(task.is_drawn.sum()) for task in self.tasks)
+        return sum(int((task.weight_of_all > 0).sum()) for task in self.tasks)
 
     @property
     def unseen_share(self) -> float:
         """Share of these pairs whose item has no engagement before the window."""
-        drawn = sum(int((task.is_unseen & task.is_drawn).sum()) for task in self.tasks)
+        drawn = sum(int((task.is_unseen & (task.weight_of_all > 0)).sum()) for task in self.tasks)
         return drawn / max(self.pair_count, 1)
 
     @property
     def unseen_count(self) -> int:
         """Pairs with unseen items that are measured, over all tasks."""
-        return sum(int(task.is_unseen.sum()) for task in self.tasks)
+        return sum(int((task.weight_of_unseen > 0).sum()) for task in self.tasks)
 
     @torch.no_grad()
     def recall(self, tower: Tower, step: int, device: torch.device) -> Recall:
@@ -142,11 +151,9 @@ class Validation:
         of_all, of_unseen, unseen_shares = 0.0, 0.0, 0.0
         for task, queries in zip(self.tasks, query_vectors, strict=True):
             hit = (ranks(task.held_out, _dot_product(queries, items)) <= K).double()
-            weights = task.held_out.weights.double()
-            drawn = weights * task.is_drawn
-            of_all += task.share / shares * float((hit * drawn).sum() / drawn.sum())
-            if task.is_unseen.any():
-                own = weights * task.is_unseen
+            weights, own = task.weight_of_all, task.weight_of_unseen
+            of_all += task.share / shares * float((hit * weights).sum() / weights.sum())
+            if own.any():
                 of_unseen += task.share * float((hit * own).sum() / own.sum())
                 unseen_shares += task.share
         return Recall(step, of_all, of_unseen / unseen_shares if unseen_shares else float("nan"))
@@ -222,16 +229,20 @@ class Validation:
         """The pairs of a task whose items are candidates, of at most so many queries; None where there is none."""
         positive, is_candidate = _positions(self.catalog.item_key, pairs.item_key)
         known = np.flatnonzero(is_candidate)
-        # Keys are hashes: the first of them in order are as good as drawn at random.
-        keys = np.unique(pairs.query_key[known])
-        _, is_seen = _positions(fit_keys, pairs.item_key[known])
-        drawn = keys if len(keys) <= max_queries else keys[: max(1, max_queries // 2)]
-        queries = np.union1d(drawn, np.unique(pairs.query_key[known][~is_seen])[: max_queries // 2])
-        is_measured = np.isin(pairs.query_key[known], queries)
-        rows, is_seen = known[is_measured], is_seen[is_measured]
-        if not len(rows):
+        if not len(known):
             return None
-        _, first, query = np.unique(pairs.query_key[rows], return_index=True, return_inverse=True)
+        queries, query = np.unique(pairs.query_key[known], return_inverse=True)
+        _, is_seen = _positions(fit_keys, pairs.item_key[known])
+        most = max_queries if len(queries) <= max_queries else max(1, max_queries // 2)
+        weight = pairs.weight[known].astype(np.float64)
+        of_all = weight * _sample(np.bincount(query, weight).astype(np.float64), most)[query]
+        weight[is_seen] = 0
+        of_unseen = weight * _sample(np.bincount(query, weight).astype(np.float64), most)[query]
+        is_measured = np.isin(query, query[(of_all > 0) | (of_unseen > 0)])
+        rows, is_seen, of_all, of_unseen = (
+            known[is_measured], is_seen[is_measured], of_all[is_measured], of_unseen[is_measured],
+        )  # fmt: skip
+        queries, first, query = np.unique(pairs.query_key[rows], return_index=True, return_inverse=True)
         first = rows[first]
         shown, is_shown = _positions(self.catalog.item_key, pairs.query_item_key[first])
         batch = PairBatch(
@@ -252,8 +263,8 @@ class Validation:
             weights=torch.from_numpy(pairs.weight[rows]),
             distractors=torch.ones(len(self.catalog), dtype=torch.bool),
         )
-        is_drawn = torch.from_numpy(np.isin(pairs.query_key[rows], drawn))
-        return _Task(batch, held_out, torch.from_numpy(~is_seen), is_drawn, share)
+        weights = torch.from_numpy(of_all), torch.from_numpy(of_unseen)
+        return _Task(batch, held_out, torch.from_numpy(~is_seen), *weights, share)
 
 
 @dataclass
@@ -299,6 +310,22 @@ class EarlyStopping:
 
 def _dot_product(queries: Tensor, items: Tensor) -> ScoreQueries:
     return lambda block: queries[block] @ items.T
+
+
+def _sample(sizes: npt.NDArray[np.float64], most: int) -> npt.NDArray[np.float64]:
+    """Draw at most so many queries, large ones rather than small; what a drawn one's pairs then count, 0 of the others.
+
+    Few queries have much of all engagements; a sample that left them to chance would say something else each time. In
+    priority sampling (Duffield, Lund and Thorup 2007) the sums over the drawn ones are right on average.
+    """
+    if np.count_nonzero(sizes) <= most:
+        return (sizes > 0).astype(np.float64)
+    priority = sizes / np.random.default_rng(0).uniform(1e-9, 1, len(sizes))
+    order = np.argsort(-priority, kind="stable")
+    factor = np.zeros(len(sizes))
+    drawn = order[:most]
+    factor[drawn] = np.maximum(sizes[drawn], priority[order[most]]) / sizes[drawn]
+    return factor
 
 
 def _positions(

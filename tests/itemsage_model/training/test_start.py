@@ -43,10 +43,10 @@ def made(folder: Path, **train: Any) -> tuple[Settings, Inputs, ItemTower]:
 
 def test_items_and_queries_get_their_vectors_at_the_strength_that_is_known(tmp_path: Path) -> None:
     settings, inputs, tower = made(tmp_path)
-    known = Strength(5.0, 4.0, 2.0)
+    known = Strength(5.0, 4.0, 2.0, 1.0)
     assert start_spectral(tower, inputs, settings, known, None) == known
     assert (tower.residual.gamma.item(), tower.query_adapter.beta.item()) == (5.0, 4.0)
-    found = spectral_start(inputs.tasks, [task.share for task in settings.tasks], "fit_weight")
+    found = spectral_start(inputs.tasks, [task.share for task in settings.tasks], "fit_engagement_count")
     for part, keys, vectors in (
         (tower.item_identity, found.item_keys, found.items),
         (tower.query_adapter.identity, found.query_keys, found.query_vectors(2.0)),
@@ -55,8 +55,13 @@ def test_items_and_queries_get_their_vectors_at_the_strength_that_is_known(tmp_p
         assert (wrong < 0.01).mean() > 0.9
 
 
-def test_the_strength_is_the_best_of_those_tried_on_the_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("half_life", [0, 30])
+def test_the_strength_is_the_best_of_those_tried_on_the_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half_life: float
+) -> None:
     settings, inputs, tower = made(tmp_path)
+    aged = settings.training_tables.model_copy(update={"recency_half_life_days": half_life})
+    settings = settings.model_copy(update={"training_tables": aged})
     validation = validation_of(inputs, settings)
     assert validation is not None
     tried = []
@@ -71,7 +76,7 @@ def test_the_strength_is_the_best_of_those_tried_on_the_window(tmp_path: Path, m
     monkeypatch.setattr(validation, "calibrate", noted)
     chosen = start_spectral(tower, inputs, settings, None, validation)
     best = max(tried, key=lambda one: one[0])
-    assert len(tried) == len(module._STRENGTHS) + 2
+    assert len(tried) == len(module._STRENGTHS) + 2 + bool(half_life)
     assert (chosen.items, chosen.queries) == pytest.approx(best[1])
     assert torch.equal(tower.query_adapter.identity.table, best[2])
 

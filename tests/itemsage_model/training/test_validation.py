@@ -153,9 +153,32 @@ def test_nothing_is_measured_where_no_pairs_item_is_a_candidate(catalog: Catalog
     assert validation(catalog, tasks).pair_count == 0
 
 
+def test_a_sample_has_the_right_sums_on_average_and_the_largest_surely():
+    sizes = np.random.default_rng(1).pareto(1.0, 300)
+    sums, found = [], np.zeros(300)
+    draw = np.random.default_rng
+    for seed in range(400):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module.np.random, "default_rng", lambda _, seed=seed: draw(seed))
+            factor = module._sample(sizes, 40)
+        assert np.count_nonzero(factor) == 40
+        assert factor[sizes.argmax()] == pytest.approx(1)
+        sums.append((factor * sizes).sum())
+        found += factor
+    assert np.mean(sums) == pytest.approx(sizes.sum(), rel=0.02)
+    assert (found[np.argsort(-sizes)[:50]] / 400).mean() == pytest.approx(1, abs=0.05)
+
+
 def test_a_sample_is_of_whole_queries_half_of_them_with_unseen_items(
     catalog: CatalogItems, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With the first queries in place of drawn ones."""
+
+    def first(sizes: np.ndarray, most: int) -> np.ndarray:
+        kept = np.flatnonzero(sizes)[:most]
+        return np.bincount(kept, minlength=len(sizes)).astype(float)
+
+    monkeypatch.setattr(module, "_sample", first)
     tasks, model = [pairs_of_task(number) for number in range(3)], tower()
     every = validation(catalog, tasks)
     monkeypatch.setattr(module, "MAX_SCORES", 3 * ITEMS * 10)  # ten queries a task
@@ -165,10 +188,10 @@ def test_a_sample_is_of_whole_queries_half_of_them_with_unseen_items(
     drawn, all_of_unseen = [], []
     for task in tasks:
         known = task.item_key < 1000 + ITEMS
-        first = np.unique(task.query_key[known])[:5]
+        head = np.unique(task.query_key[known])[:5]
         unseen = np.unique(task.query_key[known & ~np.isin(task.item_key, FIT_KEYS)])[:5]
         columns = (task.query_embedding, task.query_key, task.item_key, task.query_item_key, task.weight)
-        for chosen, queries in ((drawn, first), (all_of_unseen, np.union1d(first, unseen))):
+        for chosen, queries in ((drawn, head), (all_of_unseen, unseen)):
             rows = known & np.isin(task.query_key, queries)
             chosen.append(ValidationPairs(*(column[rows] for column in columns)))
     assert sampled.pair_count == sum(map(len, drawn))
