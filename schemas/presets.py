@@ -82,7 +82,11 @@ def candidates(settings: Settings, shop: Shop | None) -> list[Candidate]:
         shop = replace(shop, is_one_space=False)
     if settings.preset != "auto":
         return [_candidate(settings.preset, settings, shop, "the settings file names it")]
-    small = "maps of the frozen vectors, held near them, forget little of what the encoder knows of unseen items"
+    small = (
+        "maps of the frozen vectors, held near them, forget little of what the encoder knows of unseen items"
+        if shop.is_one_space
+        else "a tower over texts and images learns what items are, of which few engagements say enough"
+    )
     large = "identities of items and queries hold what is engaged with together"
     return [_candidate("small_log", settings, shop, small), _candidate("large_log", settings, shop, large)]
 
@@ -122,24 +126,42 @@ def _has_use(key: str, section: Section) -> bool:
 def _small_log(shop: Shop) -> dict[str, dict[str, Any]]:
     """Maps on the frozen vectors of both sides that start as no change, held near them; no tower.
 
-    Where queries and items are no neighbours in one space there is nothing to start from, and a narrow tower is left.
+    Where queries and items are no neighbours in one space there is nothing to start from: see `_content`.
     """
-    model: dict[str, Any] = {"query_adapter": True}
-    loss = _loss(shop)
+    if not shop.is_one_space:
+        return _content(shop)
     # What nobody bought yet is kept from leading all lists by being a negative; how far, the pull corrects.
     negatives = "engaged" if _is_full(shop) and shop.items > MAX_FULL_SOFTMAX_ITEMS else "catalog"
-    if shop.is_one_space:
-        rows = _rows(shop.engaged_items)
-        model |= {"sequence": (), "residual": True, "item_map": True, "item_vector": True, "id_rows": rows}
-        loss |= {"distillation": 1.0}
-    else:
-        model |= _narrow(_parts(shop, ["text", "images", "frozen_text"]), 128)
     return {
-        "model": model,
-        "loss": loss,
+        "model": {
+            "sequence": (),
+            "residual": True,
+            "item_map": True,
+            "item_vector": True,
+            "id_rows": _rows(shop.engaged_items),
+            "query_adapter": True,
+        },
+        "loss": _loss(shop) | {"distillation": 1.0},
         "train": _train(shop, _batch_size(shop), steps=_LEAST_STEPS)
         | {"learning_rate": 1e-3, "table_learning_rate": 1e-2, "weight_decay": 0.1, "negatives_from": negatives}
         | {"patience": 3},
+    }
+
+
+def _content(shop: Shop) -> dict[str, dict[str, Any]]:
+    """A tower of half the paper's width over what an item is, and nothing of who it is, as the paper trains it.
+
+    Negatives come from the whole catalog where most of it is engaged with; else they would push the rest away.
+    """
+    steps = _train(shop, min(1_024, _batch_size(shop)), steps=240)
+    is_engaged = 2 * shop.engaged_items >= shop.items
+    return {
+        "model": _narrow(_parts(shop, ["text", "images", "frozen_text"]), 256),
+        "loss": _loss(shop) if _is_full(shop) else {"form": "sum"},
+        "train": steps
+        | {"learning_rate": 3e-3, "table_learning_rate": 1e-2, "average_decay": 0.95, "patience": 3}
+        | {"negatives_from": "catalog" if is_engaged and not _is_full(shop) else "engaged"}
+        | {"validate_every": max(5, steps["steps"] // 6)},
     }
 
 
