@@ -21,7 +21,7 @@ from schemas.settings import Settings
 
 _STRENGTHS = ((0.3, 0.3), (0.3, 1.0), (1.0, 1.0), (3.0, 2.0), (8.0, 6.0))
 """Of items and queries: from a whisper to hardly any text."""
-_SMOOTHINGS = (1.0, 0.0, 4.0)
+_SMOOTHINGS = (1.0, 0.0, 4.0, 12.0)
 """Strengths are tried with the first, and the others then with the best of them."""
 _COUNTS: dict[Weight, Measure] = {"pair_weight": "engagement_count", "fit_weight": "fit_engagement_count"}
 """What a pair's weight is where no event is discounted by its age."""

@@ -76,7 +76,7 @@ def test_the_strength_is_the_best_of_those_tried_on_the_window(
     monkeypatch.setattr(validation, "calibrate", noted)
     chosen = start_spectral(tower, inputs, settings, None, validation)
     best = max(tried, key=lambda one: one[0])
-    assert len(tried) == len(module._STRENGTHS) + 2 + bool(half_life)
+    assert len(tried) == len(module._STRENGTHS) + len(module._SMOOTHINGS) - 1 + bool(half_life)
     assert (chosen.items, chosen.queries) == pytest.approx(best[1])
     assert torch.equal(tower.query_adapter.identity.table, best[2])
 
