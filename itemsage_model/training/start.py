@@ -18,6 +18,7 @@ from itemsage_model.training.inputs import Inputs
 from itemsage_model.training.spectral import Keys, Measure, SpectralStart, Vectors, spectral_start
 from itemsage_model.training.validation import Validation
 from schemas.settings import Settings
+from schemas.tables import EMBEDDING_DIM
 
 _STRENGTHS = ((0.3, 0.3), (0.3, 1.0), (1.0, 1.0), (3.0, 2.0), (8.0, 6.0))
 """Of items and queries: from a whisper to hardly any text."""
@@ -104,6 +105,7 @@ def start_spectral(
         _take_first(table)
     chosen = Strength.from_tensor(distributed.sum_over_ranks(strength.to(device)).cpu())
     _set(tower, None, chosen)
+    tower.pull_unseen(torch.zeros(EMBEDDING_DIM, device=device))  # of the last strength tried
     return chosen
 
 

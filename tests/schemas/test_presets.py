@@ -58,6 +58,7 @@ def test_keys_that_the_file_names_win_also_where_they_name_the_default():
             found = getattr(one.settings, section).model_dump()
             assert {key: found[key] for key in values} == values, one.name
         assert one.settings.train.start == "random", "there is nowhere for singular vectors to go"
+        assert one.settings.train.table_learning_rate > 0
     assert of_shop("large_log", **named).train.negatives_from == "engaged"
 
 

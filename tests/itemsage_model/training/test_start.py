@@ -79,6 +79,7 @@ def test_the_strength_is_the_best_of_those_tried_on_the_window(
     assert len(tried) == len(module._STRENGTHS) + len(module._SMOOTHINGS) - 1 + bool(half_life)
     assert (chosen.items, chosen.queries) == pytest.approx(best[1])
     assert torch.equal(tower.query_adapter.identity.table, best[2])
+    assert not tower.unseen_pull.any()
 
 
 @dataclass
