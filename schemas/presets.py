@@ -93,9 +93,11 @@ def candidates(settings: Settings, shop: Shop | None) -> list[Candidate]:
 
 def _candidate(name: str, settings: Settings, shop: Shop, reason: str) -> Candidate:
     filled = {"small_log": _small_log, "large_log": _large_log}[name](shop)
-    if any(key in settings.model.model_fields_set and not getattr(settings.model, key) for key in SPECTRAL_PARTS):
-        if filled["train"].pop("start", ""):
-            filled["train"]["table_learning_rate"] = 1e-2  # what does not start as something must learn
+    is_refused = any(
+        key in settings.model.model_fields_set and not getattr(settings.model, key) for key in SPECTRAL_PARTS
+    )
+    if is_refused and filled["train"].pop("start", ""):
+        filled["train"]["table_learning_rate"] = 1e-2  # what does not start as something must learn
     chosen = with_defaults(settings.model_copy(update={"negatives": ()}), filled)
     if settings.negatives and chosen.loss.form != "full":
         shop_is = f"with {shop.engaged_items:,} engaged items, preset {name!r} takes loss.form = {chosen.loss.form!r}"
