@@ -1,12 +1,13 @@
-"""Which queries a training run knows: the keys in its training tables, read without the rest of the rows."""
+"""Some columns of the training tables' rows that count, without the rest: which queries a training run knows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from itemsage_model.data.parquet_files import file_batches
@@ -28,9 +29,24 @@ def trained_queries(tasks: Iterable[TableFiles], weight: Weight) -> npt.NDArray[
         TableError: a file is damaged, gone or lacks a column.
     """
     known = np.empty(0, np.int64)
-    for table, uri in ((files.table, uri) for files in tasks for uri in files.uris):
-        parts, declared = [known], replace(TRAINING_PAIRS, name=table)
-        for batch in file_batches(uri, ["query_key", weight], _ROWS_AT_ONCE, declared):
-            parts.append(batch.filter(pc.greater(batch[weight], 0))["query_key"].to_numpy())
-        known = np.unique(np.concatenate(parts))
+    for files in tasks:
+        parts = [batch["query_key"].to_numpy() for batch in weighing_rows(files, ["query_key"], weight)]
+        known = np.unique(np.concatenate([known, *map(np.unique, parts)]))
     return known
+
+
+def weighing_rows(files: TableFiles, columns: Sequence[str], weight: str) -> Iterator[pa.RecordBatch]:
+    """Some columns, and that of the weight, of a training table's rows with a weight above 0.
+
+    Args:
+        files: Of the table.
+        columns: What is read of it beside the weight.
+        weight: The column that says how much a pair counts.
+
+    Raises:
+        TableError: a file is damaged, gone or lacks a column.
+    """
+    declared = replace(TRAINING_PAIRS, name=files.table)
+    for uri in files.uris:
+        for batch in file_batches(uri, [*columns, weight], _ROWS_AT_ONCE, declared):
+            yield batch.filter(pc.greater(batch[weight], 0))

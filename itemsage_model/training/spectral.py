@@ -6,8 +6,8 @@ and in a shop of one purchase after the other it comes near to a count of all pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,11 +16,10 @@ from scipy.sparse import csr_matrix
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from itemsage_model.data.parquet_files import file_batches
 from itemsage_model.data.pinned_files import TableFiles
-from schemas.tables import EMBEDDING_DIM, TRAINING_PAIRS
+from itemsage_model.data.query_keys import weighing_rows
+from schemas.tables import EMBEDDING_DIM
 
-_ROWS_AT_ONCE = 1 << 16
 _ITERATIONS = 3
 _TINY = 1e-30
 
@@ -118,20 +117,12 @@ def factorised(query_key: Keys, item_key: Keys, weight: npt.NDArray[np.float64])
 
 def _pairs(files: TableFiles, weight: Measure) -> tuple[Keys, Keys, npt.NDArray[np.float64]]:
     """query_key, item_key and weight of the rows with a weight above 0."""
-    parts = list(_parts(files, weight))
+    columns = ["query_key", "item_key"]
+    parts = [[batch[name].to_numpy() for name in (*columns, weight)] for batch in weighing_rows(files, columns, weight)]
     if not parts:
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
     query, item, weights = (np.concatenate(column) for column in zip(*parts, strict=True))
     return query, item, weights.astype(np.float64)
-
-
-def _parts(files: TableFiles, weight: Measure) -> Iterable[tuple[Keys, Keys, Vectors]]:
-    declared = replace(TRAINING_PAIRS, name=files.table)
-    for uri in files.uris:
-        for batch in file_batches(uri, ["query_key", "item_key", weight], _ROWS_AT_ONCE, declared):
-            query, item, weights = (batch[name].to_numpy() for name in ("query_key", "item_key", weight))
-            rows = weights > 0
-            yield query[rows], item[rows], weights[rows]
 
 
 def _unit(vectors: Vectors) -> Vectors:
