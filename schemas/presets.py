@@ -156,7 +156,7 @@ def _content(shop: Shop) -> dict[str, dict[str, Any]]:
 
     Negatives come from the whole catalog where most of it is engaged with; else they would push the rest away.
     """
-    steps = _train(shop, min(1_024, _batch_size(shop)), steps=240)
+    steps = _train(shop, min(1_024, _batch_size(shop)), steps=480)
     is_engaged = 2 * shop.engaged_items >= shop.items
     return {
         "model": _narrow(_parts(shop, ["text", "images", "frozen_text"]), 256),
@@ -164,7 +164,7 @@ def _content(shop: Shop) -> dict[str, dict[str, Any]]:
         "train": steps
         | {"learning_rate": 3e-3, "table_learning_rate": 1e-2, "average_decay": 0.95, "patience": 3}
         | {"negatives_from": "catalog" if is_engaged and not _is_full(shop) else "engaged"}
-        | {"validate_every": max(5, steps["steps"] // 6)},
+        | {"validate_every": max(5, steps["steps"] // 12)},
     }
 
 

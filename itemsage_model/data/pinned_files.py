@@ -5,8 +5,9 @@ from __future__ import annotations
 import heapq
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 from deltalake.exceptions import TableNotFoundError
 
 from itemsage_model.data.parquet_files import gone, row_group_rows
@@ -108,6 +109,16 @@ def pin_files(table: str, uri: str, version: int | None = None) -> TableFiles:
     if missing := first_gone([file.path for file in found.files]):
         raise gone(table, missing)
     return TableFiles(table, found.version, tuple(name for name, _ in kept), tuple(rows for _, rows in kept))
+
+
+def some_files(files: TableFiles, rows: int, seed: int) -> TableFiles:
+    """Files of a table, drawn at random, that together hold at least so many rows; all where it has no more."""
+    if files.row_count <= rows:
+        return files
+    order = np.random.default_rng(seed).permutation(len(files.uris))
+    held = np.cumsum([files.rows[i] for i in order])
+    chosen = sorted(order[: int(np.searchsorted(held, rows)) + 1])
+    return replace(files, uris=tuple(files.uris[i] for i in chosen), rows=tuple(files.rows[i] for i in chosen))
 
 
 def first_gone(files: list[str]) -> str | None:

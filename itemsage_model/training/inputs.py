@@ -16,7 +16,7 @@ import torch
 
 from itemsage_model.data.mixing import CPU, CatalogBatches, MixedBatches, pairs_per_task
 from itemsage_model.data.parquet_files import file_batches
-from itemsage_model.data.pinned_files import TableFiles, pin_files, require_image_length
+from itemsage_model.data.pinned_files import TableFiles, pin_files, require_image_length, some_files
 from itemsage_model.data.query_keys import trained_queries
 from itemsage_model.data.reader import CatalogItems, RowStream, Weight, catalog_format, pair_format, read_catalog
 from itemsage_model.data.validation import read_validation
@@ -196,21 +196,11 @@ def validation_of(inputs: Inputs, settings: Settings) -> Validation | None:
     if not any(map(len, pairs)):
         return None
     elements = inputs.spec.elements
-    sample = _some_files(inputs.catalog, settings.train.seed)
+    sample = some_files(inputs.catalog, _MAX_CANDIDATES, settings.train.seed)
     catalog = read_catalog(sample, catalog_format(elements), settings.deadlines.read_seconds)
     fit_keys, _ = _item_shares(inputs.counts, settings, "fit_weight")
     validation = Validation(pairs, [entry.share for entry in settings.tasks], catalog, fit_keys, elements)
     return validation if validation.pair_count else None
-
-
-def _some_files(files: TableFiles, seed: int) -> TableFiles:
-    """Files of a table, drawn at random, that together hold at least so many rows as are compared with."""
-    if files.row_count <= _MAX_CANDIDATES:
-        return files
-    order = np.random.default_rng(seed).permutation(len(files.uris))
-    rows = np.cumsum([files.rows[i] for i in order])
-    chosen = sorted(order[: int(np.searchsorted(rows, _MAX_CANDIDATES)) + 1])
-    return replace(files, uris=tuple(files.uris[i] for i in chosen), rows=tuple(files.rows[i] for i in chosen))
 
 
 def _require_one_space(made_with: dict[str, str], kinds: Iterable[str]) -> None:

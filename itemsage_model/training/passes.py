@@ -31,6 +31,9 @@ from itemsage_model.training.validation import EarlyStopping, Recall, Validation
 from schemas.settings import Settings
 from schemas.tables import EMBEDDING_DIM
 
+_HOPE = 0.75
+"""Share of the best recall so far that another candidate must have at half time to go on."""
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -46,6 +49,7 @@ class Pass:
         pull: Pull on items without training pairs that an earlier pass has found; see `Validation.calibrate`.
         strength: Strength of its singular vectors at the start that an earlier pass has found.
         is_validated: Whether it is measured as it goes on, and ends when that is enough.
+        to_beat: Recall of the best candidate before, with which it competes.
         validation: Measures it, and knows the mean query; rank 0 has it, where anything is validated.
     """
 
@@ -58,6 +62,7 @@ class Pass:
     pull: float = 0.0
     strength: Strength | None = None
     is_validated: bool = False
+    to_beat: float = 0.0
     validation: Validation | None = None
 
 
@@ -102,7 +107,7 @@ def run_pass(one: Pass, device: torch.device) -> Outcome:
     tower.remember(torch.from_numpy(inputs.item_keys), torch.from_numpy(inputs.query_keys))
     memory = ItemMemory(settings.loss, settings.train) if settings.loss.form == "bucketed" else None
     trainer = Trainer(tower, make_objective(inputs, settings, device), settings.train, len(settings.tasks), memory)
-    stopping = EarlyStopping(settings.train.patience)
+    stopping = EarlyStopping(settings.train.patience, _HOPE * one.to_beat, settings.train.steps // 2)
     strength = _resume(trainer, stopping, one.checkpoints)
     if settings.train.start == "spectral" and trainer.step == 0:
         strength = start_spectral(tower, inputs, settings, one.strength, one.validation if one.is_validated else None)

@@ -75,7 +75,7 @@ def _fit(
     tried: list[Candidate], inputs: Inputs, validation: Validation, run_id: str, device: torch.device
 ) -> dict[str, Outcome]:
     """Each candidate that asks for it, trained on what came before the validation window."""
-    outcomes = {}
+    outcomes: dict[str, Outcome] = {}
     for one in tried:
         if one.settings.train.validate_every:
             _say(f"fitting {one.name}: {one.reason}")
@@ -89,6 +89,7 @@ def _fit(
                     layout.tensorboard(folder),
                     run_id,
                     is_validated=True,
+                    to_beat=max((earlier.recall for earlier in outcomes.values()), default=0.0),
                     validation=validation if distributed.rank() == 0 else None,
                 ),
                 device,

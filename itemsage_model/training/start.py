@@ -1,14 +1,17 @@
-"""What a pass starts from where that is more than random weights: singular vectors, as strong as is best."""
+"""What a pass starts from where that is more than random weights: singular vectors, and a metric of the texts.
+
+Both follow from the pairs in a minute or so; how strong they are to be is chosen on the validation window.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import astuple, dataclass, replace
+from functools import cache, cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from itemsage_model.data.reader import Weight
 from itemsage_model.encoders.identity import KeyIdentity
@@ -16,6 +19,7 @@ from itemsage_model.encoders.item_tower import ItemTower
 from itemsage_model.training import distributed
 from itemsage_model.training.inputs import Inputs
 from itemsage_model.training.spectral import Keys, Measure, SpectralStart, Vectors, spectral_start
+from itemsage_model.training.text_metric import TextMetric, text_metric
 from itemsage_model.training.validation import Validation
 from schemas.settings import Settings
 from schemas.tables import EMBEDDING_DIM
@@ -23,7 +27,9 @@ from schemas.tables import EMBEDDING_DIM
 _STRENGTHS = ((0.3, 0.3), (0.3, 1.0), (1.0, 1.0), (3.0, 2.0), (8.0, 6.0))
 """Of items and queries: from a whisper to hardly any text."""
 _SMOOTHINGS = (1.0, 0.0, 4.0, 12.0)
-"""Strengths are tried with the first, and the others then with the best of them."""
+"""The others are tried with the best of what was tried before."""
+_TEXTS = (4.0, 16.0, 0.0)
+"""Strengths of the texts' metric, likewise."""
 _COUNTS: dict[Weight, Measure] = {"pair_weight": "engagement_count", "fit_weight": "fit_engagement_count"}
 """What a pair's weight is where no event is discounted by its age."""
 
@@ -34,27 +40,30 @@ _FEW_HITS = 25
 
 @dataclass(frozen=True)
 class Strength:
-    """What the singular vectors are of, how much they weigh beside the frozen ones, and what is popular in a query's.
+    """What the singular vectors are of, how much they weigh beside the frozen ones, and what becomes of these.
 
     Attributes:
         items: Factor of the items' vectors, gamma of the residual path.
         queries: Factor of the queries' vectors, beta of the query adapter.
         smoothing: See `SpectralStart.query_vectors`.
         counts: 1 = of the pairs' engagement counts, 0 = of their weights, in which older events count less.
+        text: Strength of the texts' metric; see `TextMetric.change`.
     """
 
     items: float = 3.0
     queries: float = 2.0
     smoothing: float = 0.0
     counts: float = 0.0
+    text: float = _TEXTS[0]
 
     def __str__(self) -> str:
         what = "counts" if self.counts else "weights"
-        return f"of {what}, items x {self.items}, queries x {self.queries}, smoothing {self.smoothing}"
+        numbers = f"items x {self.items}, queries x {self.queries}, smoothing {self.smoothing}"
+        return f"singular vectors of {what}, {numbers}, metric of texts x {self.text}"
 
     def to_tensor(self) -> Tensor:
         """As a checkpoint holds it, and ranks tell it to each other."""
-        return torch.tensor([self.items, self.queries, self.smoothing, self.counts], dtype=torch.float64)
+        return torch.tensor(astuple(self), dtype=torch.float64)
 
     @classmethod
     def from_tensor(cls, tensor: Tensor) -> Strength:
@@ -75,10 +84,82 @@ def least_unseen(validation: Validation) -> float:
     return frozen.of_unseen * (1 - 1 / math.sqrt(hits)) if hits < _FEW_HITS else frozen.of_unseen
 
 
+class _Start:
+    """A tower's parts that singular vectors and the texts' metric are given to.
+
+    Args:
+        tower: With item vectors and query identities.
+        inputs: The pass's tables.
+        settings: The tasks' shares, and the seed.
+    """
+
+    def __init__(self, tower: ItemTower, inputs: Inputs, settings: Settings) -> None:
+        assert tower.item_identity is not None
+        assert tower.residual is not None
+        assert tower.residual.gamma is not None
+        assert tower.query_adapter is not None
+        assert tower.query_adapter.identity is not None
+        self.items, self.queries = tower.item_identity, tower.query_adapter.identity
+        self.gamma, self.beta = tower.residual.gamma, tower.query_adapter.beta
+        self.maps = [tower.query_adapter.weight]
+        if tower.residual.item_map is not None:
+            self.maps.append(tower.residual.item_map)
+        self._inputs, self._settings = inputs, settings
+        self._shares = [task.share for task in settings.tasks]
+        self._given: dict[KeyIdentity, tuple[float, ...]] = {}
+
+    @cached_property
+    def metric(self) -> TextMetric | None:
+        """Of the texts; None where the items' have no map."""
+        if len(self.maps) == 1:
+            return None
+        return text_metric(self._inputs.tasks, self._shares, self._inputs.weight, self._settings.train.seed)
+
+    @cache  # noqa: B019 - it lives as long as the start of a pass
+    def found(self, counts: float) -> SpectralStart:
+        """Singular vectors of counts, or of weights."""
+        measure = _COUNTS[self._inputs.weight] if counts else self._inputs.weight
+        return spectral_start(self._inputs.tasks, self._shares, measure)
+
+    @torch.no_grad()
+    def give(self, strength: Strength) -> None:
+        """Give items, queries and maps what they are to start with."""
+        self.scale(strength)
+        found = self.found(strength.counts)
+        self._give(self.items, (strength.counts,), found.item_keys, lambda: found.items)
+        of_queries = strength.counts, strength.smoothing
+        self._give(self.queries, of_queries, found.query_keys, lambda: found.query_vectors(strength.smoothing))
+        if self.metric is not None:
+            change = torch.from_numpy(self.metric.change(strength.text))
+            for parameter in self.maps:
+                parameter.copy_(change.expand_as(parameter))
+
+    def _give(self, identity: KeyIdentity, what: tuple[float, ...], keys: Keys, vectors: Callable[[], Vectors]) -> None:
+        """Make the vectors those of the keys, unless they are."""
+        if self._given.get(identity) != what:
+            device = identity.table.device
+            identity.assign(torch.from_numpy(keys).to(device), torch.from_numpy(vectors()).to(device))
+            self._given[identity] = what
+
+    @torch.no_grad()
+    def scale(self, strength: Strength) -> None:
+        """Set the factors of the identities."""
+        self.gamma.fill_(strength.items)
+        self.beta.fill_(strength.queries)
+
+    @torch.no_grad()
+    def take_first(self) -> None:
+        """The values of rank 0 on all ranks, but for the factors."""
+        if distributed.world_size() > 1:
+            for parameter in (self.items.table, self.queries.table, *self.maps):
+                parameter.mul_(float(distributed.rank() == 0))
+                parameter.copy_(distributed.sum_over_ranks(parameter))
+
+
 def start_spectral(
     tower: ItemTower, inputs: Inputs, settings: Settings, known: Strength | None, validation: Validation | None
 ) -> Strength:
-    """Give items and queries their singular vectors.
+    """Give items and queries their singular vectors, and the maps of their frozen ones the texts' metric.
 
     Args:
         tower: With item vectors and query identities; the same on all ranks, as it then is again.
@@ -87,86 +168,40 @@ def start_spectral(
         known: The strength that an earlier pass has found; None = choose it on the validation window.
         validation: Of rank 0; None elsewhere, or where nothing is validated.
     """
-    items, queries = _tables(tower)
-    device, strength = items.table.device, torch.zeros(4, dtype=torch.float64)
+    start = _Start(tower, inputs, settings)
+    device = start.gamma.device
+    strength = torch.zeros(len(astuple(Strength())), dtype=torch.float64)
     if distributed.rank() == 0:
-
-        @cache
-        def found(counts: float) -> SpectralStart:
-            measure = _COUNTS[inputs.weight] if counts else inputs.weight
-            return spectral_start(inputs.tasks, [task.share for task in settings.tasks], measure)
-
         has_ages = bool(settings.half_life_days)
-        chosen = known or (_best(tower, found, validation, has_ages) if validation else Strength())
-        _give(items, found(chosen.counts).item_keys, found(chosen.counts).items)
-        _set(tower, found(chosen.counts), chosen)
+        chosen = known or (_best(tower, start, validation, has_ages) if validation else Strength())
+        start.give(chosen)
         strength += chosen.to_tensor()
-    for table in (items.table, queries.table):
-        _take_first(table)
+    start.take_first()
     chosen = Strength.from_tensor(distributed.sum_over_ranks(strength.to(device)).cpu())
-    _set(tower, None, chosen)
+    start.scale(chosen)
     tower.pull_unseen(torch.zeros(EMBEDDING_DIM, device=device))  # of the last strength tried
     return chosen
 
 
-def _best(
-    tower: ItemTower, found: Callable[[float], SpectralStart], validation: Validation, has_ages: bool
-) -> Strength:
-    """Of the strengths that are tried, the one with the best recall of all once unseen items are pulled."""
-    wanted, device = least_unseen(validation), tower.temperature().device
+def _best(tower: ItemTower, start: _Start, validation: Validation, has_ages: bool) -> Strength:
+    """Of the strengths that are tried, the one with the best recall of all once unseen items are pulled.
 
-    def reached(strength: Strength) -> float:
-        _set(tower, found(strength.counts), strength)
-        measured = validation.calibrate(tower, wanted, 0, device)
-        print(f"  singular vectors {strength}, pull {measured.pull}: {measured.recall}", flush=True)
-        return measured.recall.of_all
-
+    One number after the other: all combinations would take an hour on a large shop.
+    """
+    wanted, device = least_unseen(validation), start.gamma.device
     tried: dict[Strength, float] = {}
-    items = _tables(tower)[0]
-    _give(items, found(0.0).item_keys, found(0.0).items)
 
     def best_of(strengths: Iterable[Strength]) -> Strength:
-        tried.update({strength: reached(strength) for strength in strengths})
+        for strength in strengths:
+            start.give(strength)
+            measured = validation.calibrate(tower, wanted, 0, device)
+            tried[strength] = measured.recall.of_all
+            print(f"  start: {strength}, pull {measured.pull}: {measured.recall}", flush=True)
         return max(tried, key=tried.__getitem__)
 
-    first, *others = _SMOOTHINGS
-    best = best_of(Strength(*pair, first) for pair in _STRENGTHS)
-    best = best_of(replace(best, smoothing=other) for other in others)
-    if not has_ages:
-        return best
-    _give(items, found(1.0).item_keys, found(1.0).items)
-    return best_of([replace(best, counts=1.0)])
-
-
-def _tables(tower: ItemTower) -> tuple[KeyIdentity, KeyIdentity]:
-    """The identities of items and of queries."""
-    assert tower.item_identity is not None
-    assert tower.query_adapter is not None
-    assert tower.query_adapter.identity is not None
-    return tower.item_identity, tower.query_adapter.identity
-
-
-def _give(identity: KeyIdentity, keys: Keys, vectors: Vectors) -> None:
-    """Make the vectors those of the keys."""
-    device = identity.table.device
-    identity.assign(torch.from_numpy(keys).to(device), torch.from_numpy(vectors).to(device))
-
-
-@torch.no_grad()
-def _set(tower: ItemTower, found: SpectralStart | None, strength: Strength) -> None:
-    """Set the factors, and with singular vectors at hand the identities of the queries."""
-    assert tower.residual is not None
-    assert tower.residual.gamma is not None
-    assert tower.query_adapter is not None
-    tower.residual.gamma.fill_(strength.items)
-    tower.query_adapter.beta.fill_(strength.queries)
-    if found is not None:
-        _give(_tables(tower)[1], found.query_keys, found.query_vectors(strength.smoothing))
-
-
-@torch.no_grad()
-def _take_first(parameter: nn.Parameter) -> None:
-    """The values of rank 0 on all ranks."""
-    if distributed.world_size() > 1:
-        parameter.mul_(float(distributed.rank() == 0))
-        parameter.copy_(distributed.sum_over_ranks(parameter))
+    smoothing, *smoothings = _SMOOTHINGS
+    text, *texts = _TEXTS if start.metric is not None else (0.0,)
+    best = best_of(Strength(*pair, smoothing, text=text) for pair in _STRENGTHS)
+    best = best_of(replace(best, text=other) for other in texts)
+    best = best_of(replace(best, smoothing=other) for other in smoothings)
+    return best_of([replace(best, counts=1.0)]) if has_ages else best

@@ -109,11 +109,12 @@ class Validation:
         elements: Sequence[SizedElement],
     ) -> None:
         self.catalog, self.elements = catalog, elements
-        max_queries = max(1, MAX_SCORES // (len(catalog) * max(1, len(tasks))))
+        # A task's figure needs to be as exact as it weighs in the mean.
+        most = MAX_SCORES / len(catalog) / max(sum(shares), 1e-12)
         self.tasks = [
             task
             for number, (pairs, share) in enumerate(zip(tasks, shares, strict=True))
-            if (task := self._task(pairs, number, share, fit_keys, max_queries)) is not None
+            if (task := self._task(pairs, number, share, fit_keys, max(1, round(most * share)))) is not None
         ]
 
     @property
@@ -273,12 +274,16 @@ class EarlyStopping:
 
     Attributes:
         patience: Measurements without a gain after which it is enough.
+        hopeless: A recall; what has less of it at half time will not be chosen, and has had enough too.
+        half_time: Steps of half of the pass.
         history: What was measured.
         best: The best of it.
         weights: The tower's weights then.
     """
 
     patience: int
+    hopeless: float = 0.0
+    half_time: int = 0
     history: list[Recall] = field(default_factory=list)
     best: Recall | None = None
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -289,7 +294,8 @@ class EarlyStopping:
         if self.best is None or found.of_all > self.best.of_all:
             self.best = found
             self.weights = {name: tensor.detach().cpu().clone() for name, tensor in tower.state_dict().items()}
-        return sum(one.step > self.best.step for one in self.history) >= self.patience
+        is_hopeless = found.step >= self.half_time and self.best.of_all < self.hopeless
+        return is_hopeless or sum(one.step > self.best.step for one in self.history) >= self.patience
 
     def to_tensors(self) -> dict[str, Tensor]:
         """As a checkpoint holds it."""

@@ -17,6 +17,7 @@ from itemsage_model.training.inputs import Inputs, inputs_for, pin_inputs, valid
 from itemsage_model.training.passes import Pass, run_pass
 from itemsage_model.training.spectral import spectral_start
 from itemsage_model.training.start import Strength, least_unseen, start_spectral
+from itemsage_model.training.text_metric import text_metric
 from itemsage_model.training.validation import Recall
 from schemas.settings import Settings
 from tests.itemsage_model.warehouses import make_warehouse
@@ -43,7 +44,7 @@ def made(folder: Path, **train: Any) -> tuple[Settings, Inputs, ItemTower]:
 
 def test_items_and_queries_get_their_vectors_at_the_strength_that_is_known(tmp_path: Path) -> None:
     settings, inputs, tower = made(tmp_path)
-    known = Strength(5.0, 4.0, 2.0, 1.0)
+    known = Strength(5.0, 4.0, 2.0, 1.0, 9.0)
     assert start_spectral(tower, inputs, settings, known, None) == known
     assert (tower.residual.gamma.item(), tower.query_adapter.beta.item()) == (5.0, 4.0)
     found = spectral_start(inputs.tasks, [task.share for task in settings.tasks], "fit_engagement_count")
@@ -53,6 +54,22 @@ def test_items_and_queries_get_their_vectors_at_the_strength_that_is_known(tmp_p
     ):
         wrong = np.abs(part(torch.from_numpy(keys)).detach().numpy() - vectors).max(axis=1)
         assert (wrong < 0.01).mean() > 0.9
+    change = text_metric(inputs.tasks, [task.share for task in settings.tasks], "fit_weight", settings.train.seed)
+    expected = torch.from_numpy(change.change(9.0))
+    assert torch.equal(tower.residual.item_map, expected)
+    assert all(torch.equal(weight, expected) for weight in tower.query_adapter.weight)
+
+
+def test_items_without_a_map_have_no_metric(tmp_path: Path) -> None:
+    settings, inputs, _ = made(tmp_path)
+    model = settings.model.model_copy(update={"item_map": False})
+    without = settings.model_copy(update={"model": model})
+    inputs = inputs_for(inputs, without, "fit_weight")
+    tower = inputs.spec.build(seed=1)
+    validation = validation_of(inputs, without)
+    assert validation is not None
+    assert start_spectral(tower, inputs, without, None, validation).text == 0
+    assert not tower.query_adapter.weight.any()
 
 
 @pytest.mark.parametrize("half_life", [0, 30])
@@ -70,15 +87,18 @@ def test_the_strength_is_the_best_of_those_tried_on_the_window(
     def noted(*arguments: Any) -> Any:
         found = calibrate(*arguments)
         strengths = tower.residual.gamma.item(), tower.query_adapter.beta.item()
-        tried.append((found.recall.of_all, strengths, tower.query_adapter.identity.table.clone()))
+        tables = tower.query_adapter.identity.table.clone(), tower.residual.item_map.clone()
+        tried.append((found.recall.of_all, strengths, *tables))
         return found
 
     monkeypatch.setattr(validation, "calibrate", noted)
     chosen = start_spectral(tower, inputs, settings, None, validation)
     best = max(tried, key=lambda one: one[0])
-    assert len(tried) == len(module._STRENGTHS) + len(module._SMOOTHINGS) - 1 + bool(half_life)
+    others = len(module._SMOOTHINGS) + len(module._TEXTS) - 2
+    assert len(tried) == len(module._STRENGTHS) + others + bool(half_life)
     assert (chosen.items, chosen.queries) == pytest.approx(best[1])
     assert torch.equal(tower.query_adapter.identity.table, best[2])
+    assert torch.equal(tower.residual.item_map, best[3])
     assert not tower.unseen_pull.any()
 
 

@@ -181,15 +181,15 @@ def test_a_sample_is_of_whole_queries_half_of_them_with_unseen_items(
     monkeypatch.setattr(module, "_sample", first)
     tasks, model = [pairs_of_task(number) for number in range(3)], tower()
     every = validation(catalog, tasks)
-    monkeypatch.setattr(module, "MAX_SCORES", 3 * ITEMS * 10)  # ten queries a task
+    monkeypatch.setattr(module, "MAX_SCORES", 3 * ITEMS * 10)  # 15, 5 and 10 queries by the shares
     sampled = validation(catalog, tasks)
     assert sampled.pair_count < every.pair_count
     monkeypatch.undo()
     drawn, all_of_unseen = [], []
-    for task in tasks:
+    for task, half in zip(tasks, (7, 2, 5), strict=True):
         known = task.item_key < 1000 + ITEMS
-        head = np.unique(task.query_key[known])[:5]
-        unseen = np.unique(task.query_key[known & ~np.isin(task.item_key, FIT_KEYS)])[:5]
+        head = np.unique(task.query_key[known])[:half]
+        unseen = np.unique(task.query_key[known & ~np.isin(task.item_key, FIT_KEYS)])[:half]
         columns = (task.query_embedding, task.query_key, task.item_key, task.query_item_key, task.weight)
         for chosen, queries in ((drawn, head), (all_of_unseen, unseen)):
             rows = known & np.isin(task.query_key, queries)
@@ -229,6 +229,19 @@ def test_it_is_enough_after_so_many_measurements_without_a_gain(
     assert (stopping.best.step, stopping.best.of_all) == (10 * (best + 1), figures[best])
     for name, tensor in weights[best].items():
         assert torch.equal(stopping.weights[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("figures", "is_enough"),
+    [
+        ([0.0, 0.1, 0.2, 0.21], [False, False, True, True]),  # too little at half time
+        ([0.0, 0.1, 0.3, 0.31], [False, False, False, False]),
+        ([0.0, 0.4, 0.2, 0.2], [False, False, False, False]),  # its best counts
+    ],
+)
+def test_what_is_far_behind_at_half_time_has_had_enough(figures: list[float], is_enough: list[bool]) -> None:
+    stopping = EarlyStopping(9, hopeless=0.3, half_time=30)
+    assert [stopping.add(Recall(10 * n, of_all, 0.0), tower()) for n, of_all in enumerate(figures, 1)] == is_enough
 
 
 def test_early_stopping_goes_on_from_its_tensors() -> None:
