@@ -6,7 +6,6 @@ validation window, measured on that window, and then one over the whole period w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -22,12 +21,13 @@ from itemsage_model.encoders.model_files import CheckpointError
 from itemsage_model.encoders.tower import Tower
 from itemsage_model.training import distributed
 from itemsage_model.training.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
+from itemsage_model.training.early_stopping import EarlyStopping
 from itemsage_model.training.inputs import Inputs, make_batches, make_objective
 from itemsage_model.training.item_memory import ItemMemory
 from itemsage_model.training.progress import Progress
-from itemsage_model.training.start import Strength, least_unseen, start_spectral
+from itemsage_model.training.start import Strength, start_spectral
 from itemsage_model.training.trainer import StepReport, Trainer
-from itemsage_model.training.validation import EarlyStopping, Recall, Validation
+from itemsage_model.training.validation import Recall, Validation
 from schemas.settings import Settings
 from schemas.tables import EMBEDDING_DIM
 
@@ -96,8 +96,8 @@ class Outcome:
 
     @property
     def recall(self) -> float:
-        """The best recall on the validation window; 0 without validation."""
-        return self.best.of_all if self.best else 0.0
+        """What the best on the validation window is worth; 0 without validation."""
+        return self.best.worth if self.best else 0.0
 
 
 def run_pass(one: Pass, device: torch.device) -> Outcome:
@@ -146,12 +146,12 @@ def run_pass(one: Pass, device: torch.device) -> Outcome:
 
 def _pulled(one: Pass, tower: ItemTower, step: int, device: torch.device) -> float:
     """Pull items without training pairs as far as the settings ask, on all ranks; returns how far."""
-    if not _is_pulled(one.settings):
+    if not pulls_unseen(one.settings):
         return 0.0
     pull, direction = one.pull, torch.zeros(EMBEDDING_DIM, device=device)
     if one.validation is not None:
         if one.is_validated:
-            pull = one.validation.calibrate(tower, least_unseen(one.validation), step, device).pull
+            pull = one.validation.calibrate(tower, step, device).pull
             print(f"  {one.name} has a pull of {pull} on items without training pairs", flush=True)
         direction += pull * one.validation.mean_query(tower, device).to(device)
     tower.pull_unseen(distributed.sum_over_ranks(direction))
@@ -159,7 +159,8 @@ def _pulled(one: Pass, tower: ItemTower, step: int, device: torch.device) -> flo
     return float(distributed.sum_over_ranks(torch.tensor(of_first, dtype=torch.float64, device=device)))
 
 
-def _is_pulled(settings: Settings) -> bool:
+def pulls_unseen(settings: Settings) -> bool:
+    """Whether items without training pairs are moved nearer to queries, or farther, as their recall asks."""
     return settings.train.unseen_as_frozen and settings.model.residual and settings.model.knows_items
 
 
@@ -168,21 +169,20 @@ def _is_enough(one: Pass, trainer: Trainer, stopping: EarlyStopping, device: tor
     if not one.is_validated:
         return None
 
-    is_pulled = _is_pulled(one.settings)
-    wanted = least_unseen(one.validation) if one.validation and is_pulled else math.nan
+    is_pulled = pulls_unseen(one.settings)
 
     def measure() -> bool:
-        figures = torch.zeros(2, dtype=torch.float64, device=device)
+        figures = torch.zeros(3, dtype=torch.float64, device=device)
         if one.validation is not None:
             tower = cast(ItemTower, trainer.trained)
             if is_pulled:
-                found = one.validation.calibrate(tower, wanted, trainer.step, device).recall
+                found = one.validation.calibrate(tower, trainer.step, device).recall
             else:
                 found = one.validation.recall(tower, trainer.step, device)
-            figures += torch.tensor([found.of_all, found.of_unseen], dtype=torch.float64, device=device)
+            figures += torch.tensor([found.of_all, found.of_unseen, found.worth], dtype=torch.float64, device=device)
             print(f"  validation of {one.name}, {found}", flush=True)
-        of_all, of_unseen = distributed.sum_over_ranks(figures).tolist()
-        return stopping.add(Recall(trainer.step, of_all, of_unseen), trainer.trained)
+        found = Recall(trainer.step, *distributed.sum_over_ranks(figures).tolist())
+        return stopping.add(found, trainer.trained)
 
     return measure
 

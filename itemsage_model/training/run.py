@@ -19,7 +19,8 @@ from itemsage_model.encoders.model_files import save_model
 from itemsage_model.training import distributed
 from itemsage_model.training.checkpoint import remove_checkpoints
 from itemsage_model.training.inputs import Inputs, inputs_for, pin_inputs, shop_of, validation_of
-from itemsage_model.training.passes import Outcome, Pass, run_pass
+from itemsage_model.training.passes import Outcome, Pass, pulls_unseen, run_pass
+from itemsage_model.training.rivals import measure_rivals
 from itemsage_model.training.validation import Validation
 from schemas.lease import hold, require_held
 from schemas.metrics import CandidateMetrics, TrainMetrics
@@ -53,6 +54,9 @@ def _train(settings: Settings, device: torch.device) -> None:
     validation = validation_of(inputs, settings) if asks else None
     if asks and validation is None:
         _say("warning: no validation pair, so training ends at its last step: raise dates.validation_days")
+    if is_first and validation is not None and any(pulls_unseen(one.settings) for one in tried):
+        measure_rivals(validation, inputs.tasks)
+        _say(f"without a model, {validation.rivals}")
     fitted = _fit(tried, inputs, validation, run_id, device) if validation else {}
     chosen = max(fitted, key=lambda name: fitted[name].recall) if fitted else tried[0].name
     candidate = next(one for one in tried if one.name == chosen)

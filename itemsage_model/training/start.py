@@ -5,10 +5,9 @@ Both follow from the pairs in a minute or so; how strong they are to be is chose
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,10 +31,6 @@ _TEXTS = (4.0, 16.0, 0.0)
 """Strengths of the texts' metric, likewise."""
 _COUNTS: dict[Weight, Measure] = {"pair_weight": "engagement_count", "fit_weight": "fit_engagement_count"}
 """What a pair's weight is where no event is discounted by its age."""
-
-
-_FEW_HITS = 25
-"""A recall of so many hits has a standard error of a fifth of itself."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +66,6 @@ class Strength:
         return cls(*(float(number) for number in tensor))
 
 
-def least_unseen(validation: Validation) -> float:
-    """Recall that pairs with unseen items are to have: that of the frozen vectors.
-
-    Less a standard error where it is a handful of hits: one lucky hit would cost the recall of everything else. NaN
-    where there are no such pairs or no frozen vectors.
-    """
-    frozen = validation.frozen()
-    if frozen is None or math.isnan(frozen.of_unseen):
-        return math.nan
-    hits = max(frozen.of_unseen * validation.unseen_count, 1.0)
-    return frozen.of_unseen * (1 - 1 / math.sqrt(hits)) if hits < _FEW_HITS else frozen.of_unseen
-
-
 class _Start:
     """A tower's parts that singular vectors and the texts' metric are given to.
 
@@ -106,6 +88,7 @@ class _Start:
             self.maps.append(tower.residual.item_map)
         self._inputs, self._settings = inputs, settings
         self._shares = [task.share for task in settings.tasks]
+        self._found: dict[float, SpectralStart] = {}
         self._given: dict[KeyIdentity, tuple[float, ...]] = {}
 
     @cached_property
@@ -115,11 +98,12 @@ class _Start:
             return None
         return text_metric(self._inputs.tasks, self._shares, self._inputs.weight, self._settings.train.seed)
 
-    @cache  # noqa: B019 - it lives as long as the start of a pass
     def found(self, counts: float) -> SpectralStart:
         """Singular vectors of counts, or of weights."""
-        measure = _COUNTS[self._inputs.weight] if counts else self._inputs.weight
-        return spectral_start(self._inputs.tasks, self._shares, measure)
+        if counts not in self._found:
+            measure = _COUNTS[self._inputs.weight] if counts else self._inputs.weight
+            self._found[counts] = spectral_start(self._inputs.tasks, self._shares, measure)
+        return self._found[counts]
 
     @torch.no_grad()
     def give(self, strength: Strength) -> None:
@@ -184,18 +168,17 @@ def start_spectral(
 
 
 def _best(tower: ItemTower, start: _Start, validation: Validation, has_ages: bool) -> Strength:
-    """Of the strengths that are tried, the one with the best recall of all once unseen items are pulled.
+    """Of the strengths that are tried, the one that is worth most once unseen items are pulled.
 
     One number after the other: all combinations would take an hour on a large shop.
     """
-    wanted, device = least_unseen(validation), start.gamma.device
     tried: dict[Strength, float] = {}
 
     def best_of(strengths: Iterable[Strength]) -> Strength:
         for strength in strengths:
             start.give(strength)
-            measured = validation.calibrate(tower, wanted, 0, device)
-            tried[strength] = measured.recall.of_all
+            measured = validation.calibrate(tower, 0, start.gamma.device)
+            tried[strength] = measured.recall.worth
             print(f"  start: {strength}, pull {measured.pull}: {measured.recall}", flush=True)
         return max(tried, key=tried.__getitem__)
 

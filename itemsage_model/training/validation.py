@@ -1,4 +1,4 @@
-"""Recall on the validation window while a model trains, and when it has trained enough.
+"""Recall on the validation window while a model trains.
 
 The window is the end of the training period, never the test. A pass that is validated learns from what came before it.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
@@ -46,11 +46,17 @@ class Recall:
         step: Steps taken when it was measured.
         of_all: Of all pairs.
         of_unseen: Of pairs whose item has no engagement before the window; NaN where there is none.
+        worth: What is compared: the recall of all, or less where unseen items are farther below their rival.
     """
 
     step: int
     of_all: float
     of_unseen: float
+    worth: float = field(default=math.nan)
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.worth):
+            object.__setattr__(self, "worth", self.of_all)
 
     def __str__(self) -> str:
         unseen = "" if math.isnan(self.of_unseen) else f", of unseen items {self.of_unseen:.4f}"
@@ -73,6 +79,7 @@ class _Task:
     unseen items, for theirs.
 
     Attributes:
+        number: Of the task.
         queries: The queries.
         held_out: The pairs.
         is_unseen: bool [pair].
@@ -81,6 +88,7 @@ class _Task:
         share: Of the task in the mean.
     """
 
+    number: int
     queries: PairBatch
     held_out: HeldOut
     is_unseen: Tensor
@@ -98,6 +106,9 @@ class Validation:
         catalog: The candidates, sorted by key; pairs with another item are left out.
         fit_keys: Sorted keys of the items engaged before the window.
         elements: What the tower reads of an item.
+
+    Attributes:
+        rivals: What a shop has without a model; unknown before `rivals.measure_rivals`.
     """
 
     def __init__(
@@ -109,6 +120,7 @@ class Validation:
         elements: Sequence[SizedElement],
     ) -> None:
         self.catalog, self.elements = catalog, elements
+        self.rivals = Recall(0, math.nan, math.nan)
         # A task's figure needs to be as exact as it weighs in the mean.
         most = MAX_SCORES / len(catalog) / max(sum(shares), 1e-12)
         self.tasks = [
@@ -138,6 +150,19 @@ class Validation:
         """Measure a tower; it is in evaluation mode meanwhile."""
         return self._recall(*self._vectors(tower, device), step)
 
+    def measured(self, systems: Sequence[ScoreQueries], step: int = 0) -> Recall:
+        """Measure a system for each task."""
+        shares = sum(task.share for task in self.tasks)
+        of_all, of_unseen, unseen_shares = 0.0, 0.0, 0.0
+        for task, score in zip(self.tasks, systems, strict=True):
+            hit = (ranks(task.held_out, score) <= K).double()
+            weights, own = task.weight_of_all, task.weight_of_unseen
+            of_all += task.share / shares * float((hit * weights).sum() / weights.sum())
+            if own.any():
+                of_unseen += task.share * float((hit * own).sum() / own.sum())
+                unseen_shares += task.share
+        return Recall(step, of_all, of_unseen / unseen_shares if unseen_shares else float("nan"))
+
     def _vectors(self, tower: Tower, device: torch.device) -> tuple[list[Tensor], Tensor]:
         """Query vectors of each task, and those of the candidates."""
         was_training = tower.training
@@ -148,16 +173,7 @@ class Validation:
         return queries, items
 
     def _recall(self, query_vectors: Sequence[Tensor], items: Tensor, step: int) -> Recall:
-        shares = sum(task.share for task in self.tasks)
-        of_all, of_unseen, unseen_shares = 0.0, 0.0, 0.0
-        for task, queries in zip(self.tasks, query_vectors, strict=True):
-            hit = (ranks(task.held_out, _dot_product(queries, items)) <= K).double()
-            weights, own = task.weight_of_all, task.weight_of_unseen
-            of_all += task.share / shares * float((hit * weights).sum() / weights.sum())
-            if own.any():
-                of_unseen += task.share * float((hit * own).sum() / own.sum())
-                unseen_shares += task.share
-        return Recall(step, of_all, of_unseen / unseen_shares if unseen_shares else float("nan"))
+        return self.measured([_dot_product(queries, items) for queries in query_vectors], step)
 
     def frozen(self) -> Recall | None:
         """What the frozen vectors of queries and item texts reach by themselves; None where items have none."""
@@ -169,16 +185,16 @@ class Validation:
         return self._recall([task.queries.query_embedding for task in self.tasks], vectors, 0)
 
     @torch.no_grad()
-    def calibrate(self, tower: ItemTower, least_unseen: float, step: int, device: torch.device) -> Calibration:
+    def calibrate(self, tower: ItemTower, step: int, device: torch.device) -> Calibration:
         """Find and set the pull on items without training pairs; see `ItemTower.pull_unseen`.
 
-        The least pull at which pairs with such items have the recall that is wanted; then as much more as costs at
-        most 2 % of the recall of all, for the new items of the weeks to come are others. The strongest where none is
-        enough.
+        The nearer they lie to all queries, the more of them are found, and the less of all others. The pull at which
+        the lesser of the two recalls, each as a multiple of its rival's, is largest; then as much more as costs at most
+        2 % of the recall of all, for the new items of the weeks to come are others. Where no rival finds an unseen
+        item, only that counts which costs next to nothing.
 
         Args:
             tower: The tower, with identities of items.
-            least_unseen: Recall that is wanted of pairs with unseen items; NaN where none is known.
             step: Steps that it has taken.
             device: Where the tower is.
         """
@@ -196,14 +212,21 @@ class Validation:
             return self._recall(queries, pulled, step)
 
         def is_enough(place: int) -> bool:
-            return not at(place).of_unseen < least_unseen  # NaN is enough
+            return self._worth(at(place)) == at(place).of_all
 
         places = range(len(_PULLS) - 1)
-        least = bisect_left(places, True, key=is_enough)
-        dearest = _WORTH * at(least).of_all
-        chosen = bisect_left(places, True, lo=least, key=lambda place: at(place + 1).of_all < dearest)
+        crossing = bisect_left(places, True, key=is_enough)
+        best = max((crossing, max(crossing - 1, 0)), key=lambda place: self._worth(at(place)))
+        dearest = _WORTH * at(best).of_all
+        chosen = bisect_left(places, True, lo=best, key=lambda place: at(place + 1).of_all < dearest)
         tower.pull_unseen(_PULLS[chosen] * direction.to(device))
-        return Calibration(_PULLS[chosen], at(chosen))
+        return Calibration(_PULLS[chosen], replace(at(chosen), worth=self._worth(at(best))))
+
+    def _worth(self, found: Recall) -> float:
+        """The recall of all, or that of unseen items on its scale, whichever is less."""
+        if not self.rivals.of_unseen > 0 or math.isnan(found.of_unseen):
+            return found.of_all
+        return min(found.of_all, found.of_unseen * self.rivals.of_all / self.rivals.of_unseen)
 
     @torch.no_grad()
     def mean_query(self, tower: Tower, device: torch.device) -> Tensor:
@@ -265,53 +288,7 @@ class Validation:
             distractors=torch.ones(len(self.catalog), dtype=torch.bool),
         )
         weights = torch.from_numpy(of_all), torch.from_numpy(of_unseen)
-        return _Task(batch, held_out, torch.from_numpy(~is_seen), *weights, share)
-
-
-@dataclass
-class EarlyStopping:
-    """The best weights so far by their recall, and whether more steps are worth it.
-
-    Attributes:
-        patience: Measurements without a gain after which it is enough.
-        hopeless: A recall; what has less of it at half time will not be chosen, and has had enough too.
-        half_time: Steps of half of the pass.
-        history: What was measured.
-        best: The best of it.
-        weights: The tower's weights then.
-    """
-
-    patience: int
-    hopeless: float = 0.0
-    half_time: int = 0
-    history: list[Recall] = field(default_factory=list)
-    best: Recall | None = None
-    weights: dict[str, Tensor] = field(default_factory=dict)
-
-    def add(self, found: Recall, tower: Tower) -> bool:
-        """Take a measurement; returns whether it is enough."""
-        self.history.append(found)
-        if self.best is None or found.of_all > self.best.of_all:
-            self.best = found
-            self.weights = {name: tensor.detach().cpu().clone() for name, tensor in tower.state_dict().items()}
-        is_hopeless = found.step >= self.half_time and self.best.of_all < self.hopeless
-        return is_hopeless or sum(one.step > self.best.step for one in self.history) >= self.patience
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """As a checkpoint holds it."""
-        rows = [[one.step, one.of_all, one.of_unseen] for one in self.history]
-        return {"history": torch.tensor(rows, dtype=torch.float64).reshape(-1, 3)} | {
-            f"best.{name}": tensor for name, tensor in self.weights.items()
-        }
-
-    def take(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `to_tensors`."""
-        rows = tensors.get("history", torch.empty(0, 3)).tolist()
-        self.history = [Recall(int(step), of_all, of_unseen) for step, of_all, of_unseen in rows]
-        self.best = max(self.history, key=lambda one: (one.of_all, -one.step), default=None)
-        self.weights = {
-            name.removeprefix("best."): tensor for name, tensor in tensors.items() if name.startswith("best.")
-        }
+        return _Task(number, batch, held_out, torch.from_numpy(~is_seen), *weights, share)
 
 
 def _dot_product(queries: Tensor, items: Tensor) -> ScoreQueries:

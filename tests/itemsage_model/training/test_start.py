@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from itemsage_model.training import start as module
 from itemsage_model.training.inputs import Inputs, inputs_for, pin_inputs, validation_of
 from itemsage_model.training.passes import Pass, run_pass
 from itemsage_model.training.spectral import spectral_start
-from itemsage_model.training.start import Strength, least_unseen, start_spectral
+from itemsage_model.training.start import Strength, start_spectral
 from itemsage_model.training.text_metric import text_metric
-from itemsage_model.training.validation import Recall
 from schemas.settings import Settings
 from tests.itemsage_model.warehouses import make_warehouse
 
@@ -88,7 +86,7 @@ def test_the_strength_is_the_best_of_those_tried_on_the_window(
         found = calibrate(*arguments)
         strengths = tower.residual.gamma.item(), tower.query_adapter.beta.item()
         tables = tower.query_adapter.identity.table.clone(), tower.residual.item_map.clone()
-        tried.append((found.recall.of_all, strengths, *tables))
+        tried.append((found.recall.worth, strengths, *tables))
         return found
 
     monkeypatch.setattr(validation, "calibrate", noted)
@@ -100,24 +98,6 @@ def test_the_strength_is_the_best_of_those_tried_on_the_window(
     assert torch.equal(tower.query_adapter.identity.table, best[2])
     assert torch.equal(tower.residual.item_map, best[3])
     assert not tower.unseen_pull.any()
-
-
-@dataclass
-class Frozen:
-    """A validation that knows what the frozen vectors reach."""
-
-    of_unseen: float
-    unseen_count: int
-
-    def frozen(self) -> Recall:
-        return Recall(0, 0.1, self.of_unseen)
-
-
-def test_a_handful_of_hits_is_asked_for_less_a_standard_error() -> None:
-    assert least_unseen(Frozen(0.05, 1_000)) == 0.05
-    assert least_unseen(Frozen(0.05, 80)) == pytest.approx(0.05 * 0.5)
-    assert least_unseen(Frozen(0.0, 80)) == 0
-    assert math.isnan(least_unseen(Frozen(float("nan"), 0)))
 
 
 def test_identities_that_are_not_to_learn_stay_and_the_rest_learns(tmp_path: Path) -> None:

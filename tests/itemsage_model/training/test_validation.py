@@ -1,4 +1,4 @@
-"""Recall on the validation window, against a slow loop; and when a pass has trained enough."""
+"""Recall on the validation window, against a slow loop; and how far unseen items are pulled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from itemsage_model.data.reader import CatalogItems, catalog_format, read_catalo
 from itemsage_model.data.validation import ValidationPairs
 from itemsage_model.encoders.item_tower import ItemTower
 from itemsage_model.training import validation as module
-from itemsage_model.training.validation import EarlyStopping, Recall, Validation
+from itemsage_model.training.validation import Recall, Validation
 from tests.itemsage_model.factories import FULL_SPEC, write_catalog
 
 CPU = torch.device("cpu")
@@ -201,71 +201,6 @@ def test_a_sample_is_of_whole_queries_half_of_them_with_unseen_items(
     assert found.of_unseen == pytest.approx(slow_recall(model, catalog, all_of_unseen)[1])
 
 
-def stopped(figures: list[float], patience: int) -> tuple[EarlyStopping, list[bool], list[dict[str, torch.Tensor]]]:
-    """Measurements of a tower that moves between them; what was said, and its weights at each of them."""
-    stopping, model, said, weights = EarlyStopping(patience), tower(), [], []
-    for step, of_all in enumerate(figures, 1):
-        model.log_temperature.data += 1
-        weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-        said.append(stopping.add(Recall(10 * step, of_all, float("nan")), model))
-    return stopping, said, weights
-
-
-@pytest.mark.parametrize(
-    ("figures", "patience", "best", "is_enough"),
-    [
-        ([0.1, 0.3, 0.2, 0.25, 0.29], 3, 1, [False, False, False, False, True]),
-        ([0.1, 0.3, 0.3], 1, 1, [False, False, True]),  # the same again is no gain
-        ([0.3, 0.2, 0.4, 0.1, 0.1], 2, 2, [False, False, False, False, True]),  # a gain starts the count anew
-        ([0.0, 0.0], 4, 0, [False, False]),
-    ],
-)
-def test_it_is_enough_after_so_many_measurements_without_a_gain(
-    figures: list[float], patience: int, best: int, is_enough: list[bool]
-) -> None:
-    stopping, said, weights = stopped(figures, patience)
-    assert said == is_enough
-    assert stopping.best is not None
-    assert (stopping.best.step, stopping.best.of_all) == (10 * (best + 1), figures[best])
-    for name, tensor in weights[best].items():
-        assert torch.equal(stopping.weights[name], tensor), name
-
-
-@pytest.mark.parametrize(
-    ("figures", "is_enough"),
-    [
-        ([0.0, 0.1, 0.2, 0.21], [False, False, True, True]),  # too little at half time
-        ([0.0, 0.1, 0.3, 0.31], [False, False, False, False]),
-        ([0.0, 0.4, 0.2, 0.2], [False, False, False, False]),  # its best counts
-    ],
-)
-def test_what_is_far_behind_at_half_time_has_had_enough(figures: list[float], is_enough: list[bool]) -> None:
-    stopping = EarlyStopping(9, hopeless=0.3, half_time=30)
-    assert [stopping.add(Recall(10 * n, of_all, 0.0), tower()) for n, of_all in enumerate(figures, 1)] == is_enough
-
-
-def test_early_stopping_goes_on_from_its_tensors() -> None:
-    whole, _, _ = stopped([0.1, 0.3, 0.3, 0.2], 4)
-    resumed = EarlyStopping(4)
-    resumed.take({name: tensor.clone() for name, tensor in whole.to_tensors().items()})
-    assert resumed.best is not None
-    assert (resumed.best.step, resumed.best.of_all) == (20, 0.3)
-    assert [(one.step, one.of_all) for one in resumed.history] == [(one.step, one.of_all) for one in whole.history]
-    assert all(math.isnan(one.of_unseen) for one in resumed.history)
-    assert set(resumed.weights) == set(whole.weights)
-    assert all(torch.equal(tensor, whole.weights[name]) for name, tensor in resumed.weights.items())
-    assert [stopping.add(Recall(50, 0.1, 0.0), tower()) for stopping in (whole, resumed)] == [False, False]
-    assert [stopping.add(Recall(60, 0.1, 0.0), tower()) for stopping in (whole, resumed)] == [True, True]
-
-
-def test_early_stopping_without_a_measurement_takes_nothing() -> None:
-    empty = EarlyStopping(4)
-    empty.take({})
-    assert (empty.history, empty.best, empty.weights) == ([], None, {})
-    empty.take(EarlyStopping(4).to_tensors())
-    assert (empty.history, empty.best, empty.weights) == ([], None, {})
-
-
 def test_the_frozen_vectors_are_measured_as_they_are(catalog: CatalogItems) -> None:
     tasks = [pairs_of_task(number) for number in range(3)]
     texts = catalog.items.gather()["text_embedding"]
@@ -286,14 +221,20 @@ def test_the_frozen_vectors_are_measured_as_they_are(catalog: CatalogItems) -> N
     assert found.of_all == pytest.approx(of_all)
 
 
-@pytest.mark.parametrize("more", [-0.05, 0.02, float("nan")])
-def test_unseen_items_are_pulled_as_far_as_they_must_and_then_as_is_cheap(catalog: CatalogItems, more: float) -> None:
+@pytest.mark.parametrize(
+    "rivals", [(0.1, 0.1), (0.02, 0.4), (0.4, 0.02), (0.1, float("nan")), (0.1, 0.0), (float("nan"), float("nan"))]
+)
+def test_unseen_items_are_pulled_to_the_best_of_the_lesser_multiple_and_then_as_is_cheap(
+    catalog: CatalogItems, rivals: tuple[float, float]
+) -> None:
     """Against a slow loop over all pulls."""
     measured, model = validation(catalog, [pairs_of_task(number) for number in range(3)]), tower().eval()
+    measured.rivals = Recall(0, *rivals)
     items = to_item_batch(catalog.items.gather(), FULL_SPEC.elements, torch.from_numpy(catalog.item_key))
-    before, wanted = model(items).detach(), measured.recall(model, 1, CPU).of_unseen + more
-    found = measured.calibrate(model, wanted, 3, CPU)
-    assert found.recall == measured.recall(model, 3, CPU), "the tower is left with the pull"
+    before = model(items).detach()
+    found = measured.calibrate(model, 3, CPU)
+    left = measured.recall(model, 3, CPU)
+    assert (found.recall.of_all, found.recall.of_unseen) == (left.of_all, left.of_unseen), "the tower has the pull"
     moved = (model(items) - before).abs().sum(dim=1) > 1e-6
     assert not moved[:20].any()
     assert moved[20:].float().mean() > 0.9
@@ -301,16 +242,17 @@ def test_unseen_items_are_pulled_as_far_as_they_must_and_then_as_is_cheap(catalo
     for pull in module._PULLS:
         model.pull_unseen(pull * measured.mean_query(model, CPU))
         reached.append(measured.recall(model, 3, CPU))
-    places = [i for i, one in enumerate(reached) if not one.of_unseen < wanted]
+    of_all, of_unseen = rivals
+    both = [
+        min(one.of_all, one.of_unseen / of_unseen * of_all) if of_unseen > 0 else one.of_all for one in reached
+    ]  # fmt: skip
+    enough = [i for i, one in enumerate(reached) if both[i] == one.of_all or i == len(reached) - 1]
+    best = max((enough[0], max(0, enough[0] - 1)), key=lambda place: both[place])
+    assert found.recall.worth == pytest.approx(both[best])
     chosen = module._PULLS.index(found.pull)
-    assert chosen >= places[0]
-    assert reached[chosen].of_all >= 0.98 * reached[places[0]].of_all
-    assert chosen == len(reached) - 1 or reached[chosen + 1].of_all < 0.98 * reached[places[0]].of_all
-
-
-def test_where_no_pull_is_enough_the_strongest_is_taken(catalog: CatalogItems) -> None:
-    measured, model = validation(catalog, [pairs_of_task(number) for number in range(3)]), tower().eval()
-    assert measured.calibrate(model, 1.1, 3, CPU).pull == module._PULLS[-1]
+    assert chosen >= best
+    assert reached[chosen].of_all >= 0.98 * reached[best].of_all
+    assert chosen == len(reached) - 1 or reached[chosen + 1].of_all < 0.98 * reached[best].of_all
 
 
 def test_the_mean_query_is_the_same_of_a_tower_that_trains(catalog: CatalogItems) -> None:
