@@ -180,8 +180,8 @@ def _large_log(shop: Shop) -> dict[str, dict[str, Any]]:
         "query_adapter": True,
         "residual": shop.is_one_space,
         "item_map": shop.is_one_space,
-        "id_rows": max(1_000, 2 * shop.engaged_items),
-        "query_id_rows": max(1_000, min(2 * shop.items, 200_000)),
+        "id_rows": _rows(shop.engaged_items),
+        "query_id_rows": min(_rows(shop.engaged_queries), MAX_SPECTRAL_KEYS),
     }
     return {
         "model": model,
@@ -211,8 +211,8 @@ def _spectral(shop: Shop) -> dict[str, dict[str, Any]]:
 
 
 def _rows(identities: int) -> int:
-    """Enough that few identities share both of their rows; see `KeyIdentity.assign`."""
-    return max(1_000, 3 * identities)
+    """One for each; see `KeyIdentity`."""
+    return max(1, identities)
 
 
 def _parts(shop: Shop, sequence: list[str]) -> tuple[str, ...]:

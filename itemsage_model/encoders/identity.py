@@ -1,4 +1,4 @@
-"""Who an item or a query is: a learned vector of its key, hashed, for the keys trained on alone."""
+"""Who an item or a query is: a learned vector of its key, for the keys trained on alone."""
 
 from __future__ import annotations
 
@@ -10,40 +10,48 @@ from torch.nn import functional as F
 _FUNCTIONS = 2
 _BITS_PER_KEY, _PROBES = 10, 7
 """Of the Bloom filter: 0.8 % of the keys never trained on are taken for trained ones."""
-_MAX_ITERATIONS = 30
 _DROPOUT_SEED = _FUNCTIONS + _PROBES
 _LARGEST = (1 << 63) - 1
 
 
 class KeyIdentity(nn.Module):
-    """Vector of a key = sum of the rows of a small table that it hashes to (Svenstrup et al. 2017).
+    """Vector of a key: its own row of a table, or where keys are more than rows, the sum of two rows that it hashes to.
 
-    A key that is in no training pair has no identity: its rows would hold what other keys left there. Which keys are,
-    a Bloom filter says, so that a worker that scores needs no list of them. In training an identity is hidden at
-    random, so that all else that the model knows of an item or a query learns to do without.
+    A key that is in no training pair has no identity. Which keys have one, the sorted keys themselves say, eight bytes
+    each; where they share rows, a Bloom filter, so that a worker that scores needs no list of them (hash embeddings:
+    Svenstrup et al. 2017). In training an identity is hidden at random, so that all else that the model knows of an
+    item or a query learns to do without.
 
     The draws follow from the key and a count of forward passes, which is a buffer: a resumed run hides the same.
 
     Args:
-        rows: Rows of the table.
+        rows: Rows of the table, or more than it needs.
         dim: Length of a vector.
         dropout: Probability that an identity is hidden in training.
-        trained_keys: How many keys the filter is made for.
+        trained_keys: How many keys will be remembered, at most.
     """
 
+    keys: Tensor
     filter: Tensor
     draws: Tensor
 
     def __init__(self, rows: int, dim: int, dropout: float, trained_keys: int) -> None:
         super().__init__()
         self.dropout = dropout
-        self.table = nn.Parameter(torch.empty(rows, dim))
+        self.has_own_rows = 0 < trained_keys <= rows
+        self.table = nn.Parameter(torch.empty(trained_keys if self.has_own_rows else rows, dim))
         nn.init.xavier_normal_(self.table)
-        self.register_buffer("filter", torch.zeros(max(8, -(-_BITS_PER_KEY * trained_keys // 8)), dtype=torch.uint8))
+        if self.has_own_rows:
+            self.register_buffer("keys", torch.full((trained_keys,), _LARGEST))
+        else:
+            bits = torch.zeros(max(8, -(-_BITS_PER_KEY * trained_keys // 8)), dtype=torch.uint8)
+            self.register_buffer("filter", bits)
         self.register_buffer("draws", torch.zeros((), dtype=torch.long))
 
     def forward(self, keys: Int[Tensor, "present"]) -> Float[Tensor, "present dim"]:
         """Embed keys that have an identity."""
+        if self.has_own_rows:
+            return F.embedding(self._rows(keys), self.table)
         slots = _hashes(keys, range(_FUNCTIONS)) % len(self.table)
         return F.embedding(slots, self.table).sum(dim=1)
 
@@ -58,12 +66,24 @@ class KeyIdentity(nn.Module):
 
     def is_known(self, keys: Int[Tensor, "key"]) -> Bool[Tensor, "key"]:
         """Which keys were trained on."""
+        if self.has_own_rows:
+            return self.keys[self._rows(keys)] == keys
         places = self._places(keys)
         is_known: Tensor = ((self.filter[places >> 3].long() >> (places & 7)) & 1).bool().all(dim=1)
         return is_known
 
     def remember(self, keys: Int[Tensor, "key"]) -> None:
-        """Give an identity to exactly these keys, those that training has pairs of."""
+        """Give an identity to exactly these distinct keys, those that training has pairs of.
+
+        Raises:
+            ValueError: they are more than the table was made for.
+        """
+        if self.has_own_rows:
+            if len(keys) > len(self.keys):
+                raise ValueError(f"{len(keys)} keys for a table of {len(self.keys)} rows")
+            self.keys.fill_(_LARGEST)
+            self.keys[: len(keys)] = keys.sort().values.to(self.keys.device)
+            return
         bits = torch.zeros(8 * len(self.filter), dtype=torch.bool, device=self.filter.device)
         bits[self._places(keys.to(bits.device)).flatten()] = True
         weights = 1 << torch.arange(8, device=bits.device)
@@ -71,44 +91,27 @@ class KeyIdentity(nn.Module):
 
     @torch.no_grad()
     def assign(self, keys: Int[Tensor, "key"], vectors: Float[Tensor, "key dim"]) -> None:
-        """Make the table give these keys these vectors, or what is nearest to them, with the smallest rows that do.
-
-        Each key asks that its rows add up to its vector: a sparse problem of least squares, solved by conjugate
-        gradients (CGLS) from a table of zeros. With three rows a key, two or three keys in a hundred must give way.
+        """Give these keys these vectors, and others of the table zeros.
 
         Args:
-            keys: Distinct keys.
+            keys: Distinct keys that were remembered.
             vectors: What each is to have.
+
+        Raises:
+            ValueError: keys share rows, so that not all can have what they are given.
         """
-        slots = _hashes(keys, range(_FUNCTIONS)) % len(self.table)
-        table = torch.zeros_like(self.table)
-        left = vectors.to(table.dtype)
-        gradient = _sums_by_row(left, slots, table)
-        direction, size = gradient, gradient.square().sum()
-        enough = 1e-7 * size
-        for _ in range(_MAX_ITERATIONS):
-            if size <= enough:
-                break
-            moved = F.embedding(slots, direction).sum(dim=1)
-            step = size / moved.square().sum()
-            table += step * direction
-            left = left - step * moved
-            gradient = _sums_by_row(left, slots, table)
-            previous, size = size, gradient.square().sum()
-            direction = gradient + size / previous * direction
-        self.table.copy_(table)
+        if not self.has_own_rows:
+            raise ValueError(f"a table of {len(self.table)} rows has none of its own for each key")
+        self.table.zero_()
+        self.table[self._rows(keys)] = vectors.to(self.table.dtype)
+
+    def _rows(self, keys: Int[Tensor, "key"]) -> Int[Tensor, "key"]:
+        """The row of each key; that of some other one where a key was not trained on."""
+        return torch.searchsorted(self.keys, keys).clamp_(max=len(self.keys) - 1)
 
     def _places(self, keys: Tensor) -> Int[Tensor, "key probe"]:
         """Bits of the filter that stand for each key."""
         return _hashes(keys, range(_FUNCTIONS, _FUNCTIONS + _PROBES)) % (8 * len(self.filter))
-
-
-def _sums_by_row(vectors: Float[Tensor, "key dim"], slots: Int[Tensor, "key slot"], like: Tensor) -> Tensor:
-    """For each row of a table, the sum of the vectors of the keys that it belongs to."""
-    sums = torch.zeros_like(like)
-    for slot in slots.unbind(dim=1):
-        sums.index_add_(0, slot, vectors)
-    return sums
 
 
 def _hashes(keys: Int[Tensor, "key"], seeds: range | list[int]) -> Int[Tensor, "key seed"]:

@@ -20,7 +20,9 @@ from itemsage_model.training.inputs import Inputs
 from itemsage_model.training.spectral import Keys, Measure, SpectralStart, Vectors, spectral_start
 from itemsage_model.training.text_metric import TextMetric, text_metric
 from itemsage_model.training.validation import Validation
+from schemas.errors import InputError
 from schemas.settings import Settings
+from schemas.stages import TRAIN
 from schemas.tables import EMBEDDING_DIM
 
 _STRENGTHS = ((0.3, 0.3), (0.3, 1.0), (1.0, 1.0), (3.0, 2.0), (8.0, 6.0))
@@ -73,6 +75,9 @@ class _Start:
         tower: With item vectors and query identities.
         inputs: The pass's tables.
         settings: The tasks' shares, and the seed.
+
+    Raises:
+        InputError: there are more items or queries with pairs than rows for them.
     """
 
     def __init__(self, tower: ItemTower, inputs: Inputs, settings: Settings) -> None:
@@ -82,6 +87,8 @@ class _Start:
         assert tower.query_adapter is not None
         assert tower.query_adapter.identity is not None
         self.items, self.queries = tower.item_identity, tower.query_adapter.identity
+        _require_own_rows("id_rows", settings.model.id_rows, inputs.spec.trained_items)
+        _require_own_rows("query_id_rows", settings.model.query_id_rows, inputs.spec.trained_queries)
         self.gamma, self.beta = tower.residual.gamma, tower.query_adapter.beta
         self.maps = [tower.query_adapter.weight]
         if tower.residual.item_map is not None:
@@ -151,6 +158,9 @@ def start_spectral(
         settings: The tasks' shares.
         known: The strength that an earlier pass has found; None = choose it on the validation window.
         validation: Of rank 0; None elsewhere, or where nothing is validated.
+
+    Raises:
+        InputError: there are more items or queries with pairs than rows for them.
     """
     start = _Start(tower, inputs, settings)
     device = start.gamma.device
@@ -188,3 +198,14 @@ def _best(tower: ItemTower, start: _Start, validation: Validation, has_ages: boo
     best = best_of(replace(best, text=other) for other in texts)
     best = best_of(replace(best, smoothing=other) for other in smoothings)
     return best_of([replace(best, counts=1.0)]) if has_ages else best
+
+
+def _require_own_rows(key: str, rows: int, needed: int) -> None:
+    if rows < needed:
+        raise InputError(
+            TRAIN.name,
+            f"model.{key}",
+            expected=f'at least {needed:,}, a row for each that has training pairs, as train.start is "spectral"',
+            found=f"{rows:,}",
+            cure='Raise it, leave it out so that the preset chooses, or set train.start = "random".',
+        )

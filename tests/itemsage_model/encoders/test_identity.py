@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from itemsage_model.encoders.identity import KeyIdentity, _hashes
@@ -77,23 +78,41 @@ def test_a_vector_is_the_sum_of_two_rows():
     assert model(KEYS[:0]).shape == (0, 8)
 
 
-def test_assigned_vectors_are_what_their_keys_then_have():
+def test_with_as_many_rows_as_keys_each_has_its_own():
     torch.manual_seed(3)
-    model = KeyIdentity(3_000, 8, 0.0, 1_000).eval()
+    model = KeyIdentity(5_000, 8, 0.0, 1_000).eval()
+    model.remember(KEYS[:1_000])
+    assert model.table.shape == (1_000, 8)
     vectors = torch.randn(1_000, 8)
     model.assign(KEYS[:1_000], vectors)
-    wrong = (model(KEYS[:1_000]) - vectors).abs().amax(dim=1)
-    assert (wrong < 0.03).float().mean() > 0.95
-    assert model.table.abs().max() < 10
+    assert torch.equal(model(KEYS[:1_000]), vectors)
+    order = torch.randperm(1_000)
+    assert torch.equal(model(KEYS[:1_000][order]), vectors[order])
+    assert model.is_known(KEYS[:1_000]).all()
+    assert not model.is_known(KEYS[1_000:]).any()
+    model.assign(KEYS[5:10], vectors[5:10])
+    assert model.table.any(dim=1).sum() == 5
 
 
-def test_a_table_too_small_for_its_keys_gives_the_nearest_vectors_of_least_squares():
-    torch.manual_seed(3)
-    model = KeyIdentity(40, 3, 0.0, 100).eval()
-    vectors = torch.randn(100, 3)
-    model.assign(KEYS[:100], vectors)
-    sums = torch.zeros(100, 40)
-    for slot in (_hashes(KEYS[:100], range(2)) % 40).unbind(dim=1):
-        sums[torch.arange(100), slot] += 1
-    expected = sums @ torch.linalg.lstsq(sums, vectors, driver="gelsd").solution
-    assert torch.allclose(model(KEYS[:100]), expected, atol=2e-2)
+def test_fewer_keys_than_it_was_made_for_leave_rows_unused():
+    model = KeyIdentity(100, 8, 0.0, 50).eval()
+    assert not model.is_known(KEYS).any()
+    model.remember(KEYS[:20])
+    assert model.is_known(KEYS[:20]).all()
+    assert not model.is_known(KEYS[20:]).any()
+    assert len(model(KEYS[:20]).unique(dim=0)) == 20
+    with pytest.raises(ValueError, match="51 keys for a table of 50 rows"):
+        model.remember(KEYS[:51])
+
+
+def test_own_rows_are_hidden_in_training_as_hashed_ones():
+    own, hashed = KeyIdentity(1_000, 8, 0.3, 1_000), KeyIdentity(999, 8, 0.3, 1_000)
+    for model in (own, hashed):
+        model.remember(KEYS[:1_000])
+    assert (own.has_own_rows, hashed.has_own_rows) == (True, False)
+    assert torch.equal(own.is_present(KEYS[:1_000]), hashed.is_present(KEYS[:1_000]))
+
+
+def test_keys_that_share_rows_cannot_be_given_vectors():
+    with pytest.raises(ValueError, match="a table of 256 rows"):
+        identity().assign(KEYS[:1_000], torch.zeros(1_000, 8))

@@ -17,6 +17,7 @@ from itemsage_model.training.passes import Pass, run_pass
 from itemsage_model.training.spectral import spectral_start
 from itemsage_model.training.start import Strength, start_spectral
 from itemsage_model.training.text_metric import text_metric
+from schemas.errors import InputError
 from schemas.settings import Settings
 from tests.itemsage_model.warehouses import make_warehouse
 
@@ -50,12 +51,20 @@ def test_items_and_queries_get_their_vectors_at_the_strength_that_is_known(tmp_p
         (tower.item_identity, found.item_keys, found.items),
         (tower.query_adapter.identity, found.query_keys, found.query_vectors(2.0)),
     ):
-        wrong = np.abs(part(torch.from_numpy(keys)).detach().numpy() - vectors).max(axis=1)
-        assert (wrong < 0.01).mean() > 0.9
+        assert np.array_equal(part(torch.from_numpy(keys)).detach().numpy(), vectors)
     change = text_metric(inputs.tasks, [task.share for task in settings.tasks], "fit_weight", settings.train.seed)
     expected = torch.from_numpy(change.change(9.0))
     assert torch.equal(tower.residual.item_map, expected)
     assert all(torch.equal(weight, expected) for weight in tower.query_adapter.weight)
+
+
+@pytest.mark.parametrize("key", ["id_rows", "query_id_rows"])
+def test_fewer_rows_than_what_has_pairs_is_an_error_with_the_number_needed(tmp_path: Path, key: str) -> None:
+    settings, _, _ = made(tmp_path)
+    few = settings.model_copy(update={"model": settings.model.model_copy(update={key: 5})})
+    inputs = inputs_for(pin_inputs(settings), few, "fit_weight")
+    with pytest.raises(InputError, match=rf"model\.{key}: expected at least \d+, .*found 5"):
+        start_spectral(inputs.spec.build(seed=1), inputs, few, None, None)
 
 
 def test_items_without_a_map_have_no_metric(tmp_path: Path) -> None:
@@ -108,7 +117,7 @@ def test_identities_that_are_not_to_learn_stay_and_the_rest_learns(tmp_path: Pat
     outcome = run_pass(one, CPU)
     trained = outcome.tower.state_dict()
     for name, tensor in tower.state_dict().items():
-        is_fixed = name in tower.lookup_tables or name.endswith(("filter", "unseen_pull", "kind_of_task"))
+        is_fixed = name in tower.lookup_tables or name.endswith((".keys", "unseen_pull", "kind_of_task"))
         assert torch.equal(tensor, trained[name]) == is_fixed or name.endswith("draws"), name
     assert outcome.strength == strength
 
