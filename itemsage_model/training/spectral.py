@@ -21,6 +21,8 @@ from itemsage_model.data.query_keys import weighing_rows
 from schemas.tables import EMBEDDING_DIM
 
 _ITERATIONS = 3
+_OF_QUERY, _OF_ITEM = 0.4, 0.2
+"""Powers of a query's and an item's summed weight by which a pair's weight is divided before it is factorised."""
 _TINY = 1e-30
 
 Keys = npt.NDArray[np.int64]
@@ -78,13 +80,14 @@ def spectral_start(tasks: Sequence[TableFiles], shares: Sequence[float], weight:
 def factorised(query_key: Keys, item_key: Keys, weight: npt.NDArray[np.float64]) -> SpectralStart:
     """The leading singular vectors of a matrix of pairs.
 
-    With w_q the summed weight of a query's pairs, the matrix is w_qi / sqrt(w_q), and U S V' what is left of it in 255
-    dimensions: a query has U S / sqrt(w_q), popularity is V' of the items' shares. An item has V, its length relative
-    to the longest one, and in the last dimension, which is 0 for queries, what is missing to unit length: the cosine
-    then ranks as the dot product does (Bachrach et al. 2014). Leading vectors come last, where frozen text vectors,
-    which are ordered by what they explain, hold least.
+    With w_q and w_i the summed weights of a query's and an item's pairs, the matrix is w_qi / (w_q^a w_i^b), and U S V'
+    what is left of it in 255 dimensions: a query has U S w_q^(a-1), popularity is what a query with everybody's shares
+    would have. An item has w_i^b V, its length relative to the longest one, and in the last dimension, which is 0 for
+    queries, what is missing to unit length: the cosine then ranks as the dot product does (Bachrach et al. 2014).
+    Leading vectors come last, where frozen text vectors, which are ordered by what they explain, hold least.
 
-    Differs from the paper: it has no identities. Assumed: the exponent 1/2, between counts and shares.
+    Differs from the paper: it has no identities. Assumed: the powers a and b, by which few popular items and queries do
+    not take all dimensions; chosen on the validation windows of two shops (docs/lab-log.md).
 
     Args:
         query_key: Of each pair; pairs may repeat.
@@ -95,8 +98,9 @@ def factorised(query_key: Keys, item_key: Keys, weight: npt.NDArray[np.float64])
     item_keys, item = np.unique(item_key, return_inverse=True)
     pairs = csr_matrix((weight, (query, item)), (len(query_keys), len(item_keys)))
     of_query = np.asarray(pairs.sum(axis=1)).ravel()
-    popularity = np.asarray(pairs.sum(axis=0)).ravel() / max(of_query.sum(), _TINY)
-    pairs.data /= np.sqrt(np.repeat(of_query, np.diff(pairs.indptr)))
+    of_item = np.asarray(pairs.sum(axis=0)).ravel()
+    popularity = of_item ** (1 - _OF_ITEM) / max(of_item.sum(), _TINY)
+    pairs.data /= np.repeat(of_query, np.diff(pairs.indptr)) ** _OF_QUERY * of_item[pairs.indices] ** _OF_ITEM
     # Of numbers near 1, none comes near the smallest float32.
     scale = max(pairs.data.max(initial=0), _TINY)
     pairs = (pairs / scale).astype(np.float32)
@@ -108,9 +112,10 @@ def factorised(query_key: Keys, item_key: Keys, weight: npt.NDArray[np.float64])
         with threadpool_limits(limits=1):  # the order of a threaded sum may change from run to run
             left, values, right = randomized_svd(pairs, rank, n_iter=_ITERATIONS, random_state=0)
         order = EMBEDDING_DIM - 2 - np.arange(rank)
-        queries[:, order] = left * values * (scale / np.sqrt(of_query))[:, None]
+        queries[:, order] = left * values * (scale * of_query ** (_OF_QUERY - 1))[:, None]
         towards[order] = right @ popularity
-        items[:, order] = right.T / np.linalg.norm(right, axis=0).max()
+        vectors = right.T * of_item[:, None] ** _OF_ITEM
+        items[:, order] = vectors / np.linalg.norm(vectors, axis=1).max()
         items[:, -1] = np.sqrt(np.maximum(1 - np.square(items).sum(axis=1), 0))
     return SpectralStart(item_keys, items, query_keys, queries, towards)
 

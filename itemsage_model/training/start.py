@@ -25,7 +25,7 @@ from schemas.settings import Settings
 from schemas.stages import TRAIN
 from schemas.tables import EMBEDDING_DIM
 
-_STRENGTHS = ((0.3, 0.3), (0.3, 1.0), (1.0, 1.0), (3.0, 2.0), (8.0, 6.0))
+_STRENGTHS = ((0.3, 0.3), (0.3, 1.0), (1.0, 1.0), (3.0, 2.0), (5.0, 4.0), (8.0, 6.0))
 """Of items and queries: from a whisper to hardly any text."""
 _SMOOTHINGS = (1.0, 0.0, 4.0, 12.0)
 """The others are tried with the best of what was tried before."""
