@@ -138,11 +138,20 @@ class TrainingTableMetrics:
 
 @dataclass(frozen=True)
 class CandidateMetrics:
-    """What one candidate configuration reached on the validation window: its best step, recall@10 then."""
+    """What one candidate configuration reached on the validation window: its best step, recall@10 then.
+
+    Attributes:
+        steps: Steps that were best.
+        recall: Of all pairs.
+        unseen_recall: Of pairs with items without engagements before; None where there are none.
+        worth: What the candidates are compared by: the recall, or less where unseen items are farther below what a shop
+            has without a model. None in records of before.
+    """
 
     steps: int
     recall: float
     unseen_recall: float | None = None
+    worth: float | None = None
 
 
 @dataclass(frozen=True)

@@ -98,11 +98,15 @@ class KeyIdentity(nn.Module):
             vectors: What each is to have.
 
         Raises:
-            ValueError: keys share rows, so that not all can have what they are given.
+            ValueError: keys share rows, so that not all can have what they are given, or one was not remembered.
         """
+        self.table.zero_()
+        if not len(keys):
+            return
         if not self.has_own_rows:
             raise ValueError(f"a table of {len(self.table)} rows has none of its own for each key")
-        self.table.zero_()
+        if not self.is_known(keys).all():
+            raise ValueError("keys that were not remembered have no row")
         self.table[self._rows(keys)] = vectors.to(self.table.dtype)
 
     def _rows(self, keys: Int[Tensor, "key"]) -> Int[Tensor, "key"]:

@@ -19,7 +19,7 @@ START_BETA = 0.3
 class QueryAdapter(nn.Module):
     """Query vector = unit(q + q W + b + beta E[key]): W and b of the query's kind and E all zero at first.
 
-    A query without training pairs has no E: the map alone moves it.
+    (Or W and E as `training.start` gives them.) A query without training pairs has no E: the map alone moves it.
     All kinds lie in one parameter: it has a gradient on every rank, whichever kinds a batch holds.
 
     Args:

@@ -14,8 +14,8 @@ START_ALPHA = 0.3
 class Residual(nn.Module):
     """unit(frozen + frozen M + alpha tower + gamma identity); the tower in place of the rest without a text.
 
-    M starts at zero: training starts at the frozen encoder's recall. Without a tower an item without text has one
-    learned vector that all such items share.
+    M starts at zero, so that training starts at the frozen encoder's recall, or as `training.start` gives it. Without a
+    tower an item without text has one learned vector that all such items share.
 
     Args:
         dim: Length of the vectors.

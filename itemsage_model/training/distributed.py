@@ -10,8 +10,9 @@ import gc
 import hashlib
 import os
 import re
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -25,6 +26,8 @@ from schemas.errors import DeadlineError
 
 MAX_TIMEOUT_SECONDS = 3_600
 
+_SIGN_OF_LIFE_SECONDS = 1.0
+"""How often a rank that works alone lets the others hear from it."""
 _SIGN_SECONDS = 5.0
 """How long a rank that waited in vain waits for the others to say the same: they do within moments, if they can."""
 
@@ -163,6 +166,35 @@ def barrier() -> None:
     """
     if world_size() > 1:
         dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
+
+
+def on_first(work: Callable[[], None]) -> None:
+    """Do something on rank 0 while the others wait, however long it takes: they hear from it meanwhile.
+
+    Args:
+        work: Without collectives of its own; what it raises is raised on rank 0.
+    """
+    if world_size() == 1:
+        work()
+        return
+    is_done, errors = threading.Event(), list[BaseException]()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            is_done.set()
+
+    if rank() == 0:
+        threading.Thread(target=run, daemon=True).start()
+    else:
+        is_done.set()
+    while not min_over_ranks(torch.tensor(int(is_done.is_set()), device=_device())):
+        is_done.wait(_SIGN_OF_LIFE_SECONDS)  # the others go on to wait for the first in the collective
+    if errors:
+        raise errors[0]
 
 
 def same_on_all_ranks(what: str, text: str) -> None:

@@ -17,7 +17,7 @@ class EarlyStopping:
 
     Attributes:
         patience: Measurements without a gain after which it is enough.
-        hopeless: A recall; what has less of it at half time will not be chosen, and has had enough too.
+        hopeless: A worth; what has less of it at half time will not be chosen, and has had enough too.
         half_time: Steps of half of the pass.
         history: What was measured.
         best: The best of it.

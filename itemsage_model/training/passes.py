@@ -32,7 +32,7 @@ from schemas.settings import Settings
 from schemas.tables import EMBEDDING_DIM
 
 _HOPE = 0.75
-"""Share of the best recall so far that another candidate must have at half time to go on."""
+"""Share of what the best so far is worth that another candidate must have at half time to go on."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Pass:
         pull: Pull on items without training pairs that an earlier pass has found; see `Validation.calibrate`.
         strength: Strength of its singular vectors at the start that an earlier pass has found.
         is_validated: Whether it is measured as it goes on, and ends when that is enough.
-        to_beat: Recall of the best candidate before, with which it competes.
+        to_beat: What the best candidate before is worth, with which it competes.
         validation: Measures it, and knows the mean query; rank 0 has it, where anything is validated.
     """
 

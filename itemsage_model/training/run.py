@@ -9,6 +9,7 @@ import time
 import warnings
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,8 @@ def _train(settings: Settings, device: torch.device) -> None:
     validation = validation_of(inputs, settings) if asks else None
     if asks and validation is None:
         _say("warning: no validation pair, so training ends at its last step: raise dates.validation_days")
-    if is_first and validation is not None and any(pulls_unseen(one.settings) for one in tried):
-        measure_rivals(validation, inputs.tasks)
+    if validation is not None and any(pulls_unseen(one.settings) for one in tried):
+        distributed.on_first(partial(measure_rivals, validation, inputs.tasks))
         _say(f"without a model, {validation.rivals}")
     fitted = _fit(tried, inputs, validation, run_id, device) if validation else {}
     chosen = max(fitted, key=lambda name: fitted[name].recall) if fitted else tried[0].name
@@ -128,14 +129,18 @@ def _say(line: str) -> None:
         print(f"  {line}", flush=True)
 
 
+_LAYOUT = 2
+"""Of what a checkpoint holds; a higher number where code changes it, so that older checkpoints are not resumed."""
+
+
 def _run_id(inputs: Inputs, settings: Settings) -> str:
-    """Hash of everything that determines the result: inputs, sizes, tasks and number of ranks."""
+    """Hash of everything that determines the result: inputs, sizes, tasks, number of ranks and the code's layout."""
     named = {"preset", "tasks", "negatives", "features", "model", "loss", "train"}
     sections = settings.model_dump(mode="json", include=named)
     for name in ("log_every", "checkpoint_every", "threads", "prefetch_batches"):
         del sections["train"][name]
     versions = _versions(inputs, settings.layout)
-    text = json.dumps([sections, versions, inputs.spec.to_json(), distributed.world_size()], sort_keys=True)
+    text = json.dumps([_LAYOUT, sections, versions, inputs.spec.to_json(), distributed.world_size()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -176,7 +181,7 @@ def _save_trained(
 def _figures(one: Outcome) -> CandidateMetrics:
     assert one.best is not None
     unseen = None if one.best.of_unseen != one.best.of_unseen else round(one.best.of_unseen, 5)
-    return CandidateMetrics(one.steps, round(one.best.of_all, 5), unseen)
+    return CandidateMetrics(one.steps, round(one.best.of_all, 5), unseen, round(one.best.worth, 5))
 
 
 def _choice(candidate: Candidate, fitted: dict[str, Outcome], tried: list[Candidate]) -> str:
@@ -184,9 +189,16 @@ def _choice(candidate: Candidate, fitted: dict[str, Outcome], tried: list[Candid
     if not fitted:
         return f"{candidate.name}: {candidate.reason}; nothing was validated."
     best = fitted[candidate.name]
-    others = [f"{name} {one.recall:.4f}" for name, one in fitted.items() if name != candidate.name]
+    others = [f"{name} {_said(one)}" for name, one in fitted.items() if name != candidate.name]
     against = f", against {' and '.join(others)}" if others else ""
     return (
-        f"{candidate.name}: recall@10 of {best.recall:.4f} on the validation window after {best.steps} steps{against}. "
+        f"{candidate.name}: recall@10 of {_said(best)} on the validation window after {best.steps} steps{against}. "
         f"Chosen because {candidate.reason}." + ("" if best.steps else " No step of training made it better.")
     )
+
+
+def _said(one: Outcome) -> str:
+    """Recall of all, and what it is worth where unseen items make that less."""
+    assert one.best is not None
+    worth = "" if one.best.worth >= one.best.of_all else f" (worth {one.best.worth:.4f} for its new items)"
+    return f"{one.best.of_all:.4f}{worth}"

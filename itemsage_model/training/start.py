@@ -165,11 +165,14 @@ def start_spectral(
     start = _Start(tower, inputs, settings)
     device = start.gamma.device
     strength = torch.zeros(len(astuple(Strength())), dtype=torch.float64)
-    if distributed.rank() == 0:
+
+    def find() -> None:
         has_ages = bool(settings.half_life_days)
         chosen = known or (_best(tower, start, validation, has_ages) if validation else Strength())
         start.give(chosen)
-        strength += chosen.to_tensor()
+        strength.add_(chosen.to_tensor())
+
+    distributed.on_first(find)
     start.take_first()
     chosen = Strength.from_tensor(distributed.sum_over_ranks(strength.to(device)).cpu())
     start.scale(chosen)

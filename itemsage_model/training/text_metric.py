@@ -23,7 +23,7 @@ from schemas.tables import EMBEDDING_DIM, TRAINING_PAIRS
 _TEXT = FROZEN_TEXT.sized(slots=1, length=EMBEDDING_DIM)
 _ROWS_AT_ONCE = 1 << 14
 _MOST_ROWS = 400_000
-"""Pairs of a task, about, that are read: a matrix of 256 x 256 needs no more."""
+"""Pairs of a task that are read, at most a batch more: a matrix of 256 x 256 needs no more."""
 _RIDGE = 3.0
 """Added to the variances, in their mean: directions in which texts hardly differ say little."""
 
@@ -115,7 +115,7 @@ def _inverse_root(covariance: Matrix) -> Matrix:
 
 def _pairs(files: TableFiles, weight: Weight) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
     """Query vector, item vector and a 1 of the pairs that count and whose item has a text; and their weights."""
-    rows = pair_format([_TEXT], weight)
+    rows, left = pair_format([_TEXT], weight), _MOST_ROWS
     declared = replace(TRAINING_PAIRS, name=files.table)
     for uri in files.uris:
         for batch in file_batches(uri, list(rows.columns), _ROWS_AT_ONCE, declared):
@@ -127,3 +127,6 @@ def _pairs(files: TableFiles, weight: Weight) -> Iterator[tuple[npt.NDArray[np.f
             vectors = pairs.query_embedding[kept], texts.values[counts[texts.counts > 0]]
             ones = np.ones((len(vectors[0]), 1), np.float16)
             yield np.concatenate([*vectors, ones], axis=1).astype(np.float32), pairs.pair_weight[kept]
+            left -= len(batch)
+            if left <= 0:
+                return

@@ -6,10 +6,8 @@ The window is the end of the training period, never the test. A pass that is val
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -23,19 +21,20 @@ from itemsage_model.data.validation import ValidationPairs
 from itemsage_model.encoders.item_tower import ItemTower
 from itemsage_model.encoders.tower import Tower
 from itemsage_model.evaluation.recall import HeldOut, ScoreQueries, ranks
+from itemsage_model.training.pulled_hits import pulled_hits
 from schemas.elements import FROZEN_TEXT, SizedElement
 from schemas.tables import EMBEDDING_DIM
 
 K = 10
 """Recall is measured at this rank."""
-MAX_SCORES = 100_000_000
+MAX_SCORES = 200_000_000
 """Most scores of one measurement, over all tasks: a few seconds on two cores."""
 _ITEMS_AT_ONCE = 1_024
 _STRENGTHS = (0.04, 0.08, 0.12, 0.18, 0.25, 0.35, 0.5)
 _PULLS = (-2.0, -1.4, -1.0, -0.7, *(-strength for strength in reversed(_STRENGTHS)), 0.0, *_STRENGTHS)
 """At -2 no list has an unseen item, at .5 they lead most lists."""
 _WORTH = 0.98
-"""Share of the recall of all that is left when unseen items have got more than they must."""
+"""Share of the recall of all that is left when unseen items are nearer than is worth most."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +59,13 @@ class Recall:
 
     def __str__(self) -> str:
         unseen = "" if math.isnan(self.of_unseen) else f", of unseen items {self.of_unseen:.4f}"
-        return f"step {self.step}: recall@10 {self.of_all:.4f}{unseen}"
+        worth = "" if self.worth == self.of_all else f", worth {self.worth:.4f}"
+        return f"step {self.step}: recall@10 {self.of_all:.4f}{unseen}{worth}"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A pull on items without training pairs, and the recall with it."""
+    """A pull on items without training pairs, and the recall with it; see `Validation.calibrate` for its worth."""
 
     pull: float
     recall: Recall
@@ -152,11 +152,15 @@ class Validation:
 
     def measured(self, systems: Sequence[ScoreQueries], step: int = 0) -> Recall:
         """Measure a system for each task."""
+        hits = [ranks(task.held_out, score) <= K for task, score in zip(self.tasks, systems, strict=True)]
+        return self._mean(hits, step)
+
+    def _mean(self, hits: Sequence[Tensor], step: int) -> Recall:
+        """The recalls, of which pairs of each task are hits [pair]."""
         shares = sum(task.share for task in self.tasks)
         of_all, of_unseen, unseen_shares = 0.0, 0.0, 0.0
-        for task, score in zip(self.tasks, systems, strict=True):
-            hit = (ranks(task.held_out, score) <= K).double()
-            weights, own = task.weight_of_all, task.weight_of_unseen
+        for task, is_hit in zip(self.tasks, hits, strict=True):
+            hit, weights, own = is_hit.double(), task.weight_of_all, task.weight_of_unseen
             of_all += task.share / shares * float((hit * weights).sum() / weights.sum())
             if own.any():
                 of_unseen += task.share * float((hit * own).sum() / own.sum())
@@ -188,10 +192,9 @@ class Validation:
     def calibrate(self, tower: ItemTower, step: int, device: torch.device) -> Calibration:
         """Find and set the pull on items without training pairs; see `ItemTower.pull_unseen`.
 
-        The nearer they lie to all queries, the more of them are found, and the less of all others. The pull at which
-        the lesser of the two recalls, each as a multiple of its rival's, is largest; then as much more as costs at most
-        2 % of the recall of all, for the new items of the weeks to come are others. Where no rival finds an unseen
-        item, only that counts which costs next to nothing.
+        The nearer they lie to all queries, the more of them are found, and the less of all others. The pull that is
+        worth most, see `_worth`; then as much more as costs at most 2 % of the recall of all, for the new items of the
+        weeks to come are others. What is measured is worth what that first pull was.
 
         Args:
             tower: The tower, with identities of items.
@@ -202,29 +205,26 @@ class Validation:
         direction = self.mean_query(tower, device)
         tower.pull_unseen(torch.zeros(EMBEDDING_DIM, device=device))
         queries, items = self._vectors(tower, device)
-        keys = torch.from_numpy(self.catalog.item_key).to(device)
-        unseen = (~tower.item_identity.is_known(keys)).nonzero().squeeze(1).cpu()
-
-        @cache
-        def at(place: int) -> Recall:
-            pulled = items.clone()
-            pulled[unseen] = F.normalize(items[unseen] + _PULLS[place] * direction, dim=1)
-            return self._recall(queries, pulled, step)
-
-        def is_enough(place: int) -> bool:
-            return self._worth(at(place)) == at(place).of_all
-
-        places = range(len(_PULLS) - 1)
-        crossing = bisect_left(places, True, key=is_enough)
-        best = max((crossing, max(crossing - 1, 0)), key=lambda place: self._worth(at(place)))
-        dearest = _WORTH * at(best).of_all
-        chosen = bisect_left(places, True, lo=best, key=lambda place: at(place + 1).of_all < dearest)
+        is_unseen = ~tower.item_identity.is_known(torch.from_numpy(self.catalog.item_key).to(device)).cpu()
+        hits = [
+            pulled_hits(task.held_out, vectors, items, is_unseen, direction, _PULLS)
+            for task, vectors in zip(self.tasks, queries, strict=True)
+        ]
+        found = [self._mean(of_pull, step) for of_pull in zip(*hits, strict=True)]
+        worths = [self._worth(one) for one in found]
+        best = worths.index(max(worths))
+        is_cheap = [one.of_all >= _WORTH * found[best].of_all for one in found]
+        chosen = max(place for place in range(best, len(_PULLS)) if is_cheap[place])
         tower.pull_unseen(_PULLS[chosen] * direction.to(device))
-        return Calibration(_PULLS[chosen], replace(at(chosen), worth=self._worth(at(best))))
+        return Calibration(_PULLS[chosen], replace(found[chosen], worth=worths[best]))
 
     def _worth(self, found: Recall) -> float:
-        """The recall of all, or that of unseen items on its scale, whichever is less."""
-        if not self.rivals.of_unseen > 0 or math.isnan(found.of_unseen):
+        """The lesser of two multiples, as a recall of all: of all over its best rival, of unseen items over theirs.
+
+        Where no rival finds an unseen item, the recall of all.
+        """
+        has_rivals = self.rivals.of_all > 0 and self.rivals.of_unseen > 0
+        if not has_rivals or math.isnan(found.of_unseen):
             return found.of_all
         return min(found.of_all, found.of_unseen * self.rivals.of_all / self.rivals.of_unseen)
 

@@ -101,7 +101,9 @@ def write_pairs(
                 "engagement_count": pa.array(np.ones(rows, np.int64)),
                 "pair_weight": pa.array(np.ones(rows, np.float32)),
                 "fit_weight": pa.array(~np.isin(np.arange(row, row + rows), late), pa.float32()),
-                "fit_engagement_count": pa.array(~np.isin(np.arange(row, row + rows), late), pa.int64()),
+                "fit_engagement_count": pa.array(
+                    np.where(np.isin(np.arange(row, row + rows), late), 0, 1 + np.arange(row, row + rows) % 3)
+                ),
                 "negative_item_key": pa.array(against[row : row + rows]),
                 "negative_weight": pa.array(2.0 * (against[row : row + rows] > 0), pa.float32()),
                 "query_embedding": [_unit(np.random.default_rng(row + i)).tobytes() for i in range(rows)],

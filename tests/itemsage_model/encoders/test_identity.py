@@ -116,3 +116,16 @@ def test_own_rows_are_hidden_in_training_as_hashed_ones():
 def test_keys_that_share_rows_cannot_be_given_vectors():
     with pytest.raises(ValueError, match="a table of 256 rows"):
         identity().assign(KEYS[:1_000], torch.zeros(1_000, 8))
+
+
+def test_only_remembered_keys_can_be_given_vectors():
+    model = KeyIdentity(10, 8, 0.0, 3)
+    model.remember(torch.tensor([10, 20, 30]))
+    with pytest.raises(ValueError, match="not remembered"):
+        model.assign(torch.tensor([10, 25, 30]), torch.ones(3, 8))
+
+
+def test_no_key_at_all_leaves_zeros():
+    model = KeyIdentity(10, 8, 0.0, 0)
+    model.assign(KEYS[:0], torch.zeros(0, 8))
+    assert not model.table.any()

@@ -73,6 +73,7 @@ def test_items_without_a_map_have_no_metric(tmp_path: Path) -> None:
     without = settings.model_copy(update={"model": model})
     inputs = inputs_for(inputs, without, "fit_weight")
     tower = inputs.spec.build(seed=1)
+    tower.remember(torch.from_numpy(inputs.item_keys), torch.from_numpy(inputs.query_keys))
     validation = validation_of(inputs, without)
     assert validation is not None
     assert start_spectral(tower, inputs, without, None, validation).text == 0

@@ -95,6 +95,17 @@ def test_the_moments_are_those_of_the_rows_that_a_pass_may_see(
     assert np.allclose(seen[0], expected, atol=1e-6)
 
 
+def test_of_a_large_file_no_more_than_enough_rows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_pairs(tmp_path / "click", [40, 40])
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 10)
+    monkeypatch.setattr(module, "_MOST_ROWS", 15)
+    files = pin_files("click", str(tmp_path / "click"), 0)
+    drawn = some_files(files, 15, 1)
+    assert drawn.row_count == 40
+    texts = ds.dataset(drawn.uris[0], format="parquet").to_table()["text_embedding"].to_pylist()[:20]
+    assert sum(len(weights) for _, weights in module._pairs(drawn, "pair_weight")) == sum(map(bool, texts))
+
+
 def test_pairs_without_any_text_change_nothing():
     assert not metric_of(np.zeros((2 * DIM + 1, 2 * DIM + 1))).change(4.0).any()
 

@@ -16,7 +16,9 @@ from itemsage_model.data.pinned_files import pin_files
 from itemsage_model.data.reader import CatalogItems, catalog_format, read_catalog
 from itemsage_model.data.validation import ValidationPairs
 from itemsage_model.encoders.item_tower import ItemTower
+from itemsage_model.evaluation.recall import HeldOut, ranks
 from itemsage_model.training import validation as module
+from itemsage_model.training.pulled_hits import pulled_hits
 from itemsage_model.training.validation import Recall, Validation
 from tests.itemsage_model.factories import FULL_SPEC, write_catalog
 
@@ -222,9 +224,10 @@ def test_the_frozen_vectors_are_measured_as_they_are(catalog: CatalogItems) -> N
 
 
 @pytest.mark.parametrize(
-    "rivals", [(0.1, 0.1), (0.02, 0.4), (0.4, 0.02), (0.1, float("nan")), (0.1, 0.0), (float("nan"), float("nan"))]
+    "rivals",
+    [(0.1, 0.1), (0.02, 0.4), (0.4, 0.02), (0.0, 0.1), (0.1, math.nan), (0.1, 0.0), (math.nan, math.nan)],
 )
-def test_unseen_items_are_pulled_to_the_best_of_the_lesser_multiple_and_then_as_is_cheap(
+def test_unseen_items_are_pulled_to_what_is_worth_most_and_then_as_is_cheap(
     catalog: CatalogItems, rivals: tuple[float, float]
 ) -> None:
     """Against a slow loop over all pulls."""
@@ -244,15 +247,37 @@ def test_unseen_items_are_pulled_to_the_best_of_the_lesser_multiple_and_then_as_
         reached.append(measured.recall(model, 3, CPU))
     of_all, of_unseen = rivals
     both = [
-        min(one.of_all, one.of_unseen / of_unseen * of_all) if of_unseen > 0 else one.of_all for one in reached
-    ]  # fmt: skip
-    enough = [i for i, one in enumerate(reached) if both[i] == one.of_all or i == len(reached) - 1]
-    best = max((enough[0], max(0, enough[0] - 1)), key=lambda place: both[place])
-    assert found.recall.worth == pytest.approx(both[best])
-    chosen = module._PULLS.index(found.pull)
-    assert chosen >= best
-    assert reached[chosen].of_all >= 0.98 * reached[best].of_all
-    assert chosen == len(reached) - 1 or reached[chosen + 1].of_all < 0.98 * reached[best].of_all
+        min(one.of_all, one.of_unseen / of_unseen * of_all) if of_unseen > 0 and of_all > 0 else one.of_all
+        for one in reached
+    ]
+    assert found.recall.worth == pytest.approx(max(both))
+    best, chosen = both.index(max(both)), module._PULLS.index(found.pull)
+    cheap = [place for place in range(best, len(both)) if reached[place].of_all >= 0.98 * reached[best].of_all]
+    assert chosen == cheap[-1]
+
+
+def test_hits_of_all_pulls_at_once_are_those_of_each_by_itself() -> None:
+    generator = torch.Generator().manual_seed(4)
+    queries, items, direction = (
+        F.normalize(torch.randn(rows, 8, generator=generator), dim=1) for rows in (30, 90, 1)
+    )  # fmt: skip
+    items[50:55] = items[20:25]  # ties, also between the kinds
+    is_pulled = torch.arange(90) % 3 == 0
+    pairs = torch.randint(0, 30, (200,), generator=generator)
+    held_out = HeldOut(
+        query=pairs, positive=torch.randint(0, 90, (200,), generator=generator),
+        query_item=torch.where(torch.arange(30) % 2 == 0, torch.arange(30) * 3 % 90, -1),
+        weights=torch.ones(200), distractors=torch.ones(90, dtype=torch.bool),
+    )  # fmt: skip
+    pulls = (-2.0, -0.3, 0.0, 0.2, 0.9)
+    for kinds in (is_pulled, ~is_pulled, torch.zeros(90, dtype=torch.bool), torch.ones(90, dtype=torch.bool)):
+        found = pulled_hits(held_out, queries, items, kinds, direction[0], pulls)
+        for pull, hits in zip(pulls, found, strict=True):
+            moved = torch.where(kinds[:, None], F.normalize(items + pull * direction, dim=1), items)
+            scores = queries.double() @ moved.double().T
+            expected = ranks(held_out, lambda block, scores=scores: scores[block].float()) <= 10
+            assert (hits != expected).sum() <= 1  # rounding may part a tie
+        assert 0.02 < hits.float().mean() < 0.5
 
 
 def test_the_mean_query_is_the_same_of_a_tower_that_trains(catalog: CatalogItems) -> None:
