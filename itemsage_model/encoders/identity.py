@@ -100,14 +100,13 @@ class KeyIdentity(nn.Module):
         Raises:
             ValueError: keys share rows, so that not all can have what they are given, or one was not remembered.
         """
-        self.table.zero_()
-        if not len(keys):
-            return
-        if not self.has_own_rows:
+        if len(keys) and not self.has_own_rows:
             raise ValueError(f"a table of {len(self.table)} rows has none of its own for each key")
         if not self.is_known(keys).all():
             raise ValueError("keys that were not remembered have no row")
-        self.table[self._rows(keys)] = vectors.to(self.table.dtype)
+        self.table.zero_()
+        if len(keys):
+            self.table[self._rows(keys)] = vectors.to(self.table.dtype)
 
     def _rows(self, keys: Int[Tensor, "key"]) -> Int[Tensor, "key"]:
         """The row of each key; that of some other one where a key was not trained on."""

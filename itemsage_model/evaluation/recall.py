@@ -13,7 +13,7 @@ from torch import Tensor
 ScoreQueries = Callable[[Int[Tensor, "query"]], Float[Tensor, "query candidate"]]
 """Scores of all candidates for some queries, given as positions in the evaluation's list of queries."""
 
-_BLOCK_NUMBERS = 1 << 22
+BLOCK_NUMBERS = 1 << 22
 """Scores held at once: few enough to stay in the cache between the passes over them."""
 
 
@@ -55,7 +55,7 @@ def ranks(held_out: HeldOut, score: ScoreQueries) -> Float[Tensor, "pair"]:
     queries = torch.unique(held_out.query)
     ends = torch.searchsorted(held_out.query[order], queries, right=True)
     starts = torch.searchsorted(held_out.query[order], queries)
-    block = max(16, _BLOCK_NUMBERS // len(held_out.distractors))
+    block = max(16, BLOCK_NUMBERS // len(held_out.distractors))
     for first in range(0, len(queries), block):
         chosen = queries[first : first + block]
         scores = score(chosen).float()

@@ -8,11 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from itemsage_model.evaluation.recall import HeldOut
-
-_BLOCK_NUMBERS = 1 << 22
-_MOST = 10
-"""A pair is a hit when its item is among so many."""
+from itemsage_model.evaluation.recall import BLOCK_NUMBERS, HeldOut
 
 
 def pulled_hits(
@@ -22,11 +18,12 @@ def pulled_hits(
     is_pulled: Bool[Tensor, "item"],
     direction: Float[Tensor, "dim"],
     pulls: Sequence[float],
+    k: int,
 ) -> list[Bool[Tensor, "pair"]]:
-    """For each pull, `ranks(...) <= 10` where the pulled items are unit(item + pull direction).
+    """For each pull, `ranks(...) <= k` where the pulled items are unit(item + pull direction).
 
-    What is not pulled is compared once. Of either kind of items the eleven best of a query are enough: where fewer than
-    ten of them, the pair's own item aside, score as high as it, fewer than ten of all do.
+    What is not pulled is compared once. Of either kind of items the k + 1 best of a query are enough: where fewer than
+    k of them, the pair's own item aside, score as high as it, fewer than k of all do.
 
     Args:
         held_out: The pairs; all items compete.
@@ -35,6 +32,7 @@ def pulled_hits(
         is_pulled: Which of them move.
         direction: Unit length.
         pulls: How far.
+        k: The lowest rank that is a hit.
     """
     hits = [torch.zeros(len(held_out.query), dtype=torch.bool) for _ in pulls]
     place = torch.where(is_pulled, is_pulled.cumsum(0), (~is_pulled).cumsum(0)) - 1
@@ -42,7 +40,7 @@ def pulled_hits(
     lengths = [(1 + 2 * pull * (moved @ direction) + pull * pull).clamp_min(1e-12).sqrt() for pull in pulls]
     order = torch.argsort(held_out.query, stable=True)
     of_query = held_out.query[order].contiguous()
-    block = max(16, _BLOCK_NUMBERS // max(len(items), 1))
+    block = max(16, BLOCK_NUMBERS // max(len(items), 1))
     for first in range(0, len(queries), block):
         chosen = torch.arange(first, min(first + block, len(queries)))
         bounds = torch.searchsorted(of_query, torch.tensor([first, first + len(chosen)]))
@@ -50,23 +48,23 @@ def pulled_hits(
         row, own, shown = held_out.query[pairs] - first, held_out.positive[pairs], held_out.query_item[chosen]
         is_own_moved = is_pulled[own]
         own_row, own_place = row[is_own_moved], place[own[is_own_moved]]
-        competitors = _MOST - 1 + (own != shown[row]).long()  # its own item among them, but where it is no candidate
+        competitors = k - 1 + (own != shown[row]).long()  # its own item among them, but where it is no candidate
         fixed_scores, moved_scores = queries[chosen] @ fixed.T, queries[chosen] @ moved.T
         along = (queries[chosen] @ direction)[:, None]
         own_score = torch.empty(len(pairs))
         own_score[~is_own_moved] = fixed_scores[row[~is_own_moved], place[own[~is_own_moved]]]
-        best_fixed = _best(_without_shown(fixed_scores, shown, ~is_pulled, place))
+        best_fixed = _best(_without_shown(fixed_scores, shown, ~is_pulled, place), k + 1)
         for number, pull in enumerate(pulls):
             scores = (moved_scores + pull * along) / lengths[number]
             own_score[is_own_moved] = scores[own_row, own_place]
-            best_moved = _best(_without_shown(scores, shown, is_pulled, place))
+            best_moved = _best(_without_shown(scores, shown, is_pulled, place), k + 1)
             as_high = sum((best[row] >= own_score[:, None]).sum(dim=1) for best in (best_fixed, best_moved))
             hits[number][pairs] = (as_high <= competitors) & (own_score > -torch.inf)
     return hits
 
 
-def _best(scores: Float[Tensor, "query item"]) -> Float[Tensor, "query best"]:
-    return scores.topk(min(_MOST + 1, scores.shape[1]), dim=1).values
+def _best(scores: Float[Tensor, "query item"], most: int) -> Float[Tensor, "query best"]:
+    return scores.topk(min(most, scores.shape[1]), dim=1).values
 
 
 def _without_shown(

@@ -208,7 +208,7 @@ class Validation:
         queries, items = self._vectors(tower, device)
         is_unseen = ~tower.item_identity.is_known(torch.from_numpy(self.catalog.item_key).to(device)).cpu()
         hits = [
-            pulled_hits(task.held_out, vectors, items, is_unseen, direction, _PULLS)
+            pulled_hits(task.held_out, vectors, items, is_unseen, direction, _PULLS, K)
             for task, vectors in zip(self.tasks, queries, strict=True)
         ]
         found = [self._mean(of_pull, step) for of_pull in zip(*hits, strict=True)]

@@ -271,7 +271,7 @@ def test_hits_of_all_pulls_at_once_are_those_of_each_by_itself() -> None:
     )  # fmt: skip
     pulls = (-2.0, -0.3, 0.0, 0.2, 0.9)
     for kinds in (is_pulled, ~is_pulled, torch.zeros(90, dtype=torch.bool), torch.ones(90, dtype=torch.bool)):
-        found = pulled_hits(held_out, queries, items, kinds, direction[0], pulls)
+        found = pulled_hits(held_out, queries, items, kinds, direction[0], pulls, 10)
         for pull, hits in zip(pulls, found, strict=True):
             moved = torch.where(kinds[:, None], F.normalize(items + pull * direction, dim=1), items)
             scores = queries.double() @ moved.double().T
