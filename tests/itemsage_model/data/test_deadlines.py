@@ -29,7 +29,7 @@ def test_a_read_that_hangs_is_named_within_the_deadline(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(RowGroups, "process", hang)
     started = time.monotonic()
-    with pytest.raises(DeadlineError, match=rf"within 2 s \(deadlines.read_seconds\).*{stuck.name} for [2-9] s"):
+    with pytest.raises(DeadlineError, match=rf"within 2 s \(deadlines.read_seconds\).*{stuck.name} for \d+ s"):
         training.train(settings, torch.device("cpu"))
     is_over.set()
     assert time.monotonic() - started < 50
