@@ -17,7 +17,8 @@ class EarlyStopping:
 
     Attributes:
         patience: Measurements without a gain after which it is enough.
-        hopeless: A worth; what has less of it at half time will not be chosen, and has had enough too.
+        hopeless: A worth; what has less of it at half time will not be chosen, and has had enough too. Before that, as
+            much less of it as less of that time is over.
         half_time: Steps of half of the pass.
         history: What was measured.
         best: The best of it.
@@ -37,7 +38,7 @@ class EarlyStopping:
         if self.best is None or found.worth > self.best.worth:
             self.best = found
             self.weights = {name: tensor.detach().cpu().clone() for name, tensor in tower.state_dict().items()}
-        is_hopeless = found.step >= self.half_time and self.best.worth < self.hopeless
+        is_hopeless = self.best.worth < self.hopeless * min(1.0, found.step / max(self.half_time, 1))
         return is_hopeless or sum(one.step > self.best.step for one in self.history) >= self.patience
 
     def to_tensors(self) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ from schemas.settings import Settings
 from schemas.tables import EMBEDDING_DIM
 
 _HOPE = 0.75
-"""Share of what the best so far is worth that another candidate must have at half time to go on."""
+"""Share of what the best so far is worth that a candidate must have at half time to go on; half of it at a quarter."""
 
 
 @dataclass(frozen=True)
