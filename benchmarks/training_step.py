@@ -122,6 +122,7 @@ def make_inputs(settings: Settings, catalog: Catalog) -> Inputs:
         np.empty(0, np.int64),
         spec,
         {"vocabulary": "synthetic"},
+        {},
         (),
         (),
         has_images=True,

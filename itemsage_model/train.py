@@ -17,13 +17,17 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 
 from itemsage_model.training import distributed
 from itemsage_model.training.ranks import run_ranks
 from itemsage_model.training.run import train
-from schemas.command_line import exit_code_of_errors, settings_of, settings_parser
+from schemas.command_line import settings_of, settings_parser
 from schemas.orphans import end_with_parent
+from schemas.repeats import stop_if_done
+from schemas.results import ending_in_json, noted
 from schemas.settings import Settings
+from schemas.stages import TRAIN
 
 
 def train_on_this_rank(settings: Settings) -> None:
@@ -54,8 +58,13 @@ def main() -> None:
     """Entry point."""
     end_with_parent()
     arguments = settings_parser("itemsage_model.train", __doc__).parse_args()
-    with exit_code_of_errors():
-        sys.exit(train_on_this_machine(settings_of(arguments)))
+    with ending_in_json(TRAIN.name):
+        settings = settings_of(arguments)
+        is_one_of_many = os.environ.get("RANK", "0") != "0"
+        with nullcontext() if is_one_of_many else noted(settings, TRAIN):
+            stop_if_done(settings, TRAIN)
+            if code := train_on_this_machine(settings):
+                sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
 
 def main() -> None:
     """Run the job from its command line."""
-    command_line.main(STAGE.name, run, __doc__)
+    command_line.main(STAGE, run, __doc__)
 
 
 if __name__ == "__main__":

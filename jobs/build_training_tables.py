@@ -328,7 +328,7 @@ def _require_equal(table: str, noun: str, expected: int, found: int) -> None:
 
 def main() -> None:
     """The command line."""
-    command_line.main(STAGE.name, run, __doc__)
+    command_line.main(STAGE, run, __doc__)
 
 
 if __name__ == "__main__":

@@ -264,7 +264,7 @@ def _to_unit_length(projection: Projection | None) -> Callable[[Iterable[pa.Reco
 
 def main() -> None:
     """Run the job from the command line."""
-    command_line.main(STAGE.name, run, __doc__)
+    command_line.main(STAGE, run, __doc__)
 
 
 if __name__ == "__main__":

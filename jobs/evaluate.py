@@ -56,7 +56,7 @@ def _published(job: JobRun[EvaluationMetrics]) -> Subject:
 
 def main() -> None:
     """Entry point of spark-submit."""
-    command_line.main(STAGE.name, run, __doc__)
+    command_line.main(STAGE, run, __doc__)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def _true_queries_table(shop: Shop, engagements: dict[str, list[str]]) -> pa.Tab
 
 def main() -> None:
     """Run the job from its command line."""
-    command_line.main(STAGE.name, run, __doc__)
+    command_line.main(STAGE, run, __doc__)
 
 
 if __name__ == "__main__":

@@ -246,7 +246,7 @@ def _refuse_large(weights: bytes) -> None:
 
 def main() -> None:
     """Entry point of spark-submit."""
-    command_line.main(STAGE.name, run, __doc__)
+    command_line.main(STAGE, run, __doc__)
 
 
 if __name__ == "__main__":

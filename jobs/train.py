@@ -23,6 +23,7 @@ from jobs.runtime import command_line
 from jobs.runtime.barrier import at_fault, run_on_cluster
 from schemas.errors import EXIT_FAILED, SettingsError
 from schemas.lease import VARIABLE
+from schemas.repeats import stop_if_done
 from schemas.settings import Settings
 from schemas.stages import TRAIN
 
@@ -36,6 +37,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
     Raises:
         SettingsError: the cluster has fewer task slots than ranks; Spark would wait for them without a word.
     """
+    stop_if_done(settings, TRAIN)
     if (spark.sparkContext.master or "").startswith("local"):
         if code := start_ranks(settings):
             sys.exit(code)
@@ -64,7 +66,7 @@ def _require_slots(spark: SparkSession, wanted: int) -> None:
 
 def main() -> None:
     """Entry point of spark-submit."""
-    command_line.main(STAGE.name, run, __doc__)
+    command_line.main(STAGE, run, __doc__)
 
 
 if __name__ == "__main__":

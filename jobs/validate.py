@@ -101,7 +101,7 @@ def _fitted(job: JobRun[ValidateMetrics], trained: TrainMetrics) -> Subject:
 
 def main() -> None:
     """Entry point of spark-submit."""
-    command_line.main(STAGE.name, run, __doc__)
+    command_line.main(STAGE, run, __doc__)
 
 
 if __name__ == "__main__":

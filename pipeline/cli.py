@@ -15,15 +15,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from deltalake.exceptions import DeltaError
 
 from pipeline.commands import ROOT, environment, has_cluster, spark_submit, train_command
 from pipeline.watch import end_group
 from schemas.command_line import exit_code_of_errors, passed_on, settings_of, settings_parser
-from schemas.errors import EXIT_FAILED, EXIT_SETTINGS, SettingsError
+from schemas.errors import EXIT_FAILED, EXIT_SETTINGS, InputError, SettingsError
 from schemas.lease import VARIABLE, WHOLE_RUN, hold
+from schemas.results import Result, ending_in_json, runs_since
 from schemas.settings import Settings
 from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, TRAIN, VALIDATE, Stage
 
@@ -109,13 +112,20 @@ def main() -> None:
         parser.add_argument("--from", dest="first", default="", help=f"first stage: {names}")
         parser.add_argument("--prepare", default="", help="job script that makes the input tables first")
     arguments = parser.parse_args(rest)
-    with exit_code_of_errors():
-        settings = settings_of(arguments)
-        if command == "doctor":
-            from pipeline.doctor import examine  # noqa: PLC0415 (only this command needs it)
+    if command == "doctor":
+        from pipeline.doctor import examine  # noqa: PLC0415 (only this command needs it)
 
-            sys.exit(examine(settings))
-        run_pipeline(command, arguments, settings)
+        with exit_code_of_errors():
+            sys.exit(examine(settings_of(arguments)))
+    stages: list[Result] = []
+    with ending_in_json(command, stages):
+        settings, started = settings_of(arguments), time.time()
+        try:
+            run_pipeline(command, arguments, settings)
+        finally:
+            # What the stages' own processes have noted.
+            with suppress(DeltaError, OSError, InputError):
+                stages += runs_since(settings, started)
 
 
 def run_pipeline(command: str, arguments: argparse.Namespace, settings: Settings) -> None:

@@ -25,7 +25,7 @@ def main() -> None:
 
 def _end(number: int, _: object) -> None:
     """Nothing is started yet; an exception would be lost in libraries that take any for a failed import."""
-    print(INTERRUPTED, flush=True)
+    print(f"error: {INTERRUPTED}", flush=True)
     os._exit(128 + number)
 
 

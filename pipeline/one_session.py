@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pyspark.sql import SparkSession
 
@@ -26,8 +27,9 @@ from jobs.runtime.session import open_session
 from pipeline.commands import ROOT, environment, train_command
 from schemas.command_line import exit_code_of_errors, passed_on, settings_of, settings_parser
 from schemas.errors import EXIT_FAILED
+from schemas.results import noted
 from schemas.settings import Settings
-from schemas.stages import TRAIN, stage_named
+from schemas.stages import TRAIN, Stage, stage_named
 
 Step = tuple[str, Callable[[], None]]
 
@@ -51,8 +53,14 @@ def steps_of(spark: SparkSession, settings: Settings, stages: list[str], passed:
             steps.append((stage.name, partial(train_beside, settings, passed)))
         else:
             job = importlib.import_module(f"jobs.{stage.name}")
-            steps.append((stage.name, partial(job.run, spark, settings)))
+            steps.append((stage.name, partial(run_noted, settings, stage, partial(job.run, spark, settings))))
     return steps
+
+
+def run_noted(settings: Settings, stage: Stage[Any], run: Callable[[], None]) -> None:
+    """Run a stage in this process, and note how it ends."""
+    with noted(settings, stage):
+        run()
 
 
 def run_script(script: str, arguments: list[str]) -> None:

@@ -68,8 +68,12 @@ def grouped_tables() -> dict[str, list[Table]]:
     declared = [value for value in vars(tables).values() if isinstance(value, Table)]
     made = [table for table in declared if maker_of(table.name)]
     inputs = [table for table in declared if table.name in InputSettings.model_fields]
-    others = [table for table in declared if table not in made and table not in inputs]
-    return {"Inputs: the shop's own tables": inputs, "Written by the jobs": made, "Only in the demo": others}
+    of_all = [tables.RUNS]
+    others = [table for table in declared if table not in (*made, *inputs, *of_all)]
+    return {
+        "Inputs: the shop's own tables": inputs, "Written by the jobs": made, "Written by whoever runs a stage": of_all,
+        "Only in the demo": others,
+    }  # fmt: skip
 
 
 def _table_section(table: Table) -> list[str]:
@@ -88,6 +92,8 @@ def _table_section(table: Table) -> list[str]:
 def _writer(table: Table) -> str:
     if maker := maker_of(table.name):
         return f"`{maker.name}`"
+    if table is tables.RUNS:
+        return "every stage, when it has ended"
     demo = f"`{MAKE_DEMO_WORLD.name}`"
     return f"the shop; in the demo by {demo}" if table.name in InputSettings.model_fields else demo
 

@@ -47,15 +47,27 @@ def exit_code_of_errors() -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
-        print(INTERRUPTED, flush=True)
-        sys.exit(128 + signal.SIGINT)
-    except Exception as error:
-        known = error if hasattr(error, "exit_code") else from_worker(str(error))
-        if known is not None:
-            cause, code = shown(str(known), lines=True), getattr(known, "exit_code", EXIT_FAILED)
-        else:
-            cause, code = cause_of(error)
+    except (Exception, KeyboardInterrupt) as error:
+        cause, code = cause_and_code(error)
+        if _known(error) is None:
             sys.stderr.write(shown(traceback.format_exc(), lines=True))
         print(f"error: {cause}", flush=True)
         sys.exit(code)
+
+
+def cause_and_code(error: BaseException) -> tuple[str, int]:
+    """What an error comes down to, as it may be shown, and the exit code of whoever it ends."""
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else EXIT_FAILED if error.code else 0
+        return f"ended with exit code {code}", code
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, 128 + signal.SIGINT
+    if known := _known(error):
+        return shown(str(known), lines=True), getattr(known, "exit_code", EXIT_FAILED)
+    return cause_of(error)
+
+
+def _known(error: BaseException) -> BaseException | None:
+    """An error that says itself what is at fault, Ctrl-C among them; None where it must be looked for."""
+    is_known = isinstance(error, KeyboardInterrupt) or hasattr(error, "exit_code")
+    return error if is_known else from_worker(str(error))

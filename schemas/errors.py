@@ -1,6 +1,7 @@
 """What goes wrong, by whose fault it is, and the exit codes that say so to a scheduler.
 
-Exit codes: 0 done; 1 unexpected failure, a retry may help; 2 settings or arguments; 3 bad input, a retry will not help.
+Exit codes: 0 done, or done before; 1 unexpected failure, a retry may help; 2 settings or arguments; 3 bad input; 4 a
+gate before publishing stayed shut. Of 2, 3 and 4 a retry will not help.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from contextlib import contextmanager
 
 from schemas.plain_text import shown
 
-EXIT_FAILED, EXIT_SETTINGS, EXIT_INPUT = 1, 2, 3
+EXIT_FAILED, EXIT_SETTINGS, EXIT_INPUT, EXIT_GATE = 1, 2, 3, 4
 
-INTERRUPTED = "error: interrupted. What is committed stands; run it again."
+INTERRUPTED = "interrupted. What is committed stands; run it again."
 """What Ctrl-C is answered with."""
 
 _MARK = "InputError as JSON: "
@@ -65,6 +66,12 @@ class InputError(ValueError):
 
     def _where(self) -> str:
         return f"{self.subject}, {self.part}" if self.part else self.subject
+
+
+class GateError(InputError):
+    """What is about to be published is not what the gates let through; what was published before stands."""
+
+    exit_code = EXIT_GATE
 
 
 class TableError(InputError):

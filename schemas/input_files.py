@@ -15,6 +15,7 @@ from pyarrow import fs
 from schemas.columns import Table
 from schemas.errors import TableError
 from schemas.input_columns import Sources, sources_of
+from schemas.storage import stamp_of
 
 CORRECT_URI = "Run the job that writes it, or correct the URI in the settings."
 
@@ -42,6 +43,7 @@ class InputFile:
         sources: Where the declared columns come from.
         names: All columns that it holds, as they are spelled.
         folders: Values of `key=value` folders by key, in lower case; None = null.
+        stamp: Its size and when it was written, by which one that was written anew is told from the old one.
     """
 
     uri: str
@@ -50,6 +52,7 @@ class InputFile:
     sources: Sources
     names: tuple[str, ...]
     folders: Mapping[str, str | None] = field(default_factory=dict)
+    stamp: str = ""
 
     @property
     def all_names(self) -> tuple[str, ...]:
@@ -82,7 +85,7 @@ def parquet_files(
         if info.size == 0:  # its upload broke off
             raise _no_parquet(table, _uri_within(uri, name), "a file of 0 bytes")
     with ThreadPoolExecutor(_THREADS) as threads:
-        files = tuple(threads.map(lambda name: _read_footer(system, taken[name].path, uri, name, table), taken))
+        files = tuple(threads.map(lambda name: _read_footer(system, taken[name], uri, name, table), taken))
     # Hadoop's checksums are no news: it writes one for each file on a local disk.
     return files, tuple(name for name in listed if name not in taken and not name.endswith(".crc"))
 
@@ -135,7 +138,8 @@ def _is_passed_over(name: str) -> bool:
     return is_hidden or name.endswith("_$folder$")  # Hadoop's mark of a folder on an object store
 
 
-def _read_footer(system: fs.FileSystem, path: str, uri: str, name: str, table: Table) -> InputFile:
+def _read_footer(system: fs.FileSystem, file: fs.FileInfo, uri: str, name: str, table: Table) -> InputFile:
+    path = file.path
     try:
         with pq.ParquetFile(path, filesystem=system) as opened:
             metadata, schema = opened.metadata, opened.schema_arrow
@@ -152,7 +156,8 @@ def _read_footer(system: fs.FileSystem, path: str, uri: str, name: str, table: T
     instants = frozenset(leaf.path for leaf in leaves if leaf.physical_type == "INT96")
     folders = _folders(name)
     sources = sources_of(schema, table, folders, instants, f" in {_uri_within(uri, name)}")
-    return InputFile(_uri_within(uri, name), name, metadata.num_rows, sources, tuple(schema.names), folders)
+    names, stamp = tuple(schema.names), stamp_of(file)
+    return InputFile(_uri_within(uri, name), name, metadata.num_rows, sources, names, folders, stamp)
 
 
 def _beginning(system: fs.FileSystem, path: str, error: Exception) -> str:

@@ -6,6 +6,7 @@ read it through `schemas/input_rows.py`; what one of them takes or refuses, all 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -38,7 +39,8 @@ class InputTable:
         files: The files of a table that is no Delta table.
         passed_over: Files whose names begin with _ or . and that nobody counts as data.
         unproven: Why the number of rows is not known.
-        table_id: What its Delta log calls it; one that is made anew gets another.
+        table_id: What its Delta log calls it; one that is made anew gets another. Of Parquet files a hash of their
+            names, sizes and times.
         faults: What is wrong with its columns.
     """
 
@@ -173,6 +175,7 @@ def _refuse_a_part_of_another_table(system: fs.FileSystem, root: str, uri: str, 
 def _parquet_table(system: fs.FileSystem, place: fs.FileInfo, uri: str, table: Table) -> InputTable:
     files, passed_over = parquet_files(system, place, uri, table)
     places = [(file.sources, file.all_names, f" in {file.name}" if len(files) > 1 else "") for file in files]
+    stamps = "\n".join(f"{file.name} {file.stamp}" for file in files)
     return InputTable(
         table,
         uri,
@@ -182,6 +185,7 @@ def _parquet_table(system: fs.FileSystem, place: fs.FileInfo, uri: str, table: T
         names=tuple(dict.fromkeys(name for file in files for name in file.all_names)),
         files=files,
         passed_over=passed_over,
+        table_id=hashlib.sha256(stamps.encode()).hexdigest()[:32],
         faults=tuple(column_faults(table, places)),
     )
 

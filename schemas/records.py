@@ -50,8 +50,11 @@ class RunRecord(Generic[Metrics]):
         settings: All settings, resolved.
         made_with: What its outputs mean something with, by name, such as `vocabulary`; see schemas/contracts.py. Empty
             in records of before.
-        table_ids: The id that a Delta log gives its table, by input; one that was made anew has another.
+        table_ids: The id that a Delta log gives its table, by input; one that was made anew has another. Of Parquet
+            files a hash of their names, sizes and times.
+        made_after: The stages whose records it read, and the sha256 of these records; None in records of before.
         code: The code that ran; see `code_version`.
+        sha256: Of the record itself, as it was read; empty before it is written.
     """
 
     stage: str
@@ -64,7 +67,9 @@ class RunRecord(Generic[Metrics]):
     settings: dict[str, Any] = field(default_factory=dict)
     made_with: dict[str, str] = field(default_factory=dict)
     table_ids: dict[str, str] = field(default_factory=dict)
+    made_after: dict[str, str] | None = None
     code: str = field(default_factory=code_version)
+    sha256: str = field(default="", compare=False)
 
     def input(self, table: str) -> TableVersion | None:
         """A table that the stage read; None where its record names no such table."""
@@ -96,6 +101,7 @@ def by_table(versions: Sequence[TableVersion]) -> tuple[TableVersion, ...]:
 def write_record(warehouse: Warehouse, record: RunRecord[Any]) -> None:
     """Replace the record of a stage; the last act of a complete run."""
     values = _with_uris(json.loads(json.dumps(asdict(record))), warehouse.relative)
+    del values["sha256"]
     stored = {**values, "sha256": _checksum(values)}
     write_bytes(warehouse.record(record.stage), (json.dumps(stored, indent=2) + "\n").encode())
 
@@ -121,7 +127,9 @@ def find_record(warehouse: Warehouse, stage: Stage[Metrics]) -> RunRecord[Metric
     """
     uri = warehouse.record(stage.name)
     try:
-        values = _with_uris(_checked(warehouse, stage, json.loads(read_bytes(uri))), warehouse.resolved)
+        stored = json.loads(read_bytes(uri))
+        sha256 = stored.get("sha256", "")
+        values = _with_uris(_checked(warehouse, stage, stored), warehouse.resolved) | {"sha256": sha256}
         record: RunRecord[Metrics] = TypeAdapter(RunRecord[stage.metrics]).validate_python(values)  # type: ignore[name-defined]
     except FileNotFoundError:
         return None

@@ -77,6 +77,11 @@ def read_bytes(uri: str) -> bytes:
     return content
 
 
+def stamp_of(file: fs.FileInfo) -> str:
+    """A file's size and when it was written: of one that was written anew they are others."""
+    return f"{file.size} {file.mtime_ns}"
+
+
 @dataclass(frozen=True)
 class DataFile:
     """One Parquet file of a table.

@@ -403,6 +403,26 @@ VALIDATION = replace(
 )
 """Seen and unseen are by the engagements before that window."""
 
+RUNS = Table(
+    "runs",
+    "one run of a stage, as it ended; appended, never replaced",
+    (
+        Column("stage", "string", "the stage's name"),
+        Column("status", "string", "done; already_done = nothing had changed since it was done; failed"),
+        Column("exit_code", "int32", "0, or why it failed; docs/troubleshooting.md"),
+        Column("as_of", "string", "dates.as_of, the logical date"),
+        Column("run_id", "string", "of its run record: equal for a rerun of the same work; empty where it failed"),
+        Column("started_ts", "timestamp", "when it began"),
+        Column("seconds", "float64", "how long it took"),
+        Column("rows_written", "int64", "rows of all tables that it wrote, or had written"),
+        Column("rows_rejected", "int64", "of them, those in rejected_* tables"),
+        Column("versions", "string", "table -> the version that it committed, or had committed, as JSON"),
+        Column("error", "string", "its cause in one line; empty where there is none"),
+        Column("code", "string", "the code that ran: package version and hash of its sources"),
+    ),
+)
+"""Written by no one stage: whoever runs one appends to it (schemas/results.py)."""
+
 # ---------------------------------------------------------------- the demo world's secret, for its oracle
 
 TRUE_ITEM_VECTORS = Table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -138,6 +139,9 @@ def portal(settings_file: Path) -> Settings:
         (str(number), stage.name) for number, stage in enumerate((MAKE_DEMO_WORLD, *PIPELINE), 1)
     ]
     assert "nearest neighbours" in done
+    said = json.loads(done.splitlines()[-1])
+    assert (said["work"], said["status"], said["exit_code"]) == ("run", "done", 0)
+    assert [one["stage"] for one in said["stages"]] == [stage.name for stage in (MAKE_DEMO_WORLD, *PIPELINE)]
     return load_settings(settings_file)
 
 
@@ -154,7 +158,7 @@ def run_jobs(spark: Any, settings: Settings, names: tuple[str, ...]) -> None:
     import importlib
 
     for name in names:
-        importlib.import_module(f"jobs.{name}").run(spark, settings)
+        importlib.import_module(f"jobs.{name}").run(spark, settings.model_copy(update={"rerun": True}))
 
 
 def rows_of(settings: Settings, table: str) -> Any:
@@ -178,6 +182,22 @@ def test_every_task_of_the_settings_has_its_tables_and_figures(portal: Settings)
     assert all(0 <= row["value"] <= 1 for row in figures)
     of = {(row["task"], row["system"], row["slice"]): row["value"] for row in figures}
     assert of["search_inquiry", "oracle", "all"] > of["search_inquiry", "random", "all"]
+
+
+@pytest.mark.fault("F1", "recovered", "a scheduler that runs a whole pipeline of the same date and inputs once more")
+def test_run_twice_is_run_once(settings_file: Path, portal: Settings) -> None:
+    def versions() -> dict[str, int]:
+        logs = Path(portal.warehouse.uri).glob("*/_delta_log")
+        return {log.parent.name: DeltaTable(str(log.parent)).version() for log in logs if log.parent.name != "runs"}
+
+    before = versions()
+    again = [sys.executable, "-m", "pipeline.cli", "run", "--settings", str(settings_file)]
+    done = run_command([*again, "--prepare", "jobs/make_demo_world.py"])
+    said = json.loads(done.splitlines()[-1])
+    assert (said["status"], {one["status"] for one in said["stages"]}) == ("already_done", {"already_done"})
+    assert len(said["stages"]) == len(PIPELINE) + 1
+    assert versions() == before
+    assert "nearest neighbours" in done
 
 
 def test_delta_rs_and_polars_read_the_embeddings(portal: Settings):
@@ -257,9 +277,13 @@ def test_every_job_as_its_own_command_gives_the_same_rows_as_all_in_one_session(
     )
     monkeypatch.setenv("ITEMSAGE_SPARK_SUBMIT", " ".join(f"--conf {one}" for one in conf))
     for stages in SIDE_BY_SIDE:
-        lines = [commands.stage_command(stage, ["--settings", str(settings_file)]) for stage in stages]
+        again = ["--settings", str(settings_file), "--set", "rerun=true"]
+        lines = [commands.stage_command(stage, again) for stage in stages]
         with ThreadPoolExecutor() as threads:
-            list(threads.map(run_command, lines))
+            said = list(threads.map(run_command, lines))
+        for stage, text in zip(stages, said, strict=True):
+            assert json.loads(text.splitlines()[-1])["stages"][0]["stage"] == stage.name
+            assert json.loads(text.splitlines()[-1])["status"] == "done"
     assert {table: content_hash(portal, table) for table in tables} == before
 
 

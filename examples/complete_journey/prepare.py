@@ -197,7 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--data")
     arguments, sys.argv[1:] = parser.parse_known_args()
-    command_line.main(STAGE.name, partial(run, folder=arguments.data), __doc__)
+    command_line.main(STAGE, partial(run, folder=arguments.data), __doc__)
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--cold", action="store_true")
     arguments, sys.argv[1:] = parser.parse_known_args()
-    command_line.main(STAGE.name, partial(run, archive=arguments.data, is_cold=arguments.cold), __doc__)
+    command_line.main(STAGE, partial(run, archive=arguments.data, is_cold=arguments.cold), __doc__)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from itemsage_model.evaluation.floor import Comparison, comparisons, hardest_rivals
-from schemas.errors import InputError
+from schemas.errors import GateError
 from schemas.metrics import ValidateMetrics, Verdict
 from schemas.tables import FROZEN_ALL, FROZEN_UNSEEN
 
@@ -60,7 +60,7 @@ def decide(found: ValidateMetrics, gate: Literal["fallback", "refuse"]) -> Decis
     """What to publish, and why.
 
     Raises:
-        InputError: the gate is "refuse" and the model is below a rival.
+        GateError: the gate is "refuse" and the model is below a rival.
     """
     if found.note:
         return Decision("", (f"not compared with simple rivals: {found.note}",))
@@ -69,7 +69,7 @@ def decide(found: ValidateMetrics, gate: Literal["fallback", "refuse"]) -> Decis
         return Decision("", ("on the validation window the model is below no simple rival",))
     said = [_said(one, found.metric) for one in below]
     if gate == "refuse":
-        raise InputError(
+        raise GateError(
             "item_embeddings",
             "floor",
             expected="a model that is below no simple rival on the validation window (floor.gate)",

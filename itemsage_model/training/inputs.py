@@ -61,6 +61,7 @@ class Inputs:
         query_keys: int64 [query], sorted keys of the queries with a training pair; empty where nothing asks for them.
         spec: The model to train.
         made_with: What the tables were made with, which is stamped on the model; see schemas/contracts.py.
+        made_after: The stages whose records were read, and the sha256 of these.
         versions: Version and rows of every table read.
         validation: Version and rows of each task's validation table, by task; none of tables of before.
         has_images: Whether any item has an image.
@@ -74,6 +75,7 @@ class Inputs:
     query_keys: npt.NDArray[np.int64]
     spec: ItemTowerSpec
     made_with: dict[str, str]
+    made_after: dict[str, str]
     versions: tuple[TableVersion, ...]
     validation: tuple[TableVersion, ...]
     has_images: bool
@@ -118,6 +120,7 @@ def pin_inputs(settings: Settings) -> Inputs:
         np.empty(0, np.int64),
         ItemTowerSpec(settings.model, settings.loss, settings.features, features.metrics.vocabulary_size, spaces),
         made_with,
+        {record.stage: record.sha256 for record in (tables, features, queries)},
         (*tasks, catalog, counts),
         _validation_tables(tables, settings),
         settings.inputs.has_images and features.metrics.images > 0,

@@ -68,7 +68,8 @@ def _train(settings: Settings, device: torch.device) -> None:
         print(f"  chosen: {metrics.choice}", flush=True)
         seconds = round(time.monotonic() - started, 2)
         record = RunRecord(STAGE.name, metrics, run_id, seconds, inputs.versions,
-                           settings=settings.model_dump(mode="json"), made_with=inputs.made_with)  # fmt: skip
+                           settings=settings.model_dump(mode="json"), made_with=inputs.made_with,
+                           made_after=inputs.made_after)  # fmt: skip
         write_record(settings.layout, record)
         print(f"  saved model {metrics.model_id}", flush=True)
         for folder in (run_id, *(f"{run_id}-{one.name}" for one in tried)):

@@ -6,31 +6,35 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pyspark.sql import SparkSession
 from tqdm import tqdm
 
 from jobs.runtime.session import open_session
-from schemas.command_line import exit_code_of_errors, settings_of, settings_parser
+from schemas.command_line import settings_of, settings_parser
+from schemas.results import ending_in_json, noted
 from schemas.settings import Settings
+from schemas.stages import Stage
 
 
-def main(name: str, run: Callable[[SparkSession, Settings], None], doc: str | None) -> None:
+def main(stage: Stage[Any], run: Callable[[SparkSession, Settings], None], doc: str | None) -> None:
     """Run one job from its command line: `--settings FILE [--set section.key=value ...]`.
 
     Args:
-        name: The job's name.
+        stage: The job's stage.
         run: The job.
         doc: The job's docstring, shown by --help.
     """
+    name = stage.name
     arguments = settings_parser(name, doc).parse_args()
-    with exit_code_of_errors():
+    with ending_in_json(name):
         settings = settings_of(arguments)
         # A session that somebody else has opened goes on without us.
         is_own = SparkSession.getActiveSession() is None
         spark = open_session(name, settings.warehouse)
         try:
-            with task_bar(spark, name):
+            with noted(settings, stage), task_bar(spark, name):
                 run(spark, settings)
         finally:
             if is_own:

@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from schemas.contracts import date_of
-from schemas.errors import InputError, TableError
+from schemas.errors import GateError, InputError
 from schemas.metrics import ItemMetrics, ScoreMetrics
 from schemas.records import RunRecord, find_record
 from schemas.settings import GateSettings, Settings
@@ -61,7 +61,7 @@ def require_newer_date(previous: RunRecord[ScoreMetrics] | None, settings: Setti
     """Refuse to publish an older logical date over a newer one; cheap, so that a run asks before all its work.
 
     Raises:
-        TableError: the published version is of a later date, and the override is not set.
+        GateError: the published version is of a later date, and the override is not set.
     """
     stop([*_date(previous, settings)], settings.gates)
 
@@ -78,7 +78,7 @@ def require_sound_catalog(
         settings: The settings.
 
     Raises:
-        TableError: a gate did not open, and the override is not set.
+        GateError: a gate did not open, and the override is not set.
     """
     stop([*_date(previous, settings), *_rows(previous, made, row_count, settings.gates)], settings.gates)
 
@@ -87,7 +87,7 @@ def require_known_ids(counts: IdCounts, gates: GateSettings) -> None:
     """Ask the gates that compare ids: with the published version, and with the log.
 
     Raises:
-        TableError: a gate did not open, and the override is not set.
+        GateError: a gate did not open, and the override is not set.
     """
     failures = []
     if counts.previous_kept < gates.min_id_overlap * counts.previous:
@@ -136,9 +136,9 @@ def stop(failures: list[Failure], gates: GateSettings) -> None:
         for failure in failures:
             print(f"  gate overridden: expected {failure.expected}; found {failure.found}", flush=True)
         return
-    raise TableError(
+    raise GateError(
         ITEM_EMBEDDINGS.name,
-        "(all)",
+        "gates",
         expected="; ".join(failure.expected for failure in failures),
         found="; ".join(failure.found for failure in failures),
         cure=f"Nothing was published, the version before stands. Look for the cause in the inputs. {OVERRIDE}",

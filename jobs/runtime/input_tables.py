@@ -114,7 +114,7 @@ def _column(name: str, source: Source, found: InputTable) -> Expression:
     column, kind = F.col(f"`{source.name}`"), spark_name(source.type)
     if kind == NANOSECONDS and found.version is None:
         # Rounded down, before 1970 too.
-        return F.expr(f"timestamp_micros((`{source.name}` - pmod(`{source.name}`, 1000)) div 1000)")
+        return F.timestamp_micros(F.call_function("div", column - F.pmod(column, F.lit(1000)), F.lit(1000)))
     declared = found.table.column(name).kind
     if is_widened(declared, kind):
         return column

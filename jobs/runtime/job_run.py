@@ -32,6 +32,7 @@ from schemas.contracts import agreed, other_code, require_no_older
 from schemas.errors import TableError
 from schemas.input_tables import find_input
 from schemas.records import RunRecord, TableVersion, by_table, find_record, read_record, write_record
+from schemas.repeats import files_besides_tables, stop_if_done
 from schemas.settings import Settings
 from schemas.stages import PIPELINE, Metrics, Stage, is_among, maker_of
 
@@ -72,6 +73,7 @@ class JobRun(Generic[Metrics]):
         date = str(self.settings.dates.as_of)
         self._held.enter_context(lease.hold(self.settings.layout, self.stage.name, date))
         try:
+            stop_if_done(self.settings, self.stage)
             self.require_agreement([stage for stage in PIPELINE if self._reads_from(stage)])
         except BaseException:
             self._held.close()
@@ -250,7 +252,8 @@ class JobRun(Generic[Metrics]):
             dict(sorted(self.rejected.items())),
             self.settings.model_dump(mode="json"),
             self.made_with,
-            self._table_ids,
+            self._table_ids | files_besides_tables(self.settings, self.stage),
+            {name: record.sha256 for name, record in sorted(self._records.items())},
         )
         lease.require_held()
         write_record(self.settings.layout, record)

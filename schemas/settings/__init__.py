@@ -66,6 +66,7 @@ class Settings(Section):
     """The whole settings file."""
 
     preset: Literal["auto", "small_log", "large_log", "paper"] = "auto"
+    rerun: bool = False
     warehouse: WarehouseSettings
     dates: DateSettings
     inputs: InputSettings = InputSettings()

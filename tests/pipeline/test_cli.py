@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -124,7 +125,7 @@ def test_a_run_of_an_older_date_is_refused_before_its_work(tmp_path: Path, setti
     newer = RunRecord("score_catalog", ScoreMetrics("m", "float32"), settings={"dates": {"as_of": "2026-03-02"}})
     write_record(settings.layout, newer)
     done = itemsage("run", "--settings", str(tmp_path / "shop.toml"))
-    assert done.returncode == 3, done.stdout + done.stderr
+    assert done.returncode == 4, done.stdout + done.stderr
     assert "expected dates.as_of of 2026-03-02 or later, which is published; found 2026-03-01" in done.stdout
     assert "--set gates.override=true" in done.stdout
     assert not (tmp_path / "warehouse" / "_logs" / "spark.log").exists()
@@ -168,7 +169,14 @@ def test_whoever_ends_the_front_door_ends_all_that_it_started(tmp_path: Path, nu
     out, errors = front.communicate(timeout=30)
     assert front.returncode == (-number if number is signal.SIGKILL else 128 + number)
     assert errors == ""
-    assert out == ("error: interrupted. What is committed stands; run it again.\n" if number is signal.SIGINT else "")
+    if number is signal.SIGKILL:
+        assert out == ""
+    else:
+        *said, last = out.splitlines()
+        line = "error: interrupted. What is committed stands; run it again."
+        assert said == ([line] if number is signal.SIGINT else [])
+        ended = json.loads(last)
+        assert (ended["status"], ended["exit_code"], ended["retry"]) == ("failed", 128 + number, True)
     for pid in map(int, pids.read_text().split()):
         while is_running(pid):
             assert time.monotonic() < deadline

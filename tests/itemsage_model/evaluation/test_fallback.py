@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itemsage_model.evaluation.fallback import decide, verdicts
-from schemas.errors import InputError
+from schemas.errors import GateError
 from schemas.metrics import ValidateMetrics, Verdict
 from schemas.tables import FROZEN_ALL, FROZEN_UNSEEN
 
@@ -83,10 +83,10 @@ def test_item_texts_in_another_space_leave_the_model_and_say_so() -> None:
 
 
 def test_refuse_names_slice_rival_both_figures_and_cures() -> None:
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(GateError) as raised:
         decide(found(BELOW_UNSEEN, BETTER_UNSEEN), "refuse")
     said = str(raised.value)
-    assert raised.value.exit_code == 3
+    assert raised.value.exit_code == 4
     for part in ("unseen items", "frozen_query", "0.0300", "0.0700", "floor.gate=fallback", "floor.gate=off"):
         assert part in said
     assert decide(found([verdict("bm25", 0.2, 0.1)]), "refuse").fallback == ""

@@ -9,7 +9,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from jobs.runtime import gates
-from schemas.errors import InputError, TableError
+from schemas.errors import GateError, InputError
 from schemas.metrics import ItemMetrics, ScoreMetrics
 from schemas.records import RunRecord, TableVersion, write_record
 from schemas.settings import GateSettings, Settings
@@ -34,12 +34,10 @@ def test_another_number_of_items_stops(make_settings: MakeSettings, row_count: i
     if opens:
         gates.require_sound_catalog(published(), made(), row_count, make_settings())
         return
-    with pytest.raises(TableError) as caught:
+    with pytest.raises(GateError) as caught:
         gates.require_sound_catalog(published(), made(), row_count, make_settings())
     message = str(caught.value)
-    assert message.startswith(
-        "table item_embeddings, column (all): expected 800 to 1,500 items, as 1,000 are published"
-    )
+    assert message.startswith("item_embeddings, gates: expected 800 to 1,500 items, as 1,000 are published")
     assert f"found {row_count:,} items" in message
     assert "gates.max_row_loss 0.2, max_row_gain 0.5" in message
     assert "the version before stands" in message
@@ -54,7 +52,7 @@ def test_a_rise_of_items_without_text_or_images_stops(
     before = published(items_without_text=40, items_without_images=40)
     gates.require_sound_catalog(before, made(140, 140), 1000, make_settings())
     expected = rf"expected at most 14\.0% of the items without {name} \(.*{name} 0\.1\); found 150 of 1,000 \(15\.0%"
-    with pytest.raises(TableError, match=expected):
+    with pytest.raises(GateError, match=expected):
         gates.require_sound_catalog(before, made(*lost), 1000, make_settings())
     # A record of before does not say how many there were.
     gates.require_sound_catalog(published(), made(*lost), 1000, make_settings())
@@ -64,7 +62,7 @@ def test_a_rise_of_items_without_text_or_images_stops(
 def test_an_older_date_stops(make_settings: MakeSettings, capsys: pytest.CaptureFixture[str]) -> None:
     gates.require_newer_date(published(), make_settings())
     gates.require_newer_date(None, make_settings())
-    with pytest.raises(TableError, match=r"expected dates\.as_of of 2026-03-02 or later, .*; found 2026-03-01\."):
+    with pytest.raises(GateError, match=r"expected dates\.as_of of 2026-03-02 or later, .*; found 2026-03-01\."):
         gates.require_newer_date(published(as_of="2026-03-02"), make_settings())
     gates.require_newer_date(published(as_of="2026-03-02"), make_settings(gates={"override": True}))
     assert "gate overridden: expected dates.as_of of 2026-03-02" in capsys.readouterr().out
@@ -73,7 +71,7 @@ def test_an_older_date_stops(make_settings: MakeSettings, capsys: pytest.Capture
 def test_the_first_publication_is_compared_with_nothing_and_all_failures_are_said(make_settings: MakeSettings) -> None:
     gates.require_sound_catalog(None, made(10, 10), 10, make_settings())
     before = published(as_of="2026-03-09", items_without_text=0)
-    with pytest.raises(TableError) as caught:
+    with pytest.raises(GateError) as caught:
         gates.require_sound_catalog(before, made(10), 10, make_settings())
     for said in ("2026-03-09", "800 to 1,500", "without text"):
         assert said in str(caught.value)
@@ -91,9 +89,9 @@ def test_ids_are_counted_and_compared(spark: SparkSession) -> None:
     assert gates.count_ids(new, None, logged) == gates.IdCounts(0, 0, 5, 2)
     limits = {"min_id_overlap": 0.5, "min_log_coverage": 0.4}
     gates.require_known_ids(counts, GateSettings(**limits))
-    with pytest.raises(TableError, match=r"51% of the 4 published ids .*; found 2 of them \(50\.0%\)"):
+    with pytest.raises(GateError, match=r"51% of the 4 published ids .*; found 2 of them \(50\.0%\)"):
         gates.require_known_ids(counts, GateSettings(**limits | {"min_id_overlap": 0.51}))
-    with pytest.raises(TableError, match=r"41% of the 5 items in item_counts .*; found 2 of them \(40\.0%\)"):
+    with pytest.raises(GateError, match=r"41% of the 5 items in item_counts .*; found 2 of them \(40\.0%\)"):
         gates.require_known_ids(counts, GateSettings(**limits | {"min_log_coverage": 0.41}))
     gates.require_known_ids(gates.count_ids(new, None, ids(spark)), GateSettings())
 

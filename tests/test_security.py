@@ -1,0 +1,109 @@
+"""What must stand nowhere in the code: nothing is unpickled or evaluated, no shell, no SQL put together from values."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted(
+    path
+    for folder in ("schemas", "jobs", "itemsage_model", "pipeline", "examples", "experiments", "benchmarks")
+    for path in (ROOT / folder).rglob("*.py")
+)
+PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+EVALUATES = {"eval", "exec", "compile", "__import__"}
+SQL = {"sql", "expr", "selectExpr", "where", "filter"}
+UNSAFE_CALLS = {"os.system", "os.popen", "yaml.load", "torch.load", "numpy.load", "np.load", "tempfile.mktemp"}
+
+
+def findings(source: str) -> Iterator[str]:
+    """What a source file has that must not be there, with its line."""
+    for node in ast.walk(ast.parse(source)):
+        for found in _of_node(node):
+            yield f"{getattr(node, 'lineno', 0)}: {found}"
+
+
+def _of_node(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (f"import {name.name}" for name in node.names if name.name.partition(".")[0] in PICKLES)
+    if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in PICKLES:
+        yield f"import {node.module}"
+    if not isinstance(node, ast.Call):
+        return
+    name = ast.unparse(node.func)
+    keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+    if name in EVALUATES or name in UNSAFE_CALLS:
+        is_safe = name.endswith("load") and keywords.get("weights_only") == "True"
+        if not is_safe and keywords.get("allow_pickle") != "False":
+            yield name
+    if keywords.get("shell", "False") != "False":
+        yield f"{name}(shell=...)"
+    if keywords.get("allow_pickle", "False") != "False":
+        yield f"{name}(allow_pickle=...)"
+    if name.rpartition(".")[2] in SQL and node.args and _is_put_together(node.args[0]):
+        yield f"{name}: SQL put together from values"
+
+
+def _is_put_together(argument: ast.expr) -> bool:
+    """An f-string with values, `%`, `+` or .format on a string."""
+    if isinstance(argument, ast.JoinedStr):
+        return any(isinstance(part, ast.FormattedValue) for part in argument.values)
+    if isinstance(argument, ast.BinOp) and isinstance(argument.op, ast.Add | ast.Mod):
+        return any(_is_text(side) for side in (argument.left, argument.right))
+    return (
+        isinstance(argument, ast.Call)
+        and isinstance(argument.func, ast.Attribute)
+        and argument.func.attr == "format"
+        and _is_text(argument.func.value)
+    )
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_unsafe_stands_in_the_code(path: Path) -> None:
+    assert list(findings(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from joblib import load",
+        "eval(text)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "subprocess.run(command, shell=True)",
+        "os.system(command)",
+        "spark.sql(f'SELECT * FROM {table}')",
+        "spark.sql('SELECT * FROM ' + table)",
+        "rows.where('title = %s' % title)",
+        "F.expr('a = {}'.format(value))",
+        "yaml.load(text)",
+    ],
+)
+def test_it_would_be_found(source: str) -> None:
+    assert list(findings(source))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch.load(path, weights_only=True)",
+        "np.load(path, allow_pickle=False)",
+        "subprocess.run(command)",
+        "spark.sql('SELECT 1')",
+        "rows.where(F.col('a') == value)",
+        "pa.table(rows).filter(mask + other)",
+    ],
+)
+def test_what_is_safe_is_not(source: str) -> None:
+    assert list(findings(source)) == []
