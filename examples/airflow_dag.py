@@ -1,8 +1,8 @@
 """A daily Airflow DAG: one task a stage, each the stage's own command, safe to retry.
 
 Copy it into your DAGs folder, set PROJECT and SETTINGS, and have PROJECT on Airflow's PYTHONPATH. A retried stage
-picks up where it can: tables are replaced in one commit, training resumes from its last checkpoint. Exit codes 2
-(settings) and 3 (bad input) fail again on retry.
+picks up where it can: tables are replaced in one commit, training resumes from its last checkpoint, and a stage that is
+done has nothing to do. Exit codes 2 (settings), 3 (bad input) and 4 (a gate stayed shut) fail again on retry.
 """
 
 from __future__ import annotations

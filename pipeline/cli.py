@@ -1,4 +1,4 @@
-"""The console command: `itemsage run | train | validate | score | evaluate | doctor --settings shop.toml [...]`.
+"""The console command: `itemsage run | train | validate | score | evaluate | doctor | metrics --settings FILE [...]`.
 
 Runs the same functions as `make pipeline` and as the stages' own commands. `run` takes all
 stages, or those from one on, in one Spark session; then it prints the summary.
@@ -103,7 +103,7 @@ def stages_from(first: str) -> list[str]:
 def main() -> None:
     """Entry point of the console command."""
     command, *rest = sys.argv[1:] or ["--help"]
-    if command not in ("run", "doctor", *_SINGLE):
+    if command not in ("run", "doctor", "metrics", *_SINGLE):
         print(__doc__)
         sys.exit(0 if command in ("-h", "--help") else EXIT_SETTINGS)
     parser = settings_parser(f"itemsage {command}", __doc__)
@@ -117,6 +117,12 @@ def main() -> None:
 
         with exit_code_of_errors():
             sys.exit(examine(settings_of(arguments)))
+    if command == "metrics":
+        from pipeline.run_metrics import metrics_of  # noqa: PLC0415 (only this command needs it)
+
+        with exit_code_of_errors():
+            print(metrics_of(settings_of(arguments)), end="")
+        return
     stages: list[Result] = []
     with ending_in_json(command, stages):
         settings, started = settings_of(arguments), time.time()

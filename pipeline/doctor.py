@@ -17,9 +17,9 @@ from importlib.metadata import PackageNotFoundError, version
 import pyarrow as pa
 from deltalake.exceptions import DeltaError
 
+from jobs.runtime.litter import find_litter, unread_in_tables
 from pipeline.commands import ROOT, jars_on_disk
 from pipeline.findings import Finding, Sample
-from pipeline.litter import find_litter
 from pipeline.sampled_rows import content_findings, reject_findings
 from schemas.arrow import arrow_type
 from schemas.columns import Table
@@ -60,11 +60,18 @@ def all_findings(settings: Settings) -> Iterator[Finding]:
             samples[table.name] = sample
     yield from content_findings(settings, samples)
     yield from reject_findings(settings, samples)
+    yield from litter_findings(settings)
+
+
+def litter_findings(settings: Settings) -> Iterator[Finding]:
+    """What runs have left behind and nothing reads any more."""
+    said = "{:,} files, {:,.1f} MB, which nothing reads; to remove: {}"
     for litter in find_litter(settings):
-        text = (
-            f"{len(litter.paths):,} files, {litter.size / 1e6:,.1f} MB, which nothing reads; to remove: {litter.cure}"
-        )
-        yield Finding("look", litter.what, text)
+        yield Finding("look", litter.what, said.format(len(litter.paths), litter.size / 1e6, litter.cure))
+    if (unread := unread_in_tables(settings)).files:
+        cure = "spark-submit ... jobs/maintain_tables.py (docs/guide.md)"
+        text = said.format(unread.files, unread.bytes / 1e6, cure)
+        yield Finding("look", "files of replaced versions and of failed runs", text)
 
 
 # ---------------------------------------------------------------- the machine

@@ -6,7 +6,6 @@ Reads the run records and two Delta tables without a JVM, as any consumer would.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +15,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
-from pyarrow import fs
 
 from itemsage_model.evaluation.floor import comparisons, hardest_rivals
 from schemas.contracts import agreed, run_again
@@ -25,10 +23,10 @@ from schemas.input_rows import input_rows
 from schemas.input_tables import find_input
 from schemas.metrics import EvaluationMetrics
 from schemas.plain_text import printable
-from schemas.records import RunRecord, TableVersion, find_record, read_record
+from schemas.records import RunRecord, TableVersion, all_records, find_record, read_record
 from schemas.settings import Settings
-from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, VALIDATE, Stage
-from schemas.storage import file_system, read_columns, read_first_rows
+from schemas.stages import EVALUATE, MAINTAIN_TABLES, SCORE_CATALOG, VALIDATE
+from schemas.storage import read_columns, read_first_rows
 from schemas.tables import EVALUATED_SYSTEMS, EVALUATION, ITEM_EMBEDDINGS, ITEMS
 
 _MAX_SEARCHED = 50_000
@@ -42,7 +40,7 @@ def print_summary(settings: Settings) -> None:
         InputError: the records are of stages that were made with different things, or the figures are of embeddings
             that are no longer published.
     """
-    records = recorded_runs(settings)
+    records = [record for record in all_records(settings.layout) if record.stage != MAINTAIN_TABLES.name]
     kinds = {task.query_kind for task in settings.task_list}
     agreed(settings.layout, EVALUATE, [record for record in records if record.stage != EVALUATE.name], kinds)
     published = read_record(settings.layout, SCORE_CATALOG).output(ITEM_EMBEDDINGS.name)
@@ -73,17 +71,6 @@ def _require_figures_of(published: TableVersion, evaluated: RunRecord[Evaluation
             found=f"figures of version {measured.version}",
             cure=run_again([evaluated.stage]),
         )
-
-
-def recorded_runs(settings: Settings) -> list[RunRecord[Any]]:
-    """The records in the warehouse: of what made the input tables, if it left one, then of the stages in order."""
-    system, folder = file_system(settings.layout.records)
-    found = system.get_file_info(fs.FileSelector(folder, allow_not_found=True))
-    # Copies that somebody has kept, such as train.old.json, are no records.
-    names = sorted(match[1] for info in found if (match := re.fullmatch(r"(\w+)\.json", info.base_name)))
-    known = {stage.name: stage for stage in PIPELINE}
-    before: list[Stage[Any]] = [Stage(name, (), (), dict) for name in names if name not in known]
-    return [read_record(settings.layout, stage) for stage in (*before, *PIPELINE) if stage.name in names]
 
 
 def _print_rows(records: list[RunRecord[Any]]) -> None:

@@ -11,6 +11,31 @@ class NoMetrics:
 
 
 @dataclass(frozen=True)
+class Removed:
+    """Files that nothing reads any more, and their bytes."""
+
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class MaintenanceMetrics:
+    """Of maintain_tables.
+
+    Attributes:
+        dry_run: Whether it was only listed.
+        compacted: By how many files the table runs is fewer.
+        tables: Table -> files that no version needs which somebody may still read.
+        others: What else lay there, by kind.
+    """
+
+    dry_run: bool
+    compacted: int = 0
+    tables: dict[str, Removed] = field(default_factory=dict)
+    others: dict[str, Removed] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class QueryMetrics:
     """Of embed_queries.
 

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
+from pyarrow import fs
 from pydantic import TypeAdapter, ValidationError
 
 from schemas.code_version import code_version
 from schemas.errors import InputError
-from schemas.stages import Stage, is_among
-from schemas.storage import read_bytes, write_bytes
+from schemas.stages import MAINTAIN_TABLES, PIPELINE, Stage, is_among
+from schemas.storage import file_system, read_bytes, write_bytes
 from schemas.warehouse import Warehouse
 
 Metrics = TypeVar("Metrics")
@@ -141,6 +143,21 @@ def find_record(warehouse: Warehouse, stage: Stage[Metrics]) -> RunRecord[Metric
             stage.name, f"the record of a run of {stage.name} at {uri}", f"a damaged one: {cause}"
         ) from error
     return record
+
+
+def all_records(warehouse: Warehouse) -> list[RunRecord[Any]]:
+    """The records in the warehouse: of what made the input tables, if it left one, then of the stages in order.
+
+    Raises:
+        InputError: as of `read_record`.
+    """
+    system, folder = file_system(warehouse.records)
+    found = system.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+    # Copies that somebody has kept, such as train.old.json, are no records.
+    names = sorted(match[1] for info in found if (match := re.fullmatch(r"(\w+)\.json", info.base_name)))
+    known = {stage.name: stage for stage in (*PIPELINE, MAINTAIN_TABLES)}
+    before: list[Stage[Any]] = [Stage(name, (), (), dict) for name in names if name not in known]
+    return [read_record(warehouse, stage) for stage in (*before, *known.values()) if stage.name in names]
 
 
 def _checked(warehouse: Warehouse, stage: Stage[Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from schemas.metrics import (
     EvaluationMetrics,
     ItemMetrics,
     ItemTextMetrics,
+    MaintenanceMetrics,
     NoMetrics,
     QueryMetrics,
     ScoreMetrics,
@@ -38,6 +39,7 @@ class Stage(Generic[Metrics]):
         writes: The tables it replaces; another stage reads them at the version that this one's record names.
         metrics: What it counts.
         launcher: What starts it.
+        is_alone: Whether nothing else may write the warehouse meanwhile.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Stage(Generic[Metrics]):
     writes: tuple[Table, ...]
     metrics: type[Metrics]
     launcher: Literal["spark-submit", "python"] = "spark-submit"
+    is_alone: bool = False
 
 
 MAKE_DEMO_WORLD = Stage(
@@ -111,6 +114,9 @@ EVALUATE = Stage(
     (t.EVALUATION,),
     EvaluationMetrics,
 )  # fmt: skip
+
+MAINTAIN_TABLES = Stage("maintain_tables", (), (), MaintenanceMetrics, is_alone=True)
+"""Not of the pipeline: run beside it, such as once a week."""
 
 PIPELINE: tuple[Stage[Any], ...] = (
     EMBED_QUERIES,

@@ -71,7 +71,8 @@ class JobRun(Generic[Metrics]):
 
     def __enter__(self) -> JobRun[Metrics]:
         date = str(self.settings.dates.as_of)
-        self._held.enter_context(lease.hold(self.settings.layout, self.stage.name, date))
+        work = lease.WHOLE_RUN if self.stage.is_alone else self.stage.name
+        self._held.enter_context(lease.hold(self.settings.layout, work, date))
         try:
             stop_if_done(self.settings, self.stage)
             self.require_agreement([stage for stage in PIPELINE if self._reads_from(stage)])

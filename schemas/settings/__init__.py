@@ -27,6 +27,7 @@ from schemas.settings.data import (
     WarehouseSettings,
 )
 from schemas.settings.deadlines import DeadlineSettings
+from schemas.settings.maintenance import MaintenanceSettings
 from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
 from schemas.settings.section import Section
 from schemas.settings.serving import EvaluateSettings, FloorSettings, GateSettings, ScoreSettings
@@ -86,6 +87,7 @@ class Settings(Section):
     floor: FloorSettings = FloorSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     deadlines: DeadlineSettings = DeadlineSettings()
+    maintenance: MaintenanceSettings = MaintenanceSettings()
     demo_world: DemoWorldSettings = DemoWorldSettings()
 
     @model_validator(mode="after")

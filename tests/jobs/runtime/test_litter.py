@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 
-from pipeline import doctor, litter
-from schemas.metrics import TrainMetrics
+from jobs.runtime import litter
+from pipeline import doctor
+from schemas.metrics import Removed, TrainMetrics
 from schemas.records import RunRecord, write_record
 from schemas.settings import Settings, load_settings
 from tests.pipeline.shop import write_shop
@@ -46,13 +47,14 @@ def settings(tmp_path: Path) -> Settings:
 def test_what_nothing_reads_is_listed_with_its_size(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     found = {one.what.split()[0]: one for one in litter.find_litter(settings)}
     assert {name: (len(one.paths), one.size) for name, one in found.items()} == {
-        "checkpoints": (1, 5), "models": (1, 5), "half-written": (1, 5), "files": (1, 7),
+        "checkpoints": (1, 5), "models": (1, 5), "half-written": (1, 5),
     }  # fmt: skip
+    assert litter.unread_in_tables(settings) == Removed(1, 7)
     assert [path.parent.name for path in found["models"].paths] == ["old"]
     assert doctor.examine(settings) == 0
-    assert "look  models that no record names: 1 files, 0.0 MB, which nothing reads; to remove: rm -r" in (
-        capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert "look  models that no record names: 1 files, 0.0 MB, which nothing reads; to remove: rm -r" in said
+    assert "look  files of replaced versions and of failed runs: 1 files, 0.0 MB, which nothing reads" in said
 
 
 def test_a_warehouse_that_is_not_there_has_no_litter(tmp_path: Path) -> None:

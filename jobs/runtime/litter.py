@@ -1,0 +1,139 @@
+"""What runs have left in a warehouse and nothing reads any more: found, with its size, and removed by who asks for it.
+
+No version that a run record names loses a file. Of tables, that is for Delta's own VACUUM to do, which is told these
+versions; of other files, only those that no writer has touched for as long count.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
+from pyarrow import fs
+
+from schemas.errors import InputError
+from schemas.metrics import Removed
+from schemas.records import all_records, find_record
+from schemas.settings import Settings
+from schemas.stages import TRAIN
+from schemas.storage import file_system
+from schemas.warehouse import Warehouse
+
+RETENTION_HOURS = 168
+"""Delta's own seven days: what a younger version needs may still be read."""
+
+_PLANNED = ("checkpoints", "models", "_runs")
+"""Folders of schemas/warehouse.py."""
+
+
+@dataclass(frozen=True)
+class Litter:
+    """Some files of one kind.
+
+    Attributes:
+        what: The kind, and where it lies.
+        paths: The files.
+        cure: How to remove them by hand, and when that is safe.
+    """
+
+    what: str
+    paths: tuple[Path, ...]
+    cure: str
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.stat().st_size for path in self.paths if path.exists())
+
+    def remove(self) -> None:
+        """Remove the files, and the folders that are empty then, but for those of the warehouse's own plan."""
+        for path in self.paths:
+            path.unlink(missing_ok=True)
+            for folder in path.parents:
+                if folder.name in _PLANNED or any(folder.iterdir()):
+                    break
+                folder.rmdir()
+
+
+def find_litter(settings: Settings, hours: int = 0) -> list[Litter]:
+    """Everything of that kind outside the tables of a warehouse on this machine; of an object store nothing is said.
+
+    Checkpoints of unfinished runs count: a rerun of the same training goes on from them, another never will.
+
+    Args:
+        settings: The settings.
+        hours: How long nobody has written the files; 0 = however young they are.
+    """
+    if not settings.layout.is_local or not Path(settings.layout.place()).is_dir():
+        return []
+    root, before = Path(settings.layout.place()), time.time() - 3_600 * hours
+    found = [
+        Litter("checkpoints of unfinished trainings", _files(root / "checkpoints"), f"rm -r {root}/checkpoints/<run>"),
+        Litter("models that no record names", _old_models(settings), f"rm -r {root}/models/<model_id>"),
+        Litter("half-written files", tuple(root.rglob("*.staged")), "rm, when no run writes the warehouse"),
+    ]
+    old = [Litter(one.what, tuple(p for p in one.paths if p.stat().st_mtime <= before), one.cure) for one in found]
+    return [one for one in old if one.paths]
+
+
+def table_folders(warehouse: Warehouse) -> list[str]:
+    """URIs of the Delta tables in a warehouse."""
+    system, root = file_system(warehouse.place())
+    folders = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    names = sorted(info.base_name for info in folders if info.type == fs.FileType.Directory)
+    return [uri for name in names if DeltaTable.is_deltatable(uri := warehouse.table(name))]
+
+
+def unread_files(warehouse: Warehouse, uri: str, hours: int = RETENTION_HOURS, *, remove: bool = False) -> Removed:
+    """The files in a table's folder that no version needs which is younger, or which a run record names.
+
+    Args:
+        warehouse: Whose records name versions.
+        uri: The table.
+        hours: How long files are kept that nothing reads any more; at least seven days.
+        remove: Whether to remove them.
+
+    Raises:
+        InputError: a record is damaged, so that nobody knows which versions are in use.
+    """
+    named = [*(entry for record in all_records(warehouse) for entry in (*record.outputs, *record.inputs))]
+    kept = sorted({entry.version for entry in named if entry.uri == uri and entry.version is not None})
+    table = DeltaTable(uri)
+    names = table.vacuum(hours, dry_run=True, full=True, keep_versions=kept)
+    system, root = file_system(uri)
+    # The log names files of long ago, too, which are gone.
+    infos = [one for one in system.get_file_info([f"{root}/{name}" for name in names]) if one.type == fs.FileType.File]
+    found = Removed(len(infos), sum(info.size or 0 for info in infos))
+    if remove and infos:
+        table.vacuum(hours, dry_run=False, full=True, keep_versions=kept)
+    return found
+
+
+def unread_in_tables(settings: Settings) -> Removed:
+    """The same of all tables, as far as they can be read."""
+    found = [Removed(0, 0)]
+    for uri in table_folders(settings.layout):
+        with suppress(DeltaError, OSError, InputError):
+            found.append(unread_files(settings.layout, uri))
+    return Removed(sum(one.files for one in found), sum(one.bytes for one in found))
+
+
+def _files(*folders: Path) -> tuple[Path, ...]:
+    return tuple(path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _old_models(settings: Settings) -> tuple[Path, ...]:
+    try:
+        trained = find_record(settings.layout, TRAIN)
+    except InputError:  # nobody knows which model is in use
+        return ()
+    uris = (trained.metrics.model_uri, trained.metrics.validated_model_uri) if trained else ()
+    named = [Path(uri).name for uri in uris]
+    models = Path(settings.layout.models)
+    folders: Iterable[Path] = models.iterdir() if trained and models.is_dir() else ()
+    return _files(*sorted(folder for folder in folders if folder.name not in named))
