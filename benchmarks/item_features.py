@@ -120,7 +120,7 @@ def job_turn(scratch: Path) -> Turn:
     def write(items: DataFrame) -> None:
         no_embeddings = items.sparkSession.createDataFrame([], struct_type(ITEM_TEXT_EMBEDDINGS))
         rows = build_item_features.build(items, None, no_embeddings, vocabulary, settings).features
-        publish.write_worker_rows(rows, str(scratch / OURS), ITEM_FEATURES, run_id=OURS)
+        publish.write_worker_rows(rows, str(scratch / OURS), ITEM_FEATURES, note={"run_id": OURS})
 
     def turn() -> Figures:
         (seconds,) = _seconds(OURS, scratch, [WHOLE], write)

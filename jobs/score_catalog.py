@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -33,15 +34,18 @@ from itemsage_model.evaluation.fallback import Decision, decide
 from itemsage_model.serving.frozen_vectors import Replacement, with_frozen
 from itemsage_model.serving.query_vectors import query_batches, saved_adapter
 from itemsage_model.serving.scorer import batch_function, load_once
+from jobs.evaluation import vector_health
 from jobs.runtime import command_line, gates, table_io
 from jobs.runtime.job_run import JobRun
 from jobs.runtime.worker_rows import WorkerRows
 from jobs.transforms.keys import query_key
 from schemas.arrow import arrow_schema
-from schemas.contracts import run_again
+from schemas.commits import Staged
+from schemas.contracts import run_again, space_of
 from schemas.elements import FEATURE_CELLS
 from schemas.errors import InputError
-from schemas.metrics import ScoreMetrics
+from schemas.metrics import Health, ScoreMetrics
+from schemas.published import PUBLISHED
 from schemas.records import RunRecord, TableVersion
 from schemas.settings import Settings
 from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES, SCORE_CATALOG, TRAIN, VALIDATE
@@ -167,15 +171,49 @@ def run(spark: SparkSession, settings: Settings) -> None:
         fallback = decision.fallback
         # Decided once, so that all rows of a version are computed alike.
         precision = choose_precision(settings.score.precision, torch.device("cpu"))
-        constants = {"model_id": published_id(model, fallback), "scored_ts": settings.dates.end}
+        identity = published_id(model, fallback)
+        gates.require_not_rolled_back(settings, identity)
+        constants = {"model_id": identity, "scored_ts": settings.dates.end}
         kinds = {task.query_kind for task in settings.task_list}
         queries = build_queries(job.read(QUERY_EMBEDDINGS), model, kinds, fallback)
         rows_at_once = settings.score.rows_per_batch
         scored = build(spark, files, model, constants, rows_at_once, precision, _replacement(job, fallback))
-        job.write_worker_rows(scored, ITEM_EMBEDDINGS, row_count=files.row_count)
-        job.write_worker_rows(queries, QUERY_VECTORS)
+        items = job.stage_worker_rows(scored, ITEM_EMBEDDINGS, row_count=files.row_count)
+        answers = job.stage_worker_rows(queries, QUERY_VECTORS)
+        health = _health(job, items, answers, identity, previous)
+        gates.require_sound_vectors(health, previous.metrics.health if previous else None, settings.gates)
         counted = made.metrics.items_without_text, made.metrics.items_without_images
-        job.metrics = ScoreMetrics(model.model_id, precision, *counted, fallback=fallback, floor=decision.lines)
+        spaces = {kind: job.made_with[space_of(kind)] for kind in sorted(kinds) if space_of(kind) in job.made_with}
+        job.metrics = ScoreMetrics(
+            model.model_id, precision, *counted, fallback=fallback, floor=decision.lines, published_id=identity,
+            spaces=spaces, health=health,
+        )  # fmt: skip
+        _publish(job, items, answers, job.metrics)
+
+
+def _health(
+    job: JobRun[ScoreMetrics],
+    items: Staged,
+    answers: Staged,
+    identity: str,
+    previous: RunRecord[ScoreMetrics] | None,
+) -> Health:
+    """What the staged vectors look like beside those that are published."""
+    new = table_io.read_files(job.spark, items.uris, ITEM_EMBEDDINGS)
+    published = _published_rows(job, previous)
+    is_same = previous is not None and previous.metrics.published_id == identity
+    found = vector_health.health(new, published, items.rows, is_same_model=is_same)
+    print(f"  vectors: {found}", flush=True)
+    queries = table_io.read_files(job.spark, answers.uris, QUERY_VECTORS)
+    return vector_health.with_canaries(found, new, queries, job.settings.canaries)
+
+
+def _publish(job: JobRun[ScoreMetrics], items: Staged, answers: Staged, metrics: ScoreMetrics) -> None:
+    """The queries' vectors first: what makes all of it live is the commit of the items, which names their version."""
+    written = job.commit(answers)
+    belongs = {"version": written.version, "rows": written.rows}
+    what = {"metrics": asdict(metrics), "rows": items.rows, QUERY_VECTORS.name: belongs}
+    job.commit(items, made_with=job.made_with, **{PUBLISHED: what})
 
 
 def floor_of(job: JobRun[ScoreMetrics]) -> Decision:
@@ -222,14 +260,19 @@ def _count_ids(
     counts = job.record(BUILD_TRAINING_TABLES).output(ITEM_COUNTS.name)
     job.count_input(counts)
     read = partial(table_io.read, job.spark)
-    published = previous.output(ITEM_EMBEDDINGS.name) if previous and not job.settings.gates.override else None
-    if published and table_io.latest_version(job.spark, published.uri) is None:
-        published = None  # removed since
     return gates.count_ids(
         read(features.uri, ITEM_FEATURES, version=features.version),
-        read(published.uri, ITEM_EMBEDDINGS, version=published.version) if published else None,
+        _published_rows(job, previous),
         read(counts.uri, ITEM_COUNTS, version=counts.version),
     )
+
+
+def _published_rows(job: JobRun[ScoreMetrics], previous: RunRecord[ScoreMetrics] | None) -> DataFrame | None:
+    """The rows that are published; None where none are, or where an override says that they do not matter."""
+    published = previous.output(ITEM_EMBEDDINGS.name) if previous and not job.settings.gates.override else None
+    if published is None or table_io.latest_version(job.spark, published.uri) is None:  # removed since
+        return None
+    return table_io.read(job.spark, published.uri, ITEM_EMBEDDINGS, version=published.version)
 
 
 def _refuse_large(weights: bytes) -> None:

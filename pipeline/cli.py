@@ -1,4 +1,10 @@
-"""The console command: `itemsage run | train | validate | score | evaluate | doctor | metrics --settings FILE [...]`.
+"""The console command: `itemsage COMMAND --settings FILE [--set section.key=value ...]`.
+
+    run                                 all stages, or those from one on (--from), and the summary
+    train | validate | score | evaluate one stage
+    doctor                              what would go wrong, before anything runs
+    versions | rollback                 what was published, and going back to it (--to VERSION)
+    metrics                             how stages ended, for Prometheus
 
 Runs the same functions as `make pipeline` and as the stages' own commands. `run` takes all
 stages, or those from one on, in one Spark session; then it prints the summary.
@@ -26,12 +32,14 @@ from pipeline.watch import end_group
 from schemas.command_line import exit_code_of_errors, passed_on, settings_of, settings_parser
 from schemas.errors import EXIT_FAILED, EXIT_SETTINGS, InputError, SettingsError
 from schemas.lease import VARIABLE, WHOLE_RUN, hold
+from schemas.published import published_versions, roll_back
 from schemas.results import Result, ending_in_json, runs_since
 from schemas.settings import Settings
 from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, TRAIN, VALIDATE, Stage
 
 _WATCH = [sys.executable, "-I", "-S", str(ROOT / "pipeline" / "watch.py")]
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_QUICK = ("doctor", "metrics", "versions")
 _SINGLE: dict[str, Stage[Any]] = {
     "train": TRAIN, "validate": VALIDATE, "score": SCORE_CATALOG, "evaluate": EVALUATE,
 }  # fmt: skip
@@ -103,7 +111,7 @@ def stages_from(first: str) -> list[str]:
 def main() -> None:
     """Entry point of the console command."""
     command, *rest = sys.argv[1:] or ["--help"]
-    if command not in ("run", "doctor", "metrics", *_SINGLE):
+    if command not in ("run", *_QUICK, "rollback", *_SINGLE):
         print(__doc__)
         sys.exit(0 if command in ("-h", "--help") else EXIT_SETTINGS)
     parser = settings_parser(f"itemsage {command}", __doc__)
@@ -111,27 +119,53 @@ def main() -> None:
         names = ", ".join(stage.name for stage in PIPELINE)
         parser.add_argument("--from", dest="first", default="", help=f"first stage: {names}")
         parser.add_argument("--prepare", default="", help="job script that makes the input tables first")
+    if command == "rollback":
+        parser.add_argument(
+            "--to", type=int, help="version of item_embeddings; by default the one that was live before"
+        )
     arguments = parser.parse_args(rest)
-    if command == "doctor":
-        from pipeline.doctor import examine  # noqa: PLC0415 (only this command needs it)
-
+    if command in _QUICK:
         with exit_code_of_errors():
-            sys.exit(examine(settings_of(arguments)))
-    if command == "metrics":
-        from pipeline.run_metrics import metrics_of  # noqa: PLC0415 (only this command needs it)
-
-        with exit_code_of_errors():
-            print(metrics_of(settings_of(arguments)), end="")
-        return
+            sys.exit(_quick(command, settings_of(arguments)))
     stages: list[Result] = []
     with ending_in_json(command, stages):
         settings, started = settings_of(arguments), time.time()
         try:
-            run_pipeline(command, arguments, settings)
+            if command == "rollback":
+                _roll_back(settings, arguments.to)
+            else:
+                run_pipeline(command, arguments, settings)
         finally:
             # What the stages' own processes have noted.
             with suppress(DeltaError, OSError, InputError):
                 stages += runs_since(settings, started)
+
+
+def _quick(command: str, settings: Settings) -> int:
+    """What only reads; returns the exit code."""
+    if command == "doctor":
+        from pipeline.doctor import examine  # noqa: PLC0415 (only this command needs it)
+
+        return examine(settings)
+    if command == "metrics":
+        from pipeline.run_metrics import metrics_of  # noqa: PLC0415 (only this command needs it)
+
+        print(metrics_of(settings), end="")
+        return 0
+    for number, one in enumerate(published_versions(settings.layout)):
+        back = f", back from version {one.rolled_back_from['version']}" if one.rolled_back_from else ""
+        print(
+            f"{'live' if not number else '    '}  version {one.version}  {one.committed:%Y-%m-%d %H:%M} UTC  "
+            f"as of {one.as_of}  {one.outputs[0].rows:,} items  model {one.model_id}{back}"
+        )
+    return 0
+
+
+def _roll_back(settings: Settings, version: int | None) -> None:
+    """Make a former version live again, while nobody publishes."""
+    with hold(settings.layout, SCORE_CATALOG.name, str(settings.dates.as_of)):
+        found = roll_back(settings, version)
+    print(f"live: version {found.version}, model {found.model_id}, as of {found.as_of}", flush=True)
 
 
 def run_pipeline(command: str, arguments: argparse.Namespace, settings: Settings) -> None:

@@ -24,7 +24,7 @@ from schemas.stages import MAKE_DEMO_WORLD, PIPELINE, is_among, maker_of
 
 COMMAND = "python -m pipeline.reference"
 
-LISTS = ("tasks", "negatives")
+LISTS = ("tasks", "negatives", "canaries")
 """Sections of which the settings file may have several."""
 
 KINDS: dict[Kind, str] = {

@@ -271,6 +271,29 @@ class ValidateMetrics:
 
 
 @dataclass(frozen=True)
+class Health:
+    """What the vectors of a catalog look like, by a sample of its items; see itemsage_model/evaluation/health.py.
+
+    Attributes:
+        sampled: How many items.
+        dimensions: How many directions they use, 1 to 256.
+        near_duplicates: Share of them that lie on an item of other features, 0 to 1.
+        neighbour_overlap: Share of each item's ten nearest that were among its ten nearest in the version before, mean;
+            None where nothing is published.
+        drift: 1 - cosine of the vectors of items whose features are as before, mean; None where another model, or
+            nothing, is published.
+        canaries: Canary -> whether all that it must find was found.
+    """
+
+    sampled: int
+    dimensions: float
+    near_duplicates: float
+    neighbour_overlap: float | None = None
+    drift: float | None = None
+    canaries: dict[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ScoreMetrics:
     """Of score_catalog: the model whose embeddings were published, and of which items.
 
@@ -281,6 +304,9 @@ class ScoreMetrics:
         items_without_images: Published items without a usable image; None in records of before.
         fallback: What was published in the place of the model's vectors: frozen_unseen or frozen_all; empty = nothing.
         floor: Which slices are below a rival on the validation window, by how much, and what was done, in words.
+        published_id: The model_id of the published rows: the model's, with what took its place.
+        spaces: Query kind -> embedding space of the queries that the embeddings answer.
+        health: What the vectors look like; None in records of before.
     """
 
     model_id: str
@@ -289,6 +315,9 @@ class ScoreMetrics:
     items_without_images: int | None = None
     fallback: str = ""
     floor: tuple[str, ...] = ()
+    published_id: str = ""
+    spaces: dict[str, str] = field(default_factory=dict)
+    health: Health | None = None
 
 
 @dataclass(frozen=True)

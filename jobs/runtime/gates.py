@@ -15,10 +15,10 @@ from pyspark.sql import functions as F
 
 from schemas.contracts import date_of
 from schemas.errors import GateError, InputError
-from schemas.metrics import ItemMetrics, ScoreMetrics
-from schemas.records import RunRecord, find_record
+from schemas.metrics import Health, ItemMetrics, ScoreMetrics
+from schemas.published import find_previous, live
+from schemas.records import RunRecord
 from schemas.settings import GateSettings, Settings
-from schemas.stages import SCORE_CATALOG
 from schemas.tables import ITEM_EMBEDDINGS
 
 OVERRIDE = "If it is meant so, publish this once with `--set gates.override=true`."
@@ -49,7 +49,7 @@ def published(settings: Settings) -> RunRecord[ScoreMetrics] | None:
         InputError: the record is damaged; with the override it counts as none.
     """
     try:
-        return find_record(settings.layout, SCORE_CATALOG)
+        return find_previous(settings)
     except InputError as error:
         if settings.gates.override:
             return None
@@ -103,6 +103,33 @@ def require_known_ids(counts: IdCounts, gates: GateSettings) -> None:
     stop(failures, gates)
 
 
+def require_not_rolled_back(settings: Settings, model_id: str) -> None:
+    """Refuse to publish once more what somebody has rolled back from.
+
+    Raises:
+        GateError: it is of that model, and the override is not set.
+    """
+    found = live(settings.layout)
+    left = found.rolled_back_from if found else None
+    if found and left and left["model_id"] == model_id:
+        expected = f"another model than {model_id}, from which version {found.version} was rolled back"
+        stop([Failure(expected, f"{model_id} once more")], settings.gates)
+
+
+def require_sound_vectors(health: Health, previous: Health | None, gates: GateSettings) -> None:
+    """Ask the gates that look at vectors: collapse, duplicates, neighbours, drift and canaries.
+
+    Args:
+        health: Of the vectors that are to be published.
+        previous: Of those that are published; None where nothing is, or nobody looked.
+        gates: The limits.
+
+    Raises:
+        GateError: a gate did not open, and the override is not set.
+    """
+    stop([*_health(health, previous, gates)], gates)
+
+
 def count_ids(new: DataFrame, previous: DataFrame | None, logged: DataFrame) -> IdCounts:
     """Count, in one pass over three columns of ids.
 
@@ -143,6 +170,32 @@ def stop(failures: list[Failure], gates: GateSettings) -> None:
         found="; ".join(failure.found for failure in failures),
         cure=f"Nothing was published, the version before stands. Look for the cause in the inputs. {OVERRIDE}",
     )
+
+
+def _health(health: Health, previous: Health | None, gates: GateSettings) -> Iterator[Failure]:
+    if not health.sampled:
+        return
+    least = gates.min_dimensions
+    if previous is not None:
+        least = max(least, previous.dimensions * (1 - gates.max_dimension_loss))
+        most = previous.near_duplicates + gates.max_rise_near_duplicates
+        if health.near_duplicates > most + 1e-9:
+            expected = (
+                f"at most {most:.1%} of the items on an item of other features (gates.max_rise_near_duplicates "
+                f"{gates.max_rise_near_duplicates:g})"
+            )
+            yield Failure(expected, f"{health.near_duplicates:.1%} (before {previous.near_duplicates:.1%})")
+    if health.dimensions < least and health.sampled > least:
+        expected = f"vectors that use at least {least:.1f} dimensions (gates.min_dimensions, max_dimension_loss)"
+        yield Failure(expected, f"{health.dimensions:.1f}")
+    if health.neighbour_overlap is not None and health.neighbour_overlap < gates.min_neighbour_overlap:
+        expected = f"{gates.min_neighbour_overlap:.1%} of the ten nearest of before (gates.min_neighbour_overlap)"
+        yield Failure(expected, f"{health.neighbour_overlap:.1%}")
+    if health.drift is not None and health.drift > gates.max_drift:
+        expected = f"items as before within {gates.max_drift:g} of their vectors, as of one model (gates.max_drift)"
+        yield Failure(expected, f"{health.drift:g}")
+    for name in sorted(name for name, is_found in health.canaries.items() if not is_found):
+        yield Failure(f"{name} to find what its [[canaries]] names", "that it does not")
 
 
 def _date(previous: RunRecord[ScoreMetrics] | None, settings: Settings) -> Iterator[Failure]:

@@ -27,7 +27,9 @@ from jobs.runtime.deadline import TaskDeadline
 from jobs.runtime.lost_worker import lost_worker
 from jobs.runtime.worker_rows import Place, WorkerRows
 from schemas import lease
+from schemas.code_version import code_version
 from schemas.columns import Table
+from schemas.commits import OvertakenError, Staged
 from schemas.contracts import agreed, other_code, require_no_older
 from schemas.errors import TableError
 from schemas.input_tables import find_input
@@ -134,6 +136,22 @@ class JobRun(Generic[Metrics]):
         text = json.dumps([self.stage.name, self.settings.model_dump(mode="json"), inputs], sort_keys=True)
         return f"{self.stage.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
+    def note(self, **more: Any) -> dict[str, Any]:
+        """What a commit of this run says of itself: run, stage, date, code, settings, and the versions it was made of.
+
+        Args:
+            more: Further entries.
+        """
+        settings = json.dumps(self.settings.model_dump(mode="json"), sort_keys=True)
+        return {
+            "run_id": self.run_id,
+            "stage": self.stage.name,
+            "as_of": str(self.settings.dates.as_of),
+            "code": code_version(),
+            "settings_sha256": hashlib.sha256(settings.encode()).hexdigest(),
+            "made_of": {version.table: version.version for version in by_table(self._inputs)},
+        } | more
+
     def read(self, table: Table, *, may_be_empty: bool = False) -> DataFrame:
         """Read one version of a table, pin and count it.
 
@@ -185,7 +203,7 @@ class JobRun(Generic[Metrics]):
         if maker and (record := self._records.get(maker.name)):
             began_with = record.output(version.table).version
             if began_with != version.version:
-                raise publish.OvertakenError(
+                raise OvertakenError(
                     f"table {version.table}: expected version {began_with}, as when this run began; found version "
                     f"{version.version}, of another run of {maker.name}. Nothing was committed; run the job again."
                 )
@@ -197,16 +215,24 @@ class JobRun(Generic[Metrics]):
 
     def write(self, df: DataFrame, table: Table) -> table_io.Written:
         """Replace one table of the warehouse in one commit and count it; see `table_io.write`."""
-        return self._count(table_io.write(df, self._uri_to_write(table), table, run_id=self.run_id))
+        return self._count(table_io.write(df, self._uri_to_write(table), table, note=self.note()))
 
     def write_worker_rows(self, rows: WorkerRows, table: Table, row_count: int | None = None) -> table_io.Written:
         """Replace one table by rows that Python workers make, in one commit; see `publish.write_worker_rows`."""
         uri = self._uri_to_write(table)
-        return self._count(publish.write_worker_rows(rows, uri, table, run_id=self.run_id, row_count=row_count))
+        return self._count(publish.write_worker_rows(rows, uri, table, note=self.note(), row_count=row_count))
+
+    def stage_worker_rows(self, rows: WorkerRows, table: Table, row_count: int | None = None) -> Staged:
+        """Write rows that are no part of their table before `commit`; see `publish.stage_worker_rows`."""
+        return publish.stage_worker_rows(rows, self._uri_to_write(table), table, row_count=row_count)
+
+    def commit(self, staged: Staged, **more: Any) -> table_io.Written:
+        """Replace one table by staged rows, in one commit whose note has further entries, and count it."""
+        return self._count(publish.commit(staged, self.note(**more)))
 
     def write_tables(self, rows: DataFrame, places: Sequence[Place]) -> list[table_io.Written]:
         """Replace several tables by rows that Python workers write in one Spark job; see `publish.write_tables`."""
-        return [self._count(written) for written in publish.write_tables(rows, places, run_id=self.run_id)]
+        return [self._count(written) for written in publish.write_tables(rows, places, note=self.note())]
 
     def place(self, table: Table, first_file: int, row_count: int) -> Place:
         """Where one of the tables of `write_tables` lies."""
@@ -215,7 +241,7 @@ class JobRun(Generic[Metrics]):
     def write_arrow(self, rows: pa.Table, table: Table, file_count: int = 1) -> table_io.Written:
         """Replace one table by rows in the driver's memory, in one commit; see `publish.write_arrow`."""
         uri = self._uri_to_write(table)
-        return self._count(publish.write_arrow(rows, uri, table, run_id=self.run_id, file_count=file_count))
+        return self._count(publish.write_arrow(rows, uri, table, note=self.note(), file_count=file_count))
 
     def _uri_to_write(self, table: Table) -> str:
         self._require_declared(table.name, self.stage.writes, "writes")

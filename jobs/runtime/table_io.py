@@ -7,7 +7,9 @@ because Petastorm reads Parquet files.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -19,6 +21,7 @@ from pyspark.sql import functions as F
 
 from jobs.runtime.input_tables import read_input
 from schemas.columns import Table
+from schemas.commits import Note
 from schemas.errors import TableError
 from schemas.input_tables import find_input
 from schemas.lease import require_held
@@ -70,15 +73,23 @@ def read(spark: SparkSession, uri: str, table: Table, *, version: int | None = N
     return conform(raw, table)
 
 
-def write(df: DataFrame, uri: str, table: Table, *, run_id: str) -> Written:
+def read_files(spark: SparkSession, uris: Sequence[str], table: Table) -> DataFrame:
+    """The rows of files that belong to no version yet."""
+    if not uris:
+        return spark.createDataFrame([], struct_type(table))
+    # The paths are paths, not patterns.
+    return conform(spark.read.schema(struct_type(table)).option("__globPaths__", "false").parquet(*uris), table)
+
+
+def write(df: DataFrame, uri: str, table: Table, *, note: Note) -> Written:
     """Replace a table's rows in one commit.
 
     Args:
         df: The new rows; conformed to `table` first.
         uri: Where the table lies; made if absent.
         table: What it means; its nullability is enforced.
-        run_id: Written into the commit's userMetadata, so that the log says which run made a version; behind it a
-            word of this write alone, by which its commit is found again among others.
+        note: Written into the commit's userMetadata as JSON, so that the log says which run made a version; with a word
+            of this write alone, by which its commit is found again among others.
 
     Returns:
         The committed version and its row count.
@@ -93,7 +104,7 @@ def write(df: DataFrame, uri: str, table: Table, *, run_id: str) -> Written:
     for name, value in properties.items():
         creation = creation.property(name, value)
     creation.execute()
-    mark = f"{run_id} {uuid4().hex}"
+    mark = json.dumps({**note, "write": uuid4().hex})
     writer = conform(df, table).write.format("delta").mode("overwrite").option("userMetadata", mark)
     stored = spark.read.format("delta").load(uri).schema
     if stored.simpleString() != schema.simpleString():

@@ -30,7 +30,7 @@ from schemas.settings.deadlines import DeadlineSettings
 from schemas.settings.maintenance import MaintenanceSettings
 from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
 from schemas.settings.section import Section
-from schemas.settings.serving import EvaluateSettings, FloorSettings, GateSettings, ScoreSettings
+from schemas.settings.serving import CanarySettings, EvaluateSettings, FloorSettings, GateSettings, ScoreSettings
 from schemas.storage import absolute_uri
 from schemas.tables import EMBEDDING_DIM, ENGAGEMENT_LOGS, ITEM_IMAGES, ITEMS, QUERIES
 from schemas.tasks import PAPER_TASKS, Task
@@ -84,6 +84,7 @@ class Settings(Section):
     train: TrainSettings = TrainSettings()
     score: ScoreSettings = ScoreSettings()
     gates: GateSettings = GateSettings()
+    canaries: tuple[CanarySettings, ...] = ()
     floor: FloorSettings = FloorSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     deadlines: DeadlineSettings = DeadlineSettings()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.settings.section import Section
 
@@ -40,7 +40,32 @@ class GateSettings(Section):
     max_rise_without_text: float = Field(default=0.1, ge=0, le=1)
     max_rise_without_images: float = Field(default=0.1, ge=0, le=1)
     min_log_coverage: float = Field(default=0.8, ge=0, le=1)
+    min_dimensions: float = Field(default=4.0, ge=1, le=256)
+    max_dimension_loss: float = Field(default=0.5, ge=0, le=1)
+    max_rise_near_duplicates: float = Field(default=0.1, ge=0, le=1)
+    min_neighbour_overlap: float = Field(default=0.02, ge=0, le=1)
+    max_drift: float = Field(default=0.01, ge=0, le=2)
     override: bool = False
+
+
+class CanarySettings(Section):
+    """A question with a known answer: what must be among the first results of an item or a query, in every version."""
+
+    item: str = ""
+    query: str = ""
+    finds: tuple[str, ...] = Field(min_length=1)
+    within: int = Field(default=10, ge=1, le=1_000)
+
+    @model_validator(mode="after")
+    def _one_question(self) -> CanarySettings:
+        if bool(self.item) == bool(self.query):
+            raise ValueError("name either an item or a query, by id")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The question, in words."""
+        return f"item {self.item}" if self.item else f"query {self.query}"
 
 
 class FloorSettings(Section):

@@ -13,8 +13,8 @@ from deltalake import write_deltalake
 from pyspark.sql import SparkSession
 
 from jobs.runtime.job_run import JobRun
-from jobs.runtime.publish import OvertakenError
 from schemas.code_version import code_version
+from schemas.commits import OvertakenError
 from schemas.errors import InputError, TableError
 from schemas.lease import LeaseError
 from schemas.metrics import EventCounts, ItemMetrics, QueryMetrics, TrainingTableMetrics, VocabularyMetrics

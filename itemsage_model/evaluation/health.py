@@ -1,0 +1,96 @@
+"""Figures by which a catalog's vectors show that they are sick before anybody searches them. Knows arrays alone.
+
+Of a sample of the items, the same ones of the version before: how many directions they use, how many lie on each other,
+and how much of each item's neighbourhood is still there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.metrics import Health
+
+NEIGHBOURS = 10
+_DUPLICATE = 0.999
+"""Cosine above which two items cannot be told apart by a search."""
+_ROWS_AT_ONCE = 1_024
+
+
+@dataclass(frozen=True)
+class VectorSample:
+    """Some items of a version, sorted by id.
+
+    Attributes:
+        ids: Their ids [item].
+        features: features_hash [item].
+        vectors: Unit length [item, dim].
+    """
+
+    ids: npt.NDArray[np.str_]
+    features: npt.NDArray[np.str_]
+    vectors: npt.NDArray[np.float32]
+
+    def taken(self, rows: npt.NDArray[np.int64]) -> VectorSample:
+        """Some of its rows."""
+        return VectorSample(self.ids[rows], self.features[rows], self.vectors[rows])
+
+
+def health_of(new: VectorSample, previous: VectorSample | None, *, is_same_model: bool) -> Health:
+    """The figures of a sample beside the same items of the version before.
+
+    Args:
+        new: What is to be published.
+        previous: What is published; None = nothing, or nothing that can be read.
+        is_same_model: Whether both are of one model.
+    """
+    duplicates = _near_duplicates(new)
+    if previous is None:
+        return Health(len(new.ids), dimensions_of(new.vectors), duplicates)
+    _, rows, rows_before = np.intersect1d(new.ids, previous.ids, assume_unique=True, return_indices=True)
+    now, before = new.taken(rows), previous.taken(rows_before)
+    is_same = now.features == before.features
+    drift = None
+    if is_same_model and is_same.any():
+        cosines = np.einsum("rd,rd->r", now.vectors[is_same], before.vectors[is_same])
+        drift = round(max(0.0, float(1 - cosines.mean())), 6)
+    overlap = None
+    if len(rows) > NEIGHBOURS:
+        found, found_before = _nearest(now.vectors), _nearest(before.vectors)
+        kept = [len(np.intersect1d(*pair, assume_unique=True)) for pair in zip(found, found_before, strict=True)]
+        overlap = round(float(np.mean(kept)) / NEIGHBOURS, 4)
+    return Health(len(new.ids), dimensions_of(new.vectors), duplicates, overlap, drift)
+
+
+def dimensions_of(vectors: npt.NDArray[np.float32]) -> float:
+    """How many directions unit vectors use: 1 where all are equal, their length where they are spread evenly.
+
+    The participation ratio of the eigenvalues of their second moments, tr(M)^2 / tr(M^2).
+    """
+    if not len(vectors):
+        return 0.0
+    moments = vectors.T.astype(np.float64) @ vectors / len(vectors)
+    return round(float(np.trace(moments) ** 2 / max(float((moments**2).sum()), 1e-300)), 2)
+
+
+def _near_duplicates(sample: VectorSample) -> float:
+    """Share of the items that lie on an item of other features."""
+    count = 0
+    _, features = np.unique(sample.features, return_inverse=True)
+    for first in range(0, len(sample.ids), _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        is_on = sample.vectors[rows] @ sample.vectors.T > _DUPLICATE
+        count += int((is_on & (features[rows, None] != features[None, :])).any(axis=1).sum())
+    return round(count / max(len(sample.ids), 1), 4)
+
+
+def _nearest(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """The nearest others of each vector, in no order [item, NEIGHBOURS]."""
+    parts = []
+    for first in range(0, len(vectors), _ROWS_AT_ONCE):
+        scores = vectors[first : first + _ROWS_AT_ONCE] @ vectors.T
+        scores[np.arange(len(scores)), np.arange(first, first + len(scores))] = -np.inf
+        parts.append(np.argpartition(-scores, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS])
+    return np.concatenate(parts)

@@ -1,0 +1,150 @@
+"""Commits of files that are written already: they enter a Delta table at once, or none does. Knows no Spark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import deltalake
+from deltalake.exceptions import CommitFailedError
+from deltalake.transaction import AddAction, CommitProperties
+
+from schemas.arrow import arrow_schema
+from schemas.columns import Table
+from schemas.errors import TableError
+from schemas.lease import require_held
+from schemas.storage import file_system
+
+Note = Mapping[str, Any]
+"""What a commit's userMetadata says, as JSON: see `JobRun.note`."""
+
+_FORMER_CHECKS = {"engagement_count_is_positive", "pair_weight_is_positive", "query_embedding_is_whole"}
+"""Constraints that training tables had up to version 0.2; the declaration of the table says the same."""
+
+
+class OvertakenError(Exception):
+    """Another run committed to the table meanwhile; nothing was committed, and a retry starts from what is there."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Rows whose files lie in a table's folder, and that are no part of the table before they are committed.
+
+    Attributes:
+        table: What they mean.
+        uri: Where the table lies.
+        files: One entry a file, as of `worker_rows.write_parts`.
+        base: Version of the table when they were written.
+        sums: Sums of `WorkerRows.sums`.
+    """
+
+    table: Table
+    uri: str
+    files: list[dict[str, Any]]
+    base: int
+    sums: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return sum(int(file["rows"]) for file in self.files)
+
+    @property
+    def uris(self) -> list[str]:
+        """Where the files lie, in their order."""
+        return [f"{self.uri.rstrip('/')}/{file['path']}" for file in self.files]
+
+    def commit(self, note: Note) -> int:
+        """Replace the table's rows by these, in one commit; returns the version.
+
+        Raises:
+            OvertakenError: another run has committed to the table since they were staged. Nothing was committed.
+        """
+        newest, before = deltalake.DeltaTable(self.uri), deltalake.DeltaTable(self.uri, version=self.base)
+        # VACUUM commits too, and changes no row.
+        is_unchanged = sorted(newest.file_uris()) == sorted(before.file_uris())
+        return replace_files(newest if is_unchanged else before, self.table, self.files, note)
+
+
+def open_or_create(uri: str, table: Table) -> deltalake.DeltaTable:
+    """The table, empty if there was none.
+
+    Made before any file: files in a folder without a Delta log would be a table of their own.
+
+    Raises:
+        TableError: it has partitions or rules that files not written by Spark would not keep.
+    """
+    file_system(uri)  # refused here, if at all, before there is a table
+    stored = deltalake.DeltaTable.create(
+        uri,
+        deltalake.Schema.from_arrow(arrow_schema(table)),
+        mode="ignore",
+        configuration={"delta.enableDeletionVectors": "false"},
+    )
+    for name in _FORMER_CHECKS & {key.removeprefix("delta.constraints.") for key in stored.metadata().configuration}:
+        stored.alter.drop_constraint(name)
+    _refuse_rules(stored, table)
+    return stored
+
+
+def replace_files(stored: deltalake.DeltaTable, table: Table, files: list[dict[str, Any]], note: Note) -> int:
+    """Replace all files of a table; returns the version.
+
+    Raises:
+        OvertakenError: anything was committed since it was opened.
+    """
+    try:
+        return _replace_files(stored, deltalake.Schema.from_arrow(arrow_schema(table)), files, note)
+    except CommitFailedError as error:
+        raise OvertakenError(
+            f"table {table.name} at {stored.table_uri}: expected version {stored.version()}, as when this run began; "
+            "found a newer one, of another run. Nothing was committed. See that no two runs write one warehouse; run "
+            "the job again."
+        ) from error
+
+
+def _replace_files(
+    stored: deltalake.DeltaTable, schema: deltalake.Schema, files: list[dict[str, Any]], note: Note
+) -> int:
+    """Commit the files in place of all others; fails where anything was committed since the table was opened."""
+    actions = [
+        AddAction(file["path"], file["bytes"], {}, file["modified_ms"], True, json.dumps({"numRecords": file["rows"]}))
+        for file in files
+    ]
+    totals = {
+        "numFiles": len(files),
+        "numOutputRows": sum(file["rows"] for file in files),
+        "numOutputBytes": sum(file["bytes"] for file in files),
+    }
+    commit_id = str(uuid4())
+    require_held()
+    properties = {
+        "userMetadata": json.dumps(dict(note)),
+        "txnId": commit_id,
+        "operationMetrics": {name: str(total) for name, total in totals.items()},
+    }
+    # A repeated commit would go on top of another run's: of a table that was empty, both runs' rows would stay.
+    once = CommitProperties(properties, max_commit_retries=0)
+    stored.create_write_transaction(actions, "overwrite", schema, commit_properties=once)
+    stored.update_incremental()
+    return next(int(commit["version"]) for commit in stored.history(100) if commit.get("txnId") == commit_id)
+
+
+def _refuse_rules(stored: deltalake.DeltaTable, table: Table) -> None:
+    """Partitions and rules that somebody gave the stored table, and that files written by workers would not keep."""
+    metadata, protocol = stored.metadata(), stored.protocol()
+    features = {*(protocol.reader_features or []), *(protocol.writer_features or [])}
+    found = [f"partitioned by {name}" for name in metadata.partition_columns]
+    found += [name for name in sorted(metadata.configuration) if name.startswith("delta.constraints.")]
+    found += sorted(features & {"columnMapping", "deletionVectors"})
+    if found:
+        raise TableError(
+            table.name,
+            "(all)",
+            expected="a table without partitions, CHECK constraints, column mapping and deletion vectors",
+            found=", ".join(found),
+            cure="Nothing was written. Drop the constraints (ALTER TABLE ... DROP CONSTRAINT), or move the table away.",
+        )

@@ -1,0 +1,254 @@
+"""What is published, read without Spark: the newest commit of item_embeddings is the pointer to all that belongs to it.
+
+The commit's note (userMetadata, JSON) names the run, the model, the spaces of the queries, and the version of
+query_vectors that belongs to these items. So one commit makes a new model live, and one brings the former back; whoever
+reads through here has the items and the queries of one model, at any instant. Whoever reads the newest version of both
+tables by other means compares their model_id.
+
+    from schemas.published import live
+    found = live(Warehouse("/data/warehouse"))
+    found.require_space("search", "lsa-1f0c...")
+    for batch in found.items(): ...
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable
+from pydantic import TypeAdapter
+
+from schemas.errors import InputError
+from schemas.lease import require_held
+from schemas.metrics import ScoreMetrics
+from schemas.records import RunRecord, TableVersion, find_record, write_record
+from schemas.settings import Settings
+from schemas.stages import SCORE_CATALOG
+from schemas.storage import file_system, read_batches, version_files
+from schemas.tables import ITEM_EMBEDDINGS, QUERY_VECTORS
+from schemas.warehouse import Warehouse
+
+PUBLISHED = "published"
+"""Entry of a commit's note that says what the version is."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """One version of item_embeddings, and what belongs to it.
+
+    Attributes:
+        warehouse: Where it lies.
+        version: Of item_embeddings.
+        committed: When it became live.
+        note: What its commit says.
+        metrics: What score_catalog counted.
+    """
+
+    warehouse: Warehouse
+    version: int
+    committed: datetime
+    note: dict[str, Any]
+    metrics: ScoreMetrics
+
+    @property
+    def model_id(self) -> str:
+        """The model_id of its rows."""
+        return self.metrics.published_id
+
+    @property
+    def run_id(self) -> str:
+        """The run that scored it."""
+        return str(self.note["run_id"])
+
+    @property
+    def as_of(self) -> str:
+        """Its logical date."""
+        return str(self.note["as_of"])
+
+    @property
+    def rolled_back_from(self) -> dict[str, Any] | None:
+        """What was live before it was brought back; None where it was not."""
+        return self.note.get("rolled_back_from")
+
+    @property
+    def outputs(self) -> tuple[TableVersion, TableVersion]:
+        """Its items and its queries."""
+        found, place = self.note[PUBLISHED], self.warehouse.table
+        items = TableVersion(ITEM_EMBEDDINGS.name, place(ITEM_EMBEDDINGS.name), self.version, found["rows"])
+        answers = found[QUERY_VECTORS.name]
+        return items, TableVersion(QUERY_VECTORS.name, place(QUERY_VECTORS.name), answers["version"], answers["rows"])
+
+    def items(self, columns: Sequence[str] = ITEM_EMBEDDINGS.column_names) -> Iterator[pa.RecordBatch]:
+        """Its rows of item_embeddings, a piece after the other."""
+        return read_batches(self.outputs[0].uri, self.version, list(columns))
+
+    def queries(self, columns: Sequence[str] = QUERY_VECTORS.column_names) -> Iterator[pa.RecordBatch]:
+        """The rows of query_vectors that its items answer."""
+        return read_batches(self.outputs[1].uri, self.outputs[1].version, list(columns))
+
+    def require_space(self, query_kind: str, embedding_space: str) -> None:
+        """Refuse queries of another space, such as of an encoder that was fitted anew, than its items answer.
+
+        Raises:
+            InputError: it answers no queries of this kind, or those of another space.
+        """
+        answered = self.metrics.spaces.get(query_kind)
+        if answered != embedding_space:
+            raise InputError(
+                f"item_embeddings, version {self.version}",
+                f"{query_kind} queries",
+                expected=f"queries of the space {answered}"
+                if answered
+                else f"queries of a kind that it answers: {', '.join(sorted(self.metrics.spaces)) or 'none is named'}",
+                found=f"queries of the space {embedding_space}",
+                cure="Encode them as the queries of this version were, or read the version that answers them.",
+            )
+
+    def require_model(self, model_id: str) -> None:
+        """Refuse a query adapter that was trained with other items.
+
+        Raises:
+            InputError: the model is another than the one that made its rows.
+        """
+        if model_id != self.metrics.model_id:
+            raise InputError(
+                f"item_embeddings, version {self.version}",
+                "model_id",
+                expected=f"the query adapter of {self.metrics.model_id}",
+                found=f"that of {model_id}",
+                cure="Load the model that this version names, or read the version of the other.",
+            )
+
+    def to_record(self) -> RunRecord[ScoreMetrics]:
+        """The record of the run that scored it, as far as the commit tells; no rerun counts as done before."""
+        dates = {"dates": {"as_of": self.as_of}}
+        return RunRecord(
+            SCORE_CATALOG.name, self.metrics, self.run_id, outputs=self.outputs, settings=dates,
+            made_with=self.note.get("made_with", {}), code=str(self.note.get("code", "")),
+        )  # fmt: skip
+
+
+def published_versions(warehouse: Warehouse) -> list[Published]:
+    """Every version that was live, the newest, which is live, first; none where nothing is, or only of before."""
+    uri = warehouse.table(ITEM_EMBEDDINGS.name)
+    if not DeltaTable.is_deltatable(uri):
+        return []
+    found = (_published(warehouse, commit) for commit in DeltaTable(uri).history())
+    return [one for one in found if one is not None]
+
+
+def live(warehouse: Warehouse) -> Published | None:
+    """What is published now; None where nothing is, or only by code of before commits said what they are."""
+    return next(iter(published_versions(warehouse)), None)
+
+
+def published_version(warehouse: Warehouse, version: int) -> Published:
+    """A named version.
+
+    Raises:
+        InputError: no such version was published, or its commit is no longer in the log.
+    """
+    known = published_versions(warehouse)
+    for one in known:
+        if one.version == version:
+            return one
+    raise InputError(
+        ITEM_EMBEDDINGS.name,
+        f"version {version}",
+        expected=f"a version that was published: {', '.join(str(one.version) for one in known) or 'none was'}",
+        found=f"version {version}",
+        cure="`itemsage versions` lists them.",
+    )
+
+
+def _published(warehouse: Warehouse, commit: dict[str, Any]) -> Published | None:
+    try:
+        note = json.loads(commit.get("userMetadata") or "{}")
+    except ValueError:  # of before
+        return None
+    if not isinstance(note, dict) or PUBLISHED not in note:
+        return None
+    metrics = TypeAdapter(ScoreMetrics).validate_python(note[PUBLISHED]["metrics"])
+    committed = datetime.fromtimestamp(int(commit["timestamp"]) / 1_000, timezone.utc)
+    return Published(warehouse, int(commit["version"]), committed, note, metrics)
+
+
+def roll_back(settings: Settings, version: int | None = None) -> Published:
+    """Make a former version live again, by one commit; called under a lease.
+
+    Args:
+        settings: The settings.
+        version: Which; None = the one that was live before the one that is.
+
+    Returns:
+        What is live now.
+
+    Raises:
+        InputError: there is no such version, or files of it, or of its queries, are gone.
+    """
+    warehouse = settings.layout
+    known = published_versions(warehouse)
+    now = next(iter(known), None)
+    if now is None:
+        raise InputError(ITEM_EMBEDDINGS.name, "", expected="a published version", found="none", cure="Publish one.")
+    target = published_version(warehouse, version) if version is not None else _before(known, now)
+    if target.run_id != now.run_id:
+        _require_files(target)
+        left = {"version": now.version, "model_id": now.model_id, "run_id": now.run_id}
+        note = {**target.note, "rolled_back_from": left, "restored": target.version}
+        require_held()
+        DeltaTable(target.outputs[0].uri).restore(
+            target.version, commit_properties=CommitProperties({"userMetadata": json.dumps(note)})
+        )
+        now = live(warehouse)
+        assert now is not None
+    # Also where an earlier try was ended between the two.
+    write_record(warehouse, now.to_record())
+    return now
+
+
+def _before(known: Sequence[Published], now: Published) -> Published:
+    """The newest of another run than the one that is live, and than those that were rolled back from."""
+    left = {now.run_id, *(one.rolled_back_from["run_id"] for one in known if one.rolled_back_from)}
+    for one in known:
+        if one.run_id not in left:
+            return one
+    raise InputError(
+        ITEM_EMBEDDINGS.name,
+        "",
+        expected="an earlier version to go back to",
+        found=f"version {now.version} alone, of {now.run_id}",
+        cure="`itemsage versions` lists what can be named with --to.",
+    )
+
+
+def _require_files(target: Published) -> None:
+    """Refuse a version of which files are gone, before anything is committed."""
+    for output in target.outputs:
+        assert output.version is not None
+        for file in version_files(output.uri, output.version).files:
+            system, path = file_system(file.path)
+            if not system.get_file_info(path).is_file:
+                raise InputError(
+                    f"table {output.table}",
+                    f"version {output.version}",
+                    expected=f"its file {file.path}",
+                    found="no such file: VACUUM removes those of replaced versions after maintenance.retention_hours",
+                    cure="Go back to a younger version (`itemsage versions`), or train and score again.",
+                )
+
+
+def find_previous(settings: Settings) -> RunRecord[ScoreMetrics] | None:
+    """The run whose vectors are live; None where nothing is published.
+
+    Raises:
+        InputError: only a record says so, and it is damaged.
+    """
+    if found := live(settings.layout):
+        return found.to_record()
+    return find_record(settings.layout, SCORE_CATALOG)

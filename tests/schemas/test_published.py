@@ -1,0 +1,158 @@
+"""What is live, by the newest commit of item_embeddings: one commit makes it so, and one brings the former back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from deltalake import CommitProperties, DeltaTable, write_deltalake
+
+from schemas.errors import InputError
+from schemas.metrics import ScoreMetrics
+from schemas.published import PUBLISHED, find_previous, live, published_version, published_versions, roll_back
+from schemas.records import read_record
+from schemas.settings import Settings
+from schemas.stages import SCORE_CATALOG
+from schemas.tables import ITEM_EMBEDDINGS, QUERY_VECTORS
+
+MakeSettings = Callable[..., Settings]
+
+
+class Shop:
+    """A warehouse in which models were published one after the other."""
+
+    def __init__(self, make_settings: MakeSettings) -> None:
+        self.settings = make_settings()
+        self.items, self.queries = (self.settings.table_uri(table.name) for table in (ITEM_EMBEDDINGS, QUERY_VECTORS))
+
+    def publish(
+        self, model: str, *, run: str = "", items_too: bool = True, spaces: dict[str, str] | None = None
+    ) -> None:
+        rows = pa.table({"query_id": ["q"], "model_id": [model]})
+        write_deltalake(self.queries, rows, mode="overwrite")
+        if not items_too:  # ended between the two commits
+            return
+        metrics = ScoreMetrics(model, "float32", published_id=model, spaces=spaces or {"search": "lsa-1"})
+        belongs = {"version": DeltaTable(self.queries).version(), "rows": 1}
+        note = {"run_id": run or f"run of {model}", "as_of": "2026-03-01"}
+        note |= {PUBLISHED: {"metrics": asdict(metrics), "rows": 1, QUERY_VECTORS.name: belongs}}  # type: ignore[dict-item]
+        properties = CommitProperties({"userMetadata": json.dumps(note)})
+        rows = pa.table({"item_id": ["i"], "model_id": [model]})
+        write_deltalake(self.items, rows, mode="overwrite", commit_properties=properties)
+
+    def read(self) -> tuple[str, str]:
+        """model_id of items and queries, as a reader finds them."""
+        found = live(self.settings.layout)
+        assert found is not None
+        [items] = found.items(["model_id"])
+        [queries] = found.queries(["model_id"])
+        return items["model_id"][0].as_py(), queries["model_id"][0].as_py()
+
+
+def test_a_reader_has_the_items_and_queries_of_one_model_at_every_instant(make_settings: MakeSettings) -> None:
+    shop = Shop(make_settings)
+    assert live(shop.settings.layout) is None
+    shop.publish("a")
+    assert shop.read() == ("a", "a")
+    shop.publish("b", items_too=False)
+    assert shop.read() == ("a", "a")
+    shop.publish("b")
+    assert shop.read() == ("b", "b")
+    assert [one.model_id for one in published_versions(shop.settings.layout)] == ["b", "a"]
+
+
+@pytest.mark.fault("B11", "recovered", "a new model that turns out wrong: the one before is live again by one commit")
+def test_rolling_back_is_one_commit_that_says_so(make_settings: MakeSettings) -> None:
+    shop = Shop(make_settings)
+    shop.publish("a")
+    shop.publish("b")
+    before = DeltaTable(shop.items).version()
+    found = roll_back(shop.settings)
+    assert shop.read() == ("a", "a")
+    assert DeltaTable(shop.items).version() == before + 1
+    assert found.rolled_back_from == {"version": before, "model_id": "b", "run_id": "run of b"}
+    assert DeltaTable(shop.items).to_pyarrow_table()["model_id"].to_pylist() == ["a"]
+    record = read_record(shop.settings.layout, SCORE_CATALOG)
+    assert (record.metrics.model_id, record.output(ITEM_EMBEDDINGS.name).version) == ("a", before + 1)
+    previous = find_previous(shop.settings)
+    assert previous is not None
+    assert previous.metrics.model_id == "a"
+
+
+def test_rolling_back_again_goes_on_to_the_one_before_and_forward_by_name(make_settings: MakeSettings) -> None:
+    shop = Shop(make_settings)
+    for model in ("a", "b", "c"):
+        shop.publish(model)
+    of_c = DeltaTable(shop.items).version()
+    assert roll_back(shop.settings).model_id == "b"
+    assert roll_back(shop.settings).model_id == "a"
+    with pytest.raises(InputError, match="an earlier version to go back to"):
+        roll_back(shop.settings)
+    assert roll_back(shop.settings, of_c).model_id == "c"
+    assert shop.read() == ("c", "c")
+
+
+def test_going_back_to_what_is_live_commits_nothing(make_settings: MakeSettings) -> None:
+    shop = Shop(make_settings)
+    shop.publish("a")
+    version = DeltaTable(shop.items).version()
+    Path(shop.settings.layout.records).mkdir(exist_ok=True)
+    roll_back(shop.settings, version)
+    assert DeltaTable(shop.items).version() == version
+    assert read_record(shop.settings.layout, SCORE_CATALOG).metrics.model_id == "a"
+
+
+@pytest.mark.parametrize("table", ["items", "queries"])
+@pytest.mark.fault("B11", "refused", "a rollback to a version of which VACUUM has removed files: nothing is committed")
+def test_a_version_whose_files_are_gone_is_refused(make_settings: MakeSettings, table: str) -> None:
+    shop = Shop(make_settings)
+    shop.publish("a")
+    for uri in DeltaTable(getattr(shop, table)).file_uris():
+        os.remove(uri)
+    shop.publish("b")
+    before = DeltaTable(shop.items).version()
+    with pytest.raises(InputError, match=r"expected its file .*maintenance\.retention_hours"):
+        roll_back(shop.settings)
+    assert DeltaTable(shop.items).version() == before
+    assert shop.read() == ("b", "b")
+
+
+def test_a_version_that_was_not_published_is_named_with_those_that_were(make_settings: MakeSettings) -> None:
+    shop = Shop(make_settings)
+    with pytest.raises(InputError, match="a published version; found none"):
+        roll_back(shop.settings)
+    shop.publish("a")
+    version = DeltaTable(shop.items).version()
+    with pytest.raises(InputError, match=rf"version 99: expected a version that was published: {version}; found"):
+        published_version(shop.settings.layout, 99)
+
+
+@pytest.mark.fault("B11", "refused", "queries of another space, or the adapter of another model, than the live items")
+def test_queries_of_another_space_and_another_models_adapter_are_refused(make_settings: MakeSettings) -> None:
+    shop = Shop(make_settings)
+    shop.publish("a", spaces={"search": "lsa-1"})
+    found = live(shop.settings.layout)
+    assert found is not None
+    found.require_space("search", "lsa-1")
+    found.require_model("a")
+    with pytest.raises(InputError, match="expected queries of the space lsa-1; found queries of the space lsa-2"):
+        found.require_space("search", "lsa-2")
+    with pytest.raises(InputError, match="a kind that it answers: search; found"):
+        found.require_space("closeup", "lsa-1")
+    with pytest.raises(InputError, match="the query adapter of a; found that of b"):
+        found.require_model("b")
+
+
+def test_commits_that_say_nothing_of_a_model_are_passed_over(make_settings: MakeSettings) -> None:
+    shop = Shop(make_settings)
+    shop.publish("a")
+    DeltaTable(shop.items).vacuum(168, dry_run=False)
+    assert shop.read() == ("a", "a")
+    write_deltalake(shop.items, pa.table({"item_id": ["i"], "model_id": ["x"]}), mode="overwrite",
+                    commit_properties=CommitProperties({"userMetadata": "score_catalog-0123"}))  # fmt: skip
+    assert [one.model_id for one in published_versions(shop.settings.layout)] == ["a"]
