@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -40,12 +39,12 @@ from jobs.runtime.job_run import JobRun
 from jobs.runtime.worker_rows import WorkerRows
 from jobs.transforms.keys import query_key
 from schemas.arrow import arrow_schema
+from schemas.candidate import Candidate, keep_candidate, remove_candidate
 from schemas.commits import Staged
 from schemas.contracts import run_again, space_of
 from schemas.elements import FEATURE_CELLS
 from schemas.errors import InputError
 from schemas.metrics import Health, ScoreMetrics
-from schemas.published import PUBLISHED
 from schemas.records import RunRecord, TableVersion
 from schemas.settings import Settings
 from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES, SCORE_CATALOG, TRAIN, VALIDATE
@@ -188,7 +187,15 @@ def run(spark: SparkSession, settings: Settings) -> None:
             model.model_id, precision, *counted, fallback=fallback, floor=decision.lines, published_id=identity,
             spaces=spaces, health=health,
         )  # fmt: skip
-        _publish(job, items, answers, job.metrics)
+        candidate = Candidate(items, answers, job.note(made_with=job.made_with), job.metrics)
+        if settings.score.publish == "live":
+            outputs = candidate.make_live()
+            remove_candidate(settings.layout)
+        else:
+            keep_candidate(settings.layout, candidate)
+            outputs = candidate.outputs
+        for output in outputs:
+            job.count_output(output)
 
 
 def _health(
@@ -206,14 +213,6 @@ def _health(
     print(f"  vectors: {found}", flush=True)
     queries = table_io.read_files(job.spark, answers.uris, QUERY_VECTORS)
     return vector_health.with_canaries(found, new, queries, job.settings.canaries)
-
-
-def _publish(job: JobRun[ScoreMetrics], items: Staged, answers: Staged, metrics: ScoreMetrics) -> None:
-    """The queries' vectors first: what makes all of it live is the commit of the items, which names their version."""
-    written = job.commit(answers)
-    belongs = {"version": written.version, "rows": written.rows}
-    what = {"metrics": asdict(metrics), "rows": items.rows, QUERY_VECTORS.name: belongs}
-    job.commit(items, made_with=job.made_with, **{PUBLISHED: what})
 
 
 def floor_of(job: JobRun[ScoreMetrics]) -> Decision:

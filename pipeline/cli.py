@@ -3,6 +3,7 @@
     run                                 all stages, or those from one on (--from), and the summary
     train | validate | score | evaluate one stage
     doctor                              what would go wrong, before anything runs
+    publish                             make a candidate live (score.publish = "candidate")
     versions | rollback                 what was published, and going back to it (--to VERSION)
     metrics                             how stages ended, for Prometheus
 
@@ -29,6 +30,7 @@ from deltalake.exceptions import DeltaError
 
 from pipeline.commands import ROOT, environment, has_cluster, spark_submit, train_command
 from pipeline.watch import end_group
+from schemas.candidate import publish_candidate
 from schemas.command_line import exit_code_of_errors, passed_on, settings_of, settings_parser
 from schemas.errors import EXIT_FAILED, EXIT_SETTINGS, InputError, SettingsError
 from schemas.lease import VARIABLE, WHOLE_RUN, hold
@@ -40,6 +42,7 @@ from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, TRAIN, VALIDATE, S
 _WATCH = [sys.executable, "-I", "-S", str(ROOT / "pipeline" / "watch.py")]
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _QUICK = ("doctor", "metrics", "versions")
+_POINTER = ("publish", "rollback")
 _SINGLE: dict[str, Stage[Any]] = {
     "train": TRAIN, "validate": VALIDATE, "score": SCORE_CATALOG, "evaluate": EVALUATE,
 }  # fmt: skip
@@ -111,7 +114,7 @@ def stages_from(first: str) -> list[str]:
 def main() -> None:
     """Entry point of the console command."""
     command, *rest = sys.argv[1:] or ["--help"]
-    if command not in ("run", *_QUICK, "rollback", *_SINGLE):
+    if command not in ("run", *_QUICK, *_POINTER, *_SINGLE):
         print(__doc__)
         sys.exit(0 if command in ("-h", "--help") else EXIT_SETTINGS)
     parser = settings_parser(f"itemsage {command}", __doc__)
@@ -131,8 +134,8 @@ def main() -> None:
     with ending_in_json(command, stages):
         settings, started = settings_of(arguments), time.time()
         try:
-            if command == "rollback":
-                _roll_back(settings, arguments.to)
+            if command in _POINTER:
+                _move_pointer(settings, command, getattr(arguments, "to", None))
             else:
                 run_pipeline(command, arguments, settings)
         finally:
@@ -161,10 +164,16 @@ def _quick(command: str, settings: Settings) -> int:
     return 0
 
 
-def _roll_back(settings: Settings, version: int | None) -> None:
-    """Make a former version live again, while nobody publishes."""
+def _move_pointer(settings: Settings, command: str, version: int | None) -> None:
+    """Make the candidate, or a former version, live while nobody else publishes."""
     with hold(settings.layout, SCORE_CATALOG.name, str(settings.dates.as_of)):
-        found = roll_back(settings, version)
+        if command == "publish":
+            from jobs.runtime import gates  # noqa: PLC0415 (imports Spark)
+
+            gates.require_newer_date(gates.published(settings), settings)
+            found = publish_candidate(settings)
+        else:
+            found = roll_back(settings, version)
     print(f"live: version {found.version}, model {found.model_id}, as of {found.as_of}", flush=True)
 
 

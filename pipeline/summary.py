@@ -48,6 +48,9 @@ def print_summary(settings: Settings) -> None:
     _print_rows(records)
     _print_floor(settings)
     _print_evaluation(settings)
+    if published.version is None:
+        print("\nnot live yet: `itemsage publish` with the same settings makes the vectors live that were evaluated")
+        return
     _print_neighbours(settings, published)
     print(f"\nembeddings: {published.uri}, Delta version {published.version}, {published.rows:,} rows")
     print(f"read them without Spark:\n  {_how_to_read(published)}")

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import deltalake
+import pyarrow as pa
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, CommitProperties
 
@@ -64,9 +65,16 @@ class Staged:
             OvertakenError: another run has committed to the table since they were staged. Nothing was committed.
         """
         newest, before = deltalake.DeltaTable(self.uri), deltalake.DeltaTable(self.uri, version=self.base)
+        found = _paths(newest)
+        if self.files and found == sorted(str(file["path"]) for file in self.files):
+            return int(newest.version())  # an earlier try was ended right after it
         # VACUUM commits too, and changes no row.
-        is_unchanged = sorted(newest.file_uris()) == sorted(before.file_uris())
+        is_unchanged = found == _paths(before)
         return replace_files(newest if is_unchanged else before, self.table, self.files, note)
+
+
+def _paths(table: deltalake.DeltaTable) -> list[str]:
+    return sorted(pa.table(table.get_add_actions(flatten=True))["path"].to_pylist())
 
 
 def open_or_create(uri: str, table: Table) -> deltalake.DeltaTable:

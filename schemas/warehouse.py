@@ -2,6 +2,7 @@
 
 <warehouse>/<table name>/              a Delta table each; schemas/tables.py declares them
 <warehouse>/_runs/<stage>.json         the record of each stage's last complete run
+<warehouse>/_runs/candidate            scored vectors that are not live yet; schemas/candidate.py
 <warehouse>/_runs/lease                who writes the warehouse now; schemas/lease.py
 <warehouse>/_logs/                     what Spark and Python said while `itemsage run` ran; local warehouses only
 <warehouse>/models/<model_id>/         model.safetensors and model.json of every trained model
@@ -63,6 +64,11 @@ class Warehouse:
     def records(self) -> str:
         """Folder of all run records."""
         return self.place("_runs")
+
+    @property
+    def candidate(self) -> str:
+        """The file that names scored vectors which are not live yet."""
+        return self.place("_runs", "candidate")
 
     @property
     def lease(self) -> str:

@@ -30,6 +30,7 @@ from itemsage_model.serving.scorer import Scorer
 from pipeline import commands
 from schemas.elements import FEATURE_CELLS
 from schemas.errors import InputError, TableError
+from schemas.published import live
 from schemas.records import RunRecord, read_record, write_record
 from schemas.settings import Settings, load_settings
 from schemas.stages import (
@@ -383,6 +384,53 @@ def test_a_version_that_no_record_names_is_not_read(spark: Any, portal: Settings
     run_jobs(spark, portal, ("build_training_tables", "score_catalog", "evaluate"))
     features.restore(recorded)
     assert {table: content_hash(portal, table) for table in tables} == before
+
+
+@pytest.mark.fault("B11", "recovered", "a new model as a candidate, published, and rolled back from, by the front door")
+def test_a_candidate_is_measured_made_live_and_rolled_back(
+    settings_file: Path, portal: Settings, tmp_path: Path
+) -> None:
+    shutil.copytree(portal.warehouse.uri, tmp_path / "warehouse")
+    settings = load_settings(settings_file, [f"warehouse.uri={tmp_path}/warehouse"])
+    arguments = ["--settings", str(settings_file), "--set", f"warehouse.uri={tmp_path}/warehouse"]
+
+    def front_door(*command: str) -> dict[str, Any]:
+        done = run_command([sys.executable, "-m", "pipeline.cli", command[0], *arguments, *command[1:]])
+        said: dict[str, Any] = json.loads(done.splitlines()[-1])
+        return said
+
+    first = live(settings.layout)
+    assert first is not None
+    trained = ["--set", "train.seed=5", "--set", "train.steps=4", "--set", "score.publish=candidate"]
+    front_door("run", "--from", "train", *trained)
+    assert live(settings.layout) == first
+    record = read_record(settings.layout, SCORE_CATALOG)
+    assert record.output("item_embeddings").version is None
+    assert record.metrics.health is not None
+    assert record.metrics.health.neighbour_overlap is not None
+    evaluated = read_record(settings.layout, EVALUATE)
+    assert evaluated.made_after is not None
+    assert evaluated.made_after["score_catalog"] == record.sha256
+    front_door("publish", *trained)
+    second = live(settings.layout)
+    assert second is not None
+    assert second.model_id != first.model_id
+    assert {row["model_id"] for row in rows_of(settings, "item_embeddings").to_pylist()} == {second.model_id}
+    front_door("rollback")
+    third = live(settings.layout)
+    assert third is not None
+    assert (third.model_id, third.run_id) == (first.model_id, first.run_id)
+    assert (
+        rows_of(settings, "item_embeddings")
+        .sort_by("item_id")
+        .equals(rows_of(portal, "item_embeddings").sort_by("item_id"))
+    )
+    said = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "score", *arguments, *trained, "--set", "score.publish=live"],
+        capture_output=True, text=True, check=False, cwd=commands.ROOT, env=commands.environment(), timeout=600,
+    )  # fmt: skip
+    assert said.returncode == 4, said.stdout
+    assert "from which version" in said.stdout
 
 
 def test_spark_starts_the_trainer_s_processes(spark: Any, portal: Settings):

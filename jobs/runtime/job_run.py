@@ -27,6 +27,7 @@ from jobs.runtime.deadline import TaskDeadline
 from jobs.runtime.lost_worker import lost_worker
 from jobs.runtime.worker_rows import Place, WorkerRows
 from schemas import lease
+from schemas.candidate import read_candidate
 from schemas.code_version import code_version
 from schemas.columns import Table
 from schemas.commits import OvertakenError, Staged
@@ -171,7 +172,12 @@ class JobRun(Generic[Metrics]):
         if maker := maker_of(table.name):
             # Anew, so that `count_input` sees whether it is still the one that this run began with.
             version = read_record(self.settings.layout, maker).output(table.name).version
-            rows = table_io.read(self.spark, uri, table, version=version)
+            if version is None:
+                rows = table_io.read_files(
+                    self.spark, read_candidate(self.settings.layout).staged(table.name).uris, table
+                )
+            else:
+                rows = table_io.read(self.spark, uri, table, version=version)
             count = rows.count()
         else:
             found = find_input(uri, table)
@@ -226,9 +232,12 @@ class JobRun(Generic[Metrics]):
         """Write rows that are no part of their table before `commit`; see `publish.stage_worker_rows`."""
         return publish.stage_worker_rows(rows, self._uri_to_write(table), table, row_count=row_count)
 
-    def commit(self, staged: Staged, **more: Any) -> table_io.Written:
-        """Replace one table by staged rows, in one commit whose note has further entries, and count it."""
-        return self._count(publish.commit(staged, self.note(**more)))
+    def count_output(self, version: TableVersion) -> None:
+        """Note what the job has written by other means than the methods here; version None = it is not live yet."""
+        self._require_declared(version.table, self.stage.writes, "writes")
+        self._outputs.append(version)
+        what = "not live yet" if version.version is None else f"version {version.version}"
+        print(f"  wrote {version.table}: {version.rows:,} rows, {what}\n", end="", flush=True)
 
     def write_tables(self, rows: DataFrame, places: Sequence[Place]) -> list[table_io.Written]:
         """Replace several tables by rows that Python workers write in one Spark job; see `publish.write_tables`."""
@@ -248,9 +257,7 @@ class JobRun(Generic[Metrics]):
         return self.settings.table_uri(table.name)
 
     def _count(self, written: table_io.Written) -> table_io.Written:
-        self._outputs.append(TableVersion(written.table, written.uri, written.version, written.rows))
-        # With its newline in one piece: tables are written side by side.
-        print(f"  wrote {written.table}: {written.rows:,} rows, version {written.version}\n", end="", flush=True)
+        self.count_output(TableVersion(written.table, written.uri, written.version, written.rows))
         return written
 
     def write_rejected(self, df: DataFrame, table: Table) -> int:

@@ -14,6 +14,7 @@ class ScoreSettings(Section):
 
     rows_per_batch: int = Field(default=256, ge=1)
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    publish: Literal["live", "candidate"] = "live"
 
 
 class EvaluateSettings(Section):

@@ -63,7 +63,7 @@ def test_what_is_wrong_with_the_command_line_is_said_with_exit_code_2(tmp_path: 
         (["score", "--settings", f"{tmp_path}/none.toml"], "error: settings file"),
         (["run", "--settings", path, "--from", "scoring"], "error: --from scoring: no such stage"),
         (["evaluate", "--settings", path, "--set", "train.steps=many"], "train.steps"),
-        (["publish"], "train | validate | score | evaluate one stage"),
+        (["publis"], "train | validate | score | evaluate one stage"),
     ):
         done = itemsage(*arguments)
         assert done.returncode == 2, done.stdout + done.stderr

@@ -1,0 +1,134 @@
+"""Vectors that are scored and not live yet: their files lie beside the live ones, and `_runs/candidate` names them.
+
+They can be evaluated where they lie; one command makes them live by the commit that would have made them so at once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pyarrow import fs
+from pydantic import TypeAdapter
+
+from schemas.commits import Staged
+from schemas.errors import InputError
+from schemas.metrics import ScoreMetrics
+from schemas.published import PUBLISHED, Published, live
+from schemas.records import TableVersion, read_record, write_record
+from schemas.settings import Settings
+from schemas.stages import SCORE_CATALOG
+from schemas.storage import file_system, read_bytes, write_bytes
+from schemas.tables import ITEM_EMBEDDINGS, QUERY_VECTORS
+from schemas.warehouse import Warehouse
+
+_TABLES = {table.name: table for table in (ITEM_EMBEDDINGS, QUERY_VECTORS)}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Staged items and queries of one model.
+
+    Attributes:
+        items: Rows of ITEM_EMBEDDINGS.
+        answers: Rows of QUERY_VECTORS.
+        note: What the commits will say of the run.
+        metrics: What score_catalog counted.
+    """
+
+    items: Staged
+    answers: Staged
+    note: dict[str, Any]
+    metrics: ScoreMetrics
+
+    def make_live(self) -> tuple[TableVersion, ...]:
+        """Commit the queries, then the items, whose commit is the pointer to both; returns both.
+
+        Raises:
+            OvertakenError: another run has committed to one of the tables since they were staged.
+        """
+        answers = self.answers.commit(self.note)
+        belongs = {"version": answers, "rows": self.answers.rows}
+        what = {"metrics": asdict(self.metrics), "rows": self.items.rows, QUERY_VECTORS.name: belongs}
+        versions = {
+            ITEM_EMBEDDINGS.name: self.items.commit({**self.note, PUBLISHED: what}),
+            QUERY_VECTORS.name: answers,
+        }
+        return tuple(replace(one, version=versions[one.table]) for one in self.outputs)
+
+    @property
+    def outputs(self) -> tuple[TableVersion, ...]:
+        """Its tables, of no version yet."""
+        return tuple(TableVersion(one.table.name, one.uri, None, one.rows) for one in (self.items, self.answers))
+
+    def staged(self, table: str) -> Staged:
+        """What is staged for one of its tables."""
+        return self.items if table == ITEM_EMBEDDINGS.name else self.answers
+
+
+def keep_candidate(warehouse: Warehouse, candidate: Candidate) -> None:
+    """Name the files, in the place of those of a candidate before, which nothing names then."""
+    staged = {one.table.name: {"files": one.files, "base": one.base} for one in (candidate.items, candidate.answers)}
+    values = {"tables": staged, "note": candidate.note, "metrics": asdict(candidate.metrics)}
+    write_bytes(warehouse.candidate, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def has_candidate(warehouse: Warehouse) -> bool:
+    """Whether there is one."""
+    system, path = file_system(warehouse.candidate)
+    return bool(system.get_file_info(path).type == fs.FileType.File)
+
+
+def read_candidate(warehouse: Warehouse) -> Candidate:
+    """The candidate.
+
+    Raises:
+        InputError: there is none, or the file is damaged.
+    """
+    try:
+        values = json.loads(read_bytes(warehouse.candidate))
+        items, answers = (
+            Staged(table, warehouse.table(name), values["tables"][name]["files"], values["tables"][name]["base"])
+            for name, table in _TABLES.items()
+        )
+        metrics = TypeAdapter(ScoreMetrics).validate_python(values["metrics"])
+        return Candidate(items, answers, values["note"], metrics)
+    except FileNotFoundError as error:
+        raise _refusal(warehouse, "none") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _refusal(warehouse, f"a damaged file: {' '.join(str(error).split())[:200]}") from error
+
+
+def remove_candidate(warehouse: Warehouse) -> None:
+    """Forget the candidate, if there is one; its files, if they are not live, are litter."""
+    if has_candidate(warehouse):
+        system, path = file_system(warehouse.candidate)
+        system.delete_file(path)
+
+
+def _refusal(warehouse: Warehouse, found: str) -> InputError:
+    return InputError(
+        "candidate",
+        warehouse.candidate,
+        expected="scored vectors that are not live yet",
+        found=found,
+        cure="Score the catalog with `--set score.publish=candidate` first.",
+    )
+
+
+def publish_candidate(settings: Settings) -> Published:
+    """Make the candidate live; called under a lease. Ended half-way, it goes on where it was.
+
+    Raises:
+        InputError: there is no candidate.
+        OvertakenError: as of `Candidate.make_live`.
+    """
+    warehouse = settings.layout
+    candidate = read_candidate(warehouse)
+    outputs = candidate.make_live()
+    write_record(warehouse, replace(read_record(warehouse, SCORE_CATALOG), outputs=outputs))
+    remove_candidate(warehouse)
+    found = live(warehouse)
+    assert found is not None
+    return found
