@@ -20,8 +20,9 @@ from schemas.errors import InputError
 from schemas.metrics import Removed
 from schemas.records import all_records, find_record
 from schemas.settings import Settings
-from schemas.stages import TRAIN
+from schemas.stages import TRAIN, maker_of
 from schemas.storage import file_system
+from schemas.tables import RUNS
 from schemas.warehouse import Warehouse
 
 RETENTION_HOURS = 168
@@ -82,11 +83,12 @@ def find_litter(settings: Settings, hours: int = 0) -> list[Litter]:
 
 
 def table_folders(warehouse: Warehouse) -> list[str]:
-    """URIs of the Delta tables in a warehouse."""
+    """URIs of the Delta tables in a warehouse that the pipeline writes; the shop's own are the shop's."""
     system, root = file_system(warehouse.place())
     folders = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
     names = sorted(info.base_name for info in folders if info.type == fs.FileType.Directory)
-    return [uri for name in names if DeltaTable.is_deltatable(uri := warehouse.table(name))]
+    ours = [name for name in names if maker_of(name) or name == RUNS.name]
+    return [uri for name in ours if DeltaTable.is_deltatable(uri := warehouse.table(name))]
 
 
 def unread_files(warehouse: Warehouse, uri: str, hours: int = RETENTION_HOURS, *, remove: bool = False) -> Removed:
@@ -104,13 +106,15 @@ def unread_files(warehouse: Warehouse, uri: str, hours: int = RETENTION_HOURS, *
     named = [*(entry for record in all_records(warehouse) for entry in (*record.outputs, *record.inputs))]
     kept = sorted({entry.version for entry in named if entry.uri == uri and entry.version is not None})
     table = DeltaTable(uri)
-    names = table.vacuum(hours, dry_run=True, full=True, keep_versions=kept)
+    # What no commit names, too; but delta-rs takes the files of deletion vectors for such.
+    is_full = "deletionVectors" not in (table.protocol().reader_features or [])
+    names = table.vacuum(hours, dry_run=True, full=is_full, keep_versions=kept)
     system, root = file_system(uri)
     # The log names files of long ago, too, which are gone.
     infos = [one for one in system.get_file_info([f"{root}/{name}" for name in names]) if one.type == fs.FileType.File]
     found = Removed(len(infos), sum(info.size or 0 for info in infos))
     if remove and infos:
-        table.vacuum(hours, dry_run=False, full=True, keep_versions=kept)
+        table.vacuum(hours, dry_run=False, full=is_full, keep_versions=kept)
     return found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from delta.tables import DeltaTable as SparkDeltaTable
 from deltalake import DeltaTable, write_deltalake
 from pyspark.sql import SparkSession
 
@@ -22,7 +23,7 @@ from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.results import noted
 from schemas.settings import Settings, load_settings
 from schemas.stages import BUILD_VOCABULARY, MAINTAIN_TABLES
-from schemas.storage import read_columns
+from schemas.storage import read_batches, read_columns
 from schemas.tables import RUNS, VOCABULARY
 from tests.pipeline.shop import write_shop
 
@@ -120,6 +121,28 @@ def test_what_may_be_in_use_is_not_removed(spark: SparkSession, make_settings: M
     with pytest.raises(InputError, match="a damaged one"):
         shop.run(spark, dry_run=False)
     assert [shop.tokens(version) for version in range(4)] == [["t0"], ["t1"], ["t2"], ["t3"]]
+
+
+@pytest.mark.fault("B8", "recovered", "maintenance of a table with deletion vectors, and of one that is the shop's own")
+def test_deletion_vectors_and_the_shops_own_tables_are_left_alone(
+    spark: SparkSession, make_settings: MakeSettings
+) -> None:
+    shop = Warehouse(make_settings)
+    own = shop.settings().table_uri("items")
+    for number in range(2):
+        write_deltalake(own, pa.table({"item_id": [f"i{number}"]}), mode="overwrite")
+    uri = shop.settings().table_uri("item_embeddings")
+    rows = spark.range(0, 100, 1, 1).selectExpr("cast(id as string) item_id")
+    rows.write.format("delta").option("delta.enableDeletionVectors", "true").save(uri)
+    SparkDeltaTable.forPath(spark, uri).delete("item_id = '7'")
+    for folder in (own, uri):
+        for path in Path(folder).rglob("*"):
+            if path.is_file():
+                os.utime(path, (OLD, OLD))
+    assert list(Path(uri).glob("deletion_vector*.bin"))
+    shop.run(spark, dry_run=False)
+    assert sum(len(batch) for batch in read_batches(uri, None, ["item_id"])) == 99
+    assert read_columns(own, 0, ["item_id"])["item_id"].to_pylist() == ["i0"]
 
 
 def test_the_table_of_runs_becomes_few_files(spark: SparkSession, make_settings: MakeSettings) -> None:
