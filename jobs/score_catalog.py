@@ -2,8 +2,8 @@
 
 Reads: item_features at the version that its record names, item_counts, query_embeddings, and the model that the record
 of train names.
-Writes: item_embeddings, query_vectors; one row is one product of the catalog with its published embedding, or one query
-with the vector to compare them with.
+Writes: item_embeddings, query_vectors, item_changes; one row is one product of the catalog with its embedding,
+one query with the vector to compare them with, or one item that the version has otherwise than the one before.
 Safe to rerun: one Delta commit replaces each table, and equal inputs give equal rows (scored_ts is the logical date).
 Before the work it compares with what is published, and stops where a gate does not open: [gates] of the settings.
 Where validate found the model below a simple rival, frozen vectors take its place, or it stops: [floor].
@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from pyspark.sql import DataFrame, SparkSession
@@ -35,16 +37,19 @@ from itemsage_model.serving.query_vectors import query_batches, saved_adapter
 from itemsage_model.serving.scorer import batch_function, load_once
 from jobs.evaluation import vector_health
 from jobs.runtime import command_line, gates, table_io
+from jobs.runtime.changes import Changes, deleted_share, find_changes, merge, with_changes
 from jobs.runtime.job_run import JobRun
 from jobs.runtime.worker_rows import WorkerRows
 from jobs.transforms.keys import query_key
 from schemas.arrow import arrow_schema
 from schemas.candidate import Candidate, keep_candidate, remove_candidate
+from schemas.code_version import code_version
 from schemas.commits import Staged
 from schemas.contracts import run_again, space_of
 from schemas.elements import FEATURE_CELLS
 from schemas.errors import InputError
 from schemas.metrics import Health, ScoreMetrics
+from schemas.published import is_newest, live
 from schemas.records import RunRecord, TableVersion
 from schemas.settings import Settings
 from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES, SCORE_CATALOG, TRAIN, VALIDATE
@@ -69,6 +74,19 @@ KEPT = ("item_id", FEATURES_HASH)
 _READ = [*ITEM_FEATURES.checksummed, *FEATURE_CELLS, ROW_CHECKSUM, FEATURES_HASH]
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which items are scored.
+
+    Attributes:
+        keys: Their item_key, sorted [item]; None = all.
+        frozen: Which of them get the frozen vectors of their texts; None = none.
+    """
+
+    keys: npt.NDArray[np.int64] | None = None
+    frozen: Replacement | None = None
+
+
 def build(
     spark: SparkSession,
     files: TableFiles,
@@ -76,7 +94,7 @@ def build(
     constants: dict[str, Any],
     rows_at_once: int,
     precision: Precision,
-    replacement: Replacement | None = None,
+    selection: Selection | None = None,
 ) -> WorkerRows:
     """Each item's embedding; the model travels as safetensors bytes and is built once per Python worker.
 
@@ -90,32 +108,54 @@ def build(
         constants: Columns that are equal in all rows.
         rows_at_once: Items that a worker encodes together.
         precision: What the workers compute in.
-        replacement: Which items get the frozen vectors of their texts; None = none.
+        selection: Which items; None = all.
 
     Returns:
         Rows of ITEM_EMBEDDINGS.
     """
     spec = model.spec
     broadcast, sha256 = spark.sparkContext.broadcast(model.weights), hashlib.sha256(model.weights).hexdigest()
-    replaced = spark.sparkContext.broadcast(replacement)
+    chosen = spark.sparkContext.broadcast(selection or Selection())
     schema = arrow_schema(ITEM_EMBEDDINGS)
     scalars = {name: pa.scalar(value, schema.field(name).type) for name, value in constants.items()}
 
     def score_files(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         scorer = load_once(broadcast.value, spec, rows_at_once, precision, sha256)
-        vectors = with_frozen(scorer.score_batch, replaced.value) if replaced.value else scorer.score_batch
+        frozen, keys = chosen.value.frozen, chosen.value.keys
+        vectors = with_frozen(scorer.score_batch, frozen) if frozen else scorer.score_batch
         score = batch_function(KEPT, {"embedding": vectors})
         numbers = (number for batch in batches for number in batch.column("id").to_pylist())
-        for piece in (piece for number in numbers for piece in dealt[number]):
-            read = file_batches(piece.uri, _READ, _ROWS_PER_READ, ITEM_FEATURES, piece.row_groups)
-            for scored in score(read):
-                repeated = [pa.repeat(value, len(scored)) for value in scalars.values()]
-                yield pa.RecordBatch.from_arrays([*scored.columns, *repeated], [*scored.schema.names, *scalars])
+        pieces = (piece for number in numbers for piece in dealt[number])
+        read = (
+            batch
+            for piece in pieces
+            for batch in file_batches(piece.uri, _READ, _ROWS_PER_READ, ITEM_FEATURES, piece.row_groups)
+        )
+        for scored in score(read if keys is None else rows_of_keys(read, keys, rows_at_once)):
+            repeated = [pa.repeat(value, len(scored)) for value in scalars.values()]
+            yield pa.RecordBatch.from_arrays([*scored.columns, *repeated], [*scored.schema.names, *scalars])
 
     tasks = max(spark.sparkContext.defaultParallelism, files.row_count // _ROWS_PER_TASK)
     dealt = deal(pieces_of(files, _ROWS_PER_TASK), tasks)
     # One number in each partition, as a shuffle of so few rows leaves half of the partitions empty.
     return WorkerRows(spark.range(0, len(dealt), 1, len(dealt)).toDF("id"), score_files)
+
+
+def rows_of_keys(
+    batches: Iterable[pa.RecordBatch], keys: npt.NDArray[np.int64], at_least: int
+) -> Iterator[pa.RecordBatch]:
+    """The rows whose item_key is among sorted keys, in batches of at least so many but for the last."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        own = batch.column("item_key").to_numpy()
+        place = np.minimum(np.searchsorted(keys, own), max(len(keys) - 1, 0))
+        found = batch.filter(pa.array(keys[place] == own if len(keys) else np.zeros(len(own), bool)))
+        held += [found] if len(found) else []
+        if sum(map(len, held)) >= at_least:
+            yield pa.Table.from_batches(held).combine_chunks().to_batches()[0]
+            held = []
+    if held:
+        yield pa.Table.from_batches(held).combine_chunks().to_batches()[0]
 
 
 def build_queries(
@@ -175,22 +215,32 @@ def run(spark: SparkSession, settings: Settings) -> None:
         constants = {"model_id": identity, "scored_ts": settings.dates.end}
         kinds = {task.query_kind for task in settings.task_list}
         queries = build_queries(job.read(QUERY_EMBEDDINGS), model, kinds, fallback)
+        scoring = _scoring(identity, precision)
+        changes = _changes(job, features, scoring) if can_rescore_some(settings, precision, fallback) else None
+        keys, count = (None, files.row_count) if changes is None else (changes.keys, len(changes.keys))
         rows_at_once = settings.score.rows_per_batch
-        scored = build(spark, files, model, constants, rows_at_once, precision, _replacement(job, fallback))
-        items = job.stage_worker_rows(scored, ITEM_EMBEDDINGS, row_count=files.row_count)
+        selection = Selection(keys, _replacement(job, fallback))
+        scored = build(spark, files, model, constants, rows_at_once, precision, selection)
+        items = job.stage_worker_rows(scored, ITEM_EMBEDDINGS, row_count=count)
         answers = job.stage_worker_rows(queries, QUERY_VECTORS)
-        health = _health(job, items, answers, identity, previous)
+        published, new = _published_rows(job, previous), table_io.read_files(spark, items.uris, ITEM_EMBEDDINGS)
+        whole = with_changes(published, changes, new) if changes is not None and published is not None else new
+        health = _health(job, whole, files.row_count, answers, published, is_same_model(previous, identity))
         gates.require_sound_vectors(health, previous.metrics.health if previous else None, settings.gates)
         counted = made.metrics.items_without_text, made.metrics.items_without_images
         spaces = {kind: job.made_with[space_of(kind)] for kind in sorted(kinds) if space_of(kind) in job.made_with}
         job.metrics = ScoreMetrics(
             model.model_id, precision, *counted, fallback=fallback, floor=decision.lines, published_id=identity,
-            spaces=spaces, health=health,
+            spaces=spaces, health=health, scoring=scoring, scored=count,
         )  # fmt: skip
-        candidate = Candidate(items, answers, job.note(made_with=job.made_with), job.metrics)
+        candidate = Candidate(items, answers, job.note(made_with=job.made_with), job.metrics, files.row_count)
         if settings.score.publish == "live":
-            outputs = candidate.make_live()
+            by_merge = None if changes is None else partial(merge, spark, settings.layout, changes, new)
+            outputs = candidate.make_live(settings.layout, by_merge)
             remove_candidate(settings.layout)
+            if changes is not None:
+                items.discard()
+                changes.forget()
         else:
             keep_candidate(settings.layout, candidate)
             outputs = candidate.outputs
@@ -198,18 +248,45 @@ def run(spark: SparkSession, settings: Settings) -> None:
             job.count_output(output)
 
 
+def can_rescore_some(settings: Settings, precision: Precision, fallback: str) -> bool:
+    """Whether rows of before can stay: not where which items share a batch shows, or which are frozen may change."""
+    is_exact = precision == "float32" and not fallback
+    wanted = settings.score.publish == "live" and settings.score.max_changed_share > 0
+    return is_exact and wanted and not settings.gates.override and not settings.rerun
+
+
+def is_same_model(previous: RunRecord[ScoreMetrics] | None, identity: str) -> bool:
+    """Whether what is published is of the same model."""
+    return previous is not None and previous.metrics.published_id == identity
+
+
+def _scoring(identity: str, precision: Precision) -> str:
+    """What rows of equal features must share to be equal: model, query spaces, fallback, precision and code."""
+    return hashlib.sha256(f"{identity} {precision} {code_version()}".encode()).hexdigest()[:32]
+
+
+def _changes(job: JobRun[ScoreMetrics], features: TableVersion, scoring: str) -> Changes | None:
+    """What is not as it is published; None = all must be scored, or so much that all shall be written."""
+    layout, most = job.settings.layout, job.settings.score.max_changed_share
+    found = live(layout)
+    if found is None or found.metrics.scoring != scoring or not is_newest(found):
+        return None
+    new = table_io.read(job.spark, features.uri, ITEM_FEATURES, version=features.version)
+    old = table_io.read(job.spark, found.outputs[0].uri, ITEM_EMBEDDINGS, version=found.version)
+    changes = find_changes(new, old)
+    share = changes.total / max(features.rows, 1)
+    if share > most or share + deleted_share(layout) > 2 * most:
+        changes.forget()
+        return None
+    print(f"  of {features.rows:,} items: {changes}; the others stay as they are published", flush=True)
+    return changes
+
+
 def _health(
-    job: JobRun[ScoreMetrics],
-    items: Staged,
-    answers: Staged,
-    identity: str,
-    previous: RunRecord[ScoreMetrics] | None,
+    job: JobRun[ScoreMetrics], new: DataFrame, rows: int, answers: Staged, published: DataFrame | None, is_same: bool
 ) -> Health:
     """What the staged vectors look like beside those that are published."""
-    new = table_io.read_files(job.spark, items.uris, ITEM_EMBEDDINGS)
-    published = _published_rows(job, previous)
-    is_same = previous is not None and previous.metrics.published_id == identity
-    found = vector_health.health(new, published, items.rows, is_same_model=is_same)
+    found = vector_health.health(new, published, rows, is_same_model=is_same)
     print(f"  vectors: {found}", flush=True)
     queries = table_io.read_files(job.spark, answers.uris, QUERY_VECTORS)
     return vector_health.with_canaries(found, new, queries, job.settings.canaries)

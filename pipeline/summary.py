@@ -61,7 +61,9 @@ def _how_to_read(published: TableVersion) -> str:
     if published.uri == quote(published.uri, safe="/:"):
         return f"import polars; polars.scan_delta({where}).collect()"
     # Polars looks for the files of such a folder under the name that the log has for it, %20 and all.
-    return f"import deltalake; deltalake.DeltaTable({where}).to_pyarrow_table()"
+    # Its own `to_pyarrow_table` refuses deletion vectors.
+    query = "execute('select * from items').read_all()"
+    return f"import deltalake; deltalake.QueryBuilder().register('items', deltalake.DeltaTable({where})).{query}"
 
 
 def _require_figures_of(published: TableVersion, evaluated: RunRecord[EvaluationMetrics]) -> None:

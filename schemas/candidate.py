@@ -6,14 +6,16 @@ They can be evaluated where they lie; one command makes them live by the commit 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pyarrow import fs
 from pydantic import TypeAdapter
 
-from schemas.commits import Staged
+from schemas.commits import Note, Staged
 from schemas.errors import InputError
+from schemas.feed import ALL, begin_version
 from schemas.metrics import ScoreMetrics
 from schemas.published import PUBLISHED, Published, live
 from schemas.records import TableVersion, read_record, write_record
@@ -35,36 +37,51 @@ class Candidate:
         answers: Rows of QUERY_VECTORS.
         note: What the commits will say of the run.
         metrics: What score_catalog counted.
+        rows: Rows of item_embeddings then, where the staged items replace some of them; None = they replace all.
     """
 
     items: Staged
     answers: Staged
     note: dict[str, Any]
     metrics: ScoreMetrics
+    rows: int | None = None
 
-    def make_live(self) -> tuple[TableVersion, ...]:
+    def make_live(self, warehouse: Warehouse, merge: Callable[[Note], int] | None = None) -> tuple[TableVersion, ...]:
         """Commit the queries, then the items, whose commit is the pointer to both; returns both.
+
+        Args:
+            warehouse: Where they lie.
+            merge: Commits the items in another way than by replacing all rows, and returns the version.
 
         Raises:
             OvertakenError: another run has committed to one of the tables since they were staged.
         """
         answers = self.answers.commit(self.note)
         belongs = {"version": answers, "rows": self.answers.rows}
-        what = {"metrics": asdict(self.metrics), "rows": self.items.rows, QUERY_VECTORS.name: belongs}
-        versions = {
-            ITEM_EMBEDDINGS.name: self.items.commit({**self.note, PUBLISHED: what}),
-            QUERY_VECTORS.name: answers,
-        }
+        rows = self.items.rows if self.rows is None else self.rows
+        what = {"metrics": asdict(self.metrics), "rows": rows, QUERY_VECTORS.name: belongs}
+        note = {**self.note, PUBLISHED: what}
+        items = merge(note) if merge else self.items.commit(note, before=lambda version: announce(warehouse, version))
+        versions = {ITEM_EMBEDDINGS.name: items, QUERY_VECTORS.name: answers}
         return tuple(replace(one, version=versions[one.table]) for one in self.outputs)
 
     @property
     def outputs(self) -> tuple[TableVersion, ...]:
         """Its tables, of no version yet."""
-        return tuple(TableVersion(one.table.name, one.uri, None, one.rows) for one in (self.items, self.answers))
+        items, answers = self.items, self.answers
+        return (
+            TableVersion(items.table.name, items.uri, None, items.rows if self.rows is None else self.rows),
+            TableVersion(answers.table.name, answers.uri, None, answers.rows),
+        )
 
     def staged(self, table: str) -> Staged:
         """What is staged for one of its tables."""
         return self.items if table == ITEM_EMBEDDINGS.name else self.answers
+
+
+def announce(warehouse: Warehouse, version: int) -> None:
+    """Say in the change feed that a version is to be read whole."""
+    begin_version(warehouse, version, ALL)
 
 
 def keep_candidate(warehouse: Warehouse, candidate: Candidate) -> None:
@@ -126,7 +143,7 @@ def publish_candidate(settings: Settings) -> Published:
     """
     warehouse = settings.layout
     candidate = read_candidate(warehouse)
-    outputs = candidate.make_live()
+    outputs = candidate.make_live(warehouse)
     write_record(warehouse, replace(read_record(warehouse, SCORE_CATALOG), outputs=outputs))
     remove_candidate(warehouse)
     found = live(warehouse)

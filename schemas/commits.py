@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -18,6 +18,7 @@ from schemas.columns import Table
 from schemas.errors import TableError
 from schemas.lease import require_held
 from schemas.storage import file_system
+from schemas.tables import ITEM_EMBEDDINGS
 
 Note = Mapping[str, Any]
 """What a commit's userMetadata says, as JSON: see `JobRun.note`."""
@@ -58,19 +59,41 @@ class Staged:
         """Where the files lie, in their order."""
         return [f"{self.uri.rstrip('/')}/{file['path']}" for file in self.files]
 
-    def commit(self, note: Note) -> int:
+    def discard(self) -> None:
+        """Remove the files, where something else has taken their rows over."""
+        system, folder = file_system(self.uri)
+        for file in self.files:
+            system.delete_file(f"{folder}/{file['path']}")
+
+    def commit(self, note: Note, before: Callable[[int], None] | None = None) -> int:
         """Replace the table's rows by these, in one commit; returns the version.
+
+        Args:
+            note: Written into the commit's userMetadata, as JSON.
+            before: Called with that version right before it is committed.
 
         Raises:
             OvertakenError: another run has committed to the table since they were staged. Nothing was committed.
         """
-        newest, before = deltalake.DeltaTable(self.uri), deltalake.DeltaTable(self.uri, version=self.base)
+        newest, former = deltalake.DeltaTable(self.uri), deltalake.DeltaTable(self.uri, version=self.base)
         found = _paths(newest)
         if self.files and found == sorted(str(file["path"]) for file in self.files):
             return int(newest.version())  # an earlier try was ended right after it
         # VACUUM commits too, and changes no row.
-        is_unchanged = found == _paths(before)
-        return replace_files(newest if is_unchanged else before, self.table, self.files, note)
+        is_unchanged = found == _paths(former)
+        stored = newest if is_unchanged else former
+        if before:
+            before(stored.version() + 1)
+        return replace_files(stored, self.table, self.files, note)
+
+
+def commit_note(uri: str, note: Note) -> int:
+    """A commit that changes no row and says something; returns the version."""
+    table, mark = deltalake.DeltaTable(uri), str(uuid4())
+    require_held()
+    properties = CommitProperties({"userMetadata": json.dumps(dict(note)), "txnId": mark}, max_commit_retries=0)
+    table.create_write_transaction([], "append", table.schema(), commit_properties=properties)
+    return next(int(one["version"]) for one in deltalake.DeltaTable(uri).history(100) if one.get("txnId") == mark)
 
 
 def _paths(table: deltalake.DeltaTable) -> list[str]:
@@ -147,7 +170,9 @@ def _refuse_rules(stored: deltalake.DeltaTable, table: Table) -> None:
     features = {*(protocol.reader_features or []), *(protocol.writer_features or [])}
     found = [f"partitioned by {name}" for name in metadata.partition_columns]
     found += [name for name in sorted(metadata.configuration) if name.startswith("delta.constraints.")]
-    found += sorted(features & {"columnMapping", "deletionVectors"})
+    # Whoever replaces all files of a table whose rows were deleted by vectors leaves none.
+    refused = {"columnMapping"} if table is ITEM_EMBEDDINGS else {"columnMapping", "deletionVectors"}
+    found += sorted(features & refused)
     if found:
         raise TableError(
             table.name,

@@ -307,6 +307,8 @@ class ScoreMetrics:
         published_id: The model_id of the published rows: the model's, with what took its place.
         spaces: Query kind -> embedding space of the queries that the embeddings answer.
         health: What the vectors look like; None in records of before.
+        scoring: Hash of model, precision, fallback and code: rows of equal features that share it are equal.
+        scored: Items that were scored; the others' rows are those of before. None in records of before.
     """
 
     model_id: str
@@ -318,6 +320,8 @@ class ScoreMetrics:
     published_id: str = ""
     spaces: dict[str, str] = field(default_factory=dict)
     health: Health | None = None
+    scoring: str = ""
+    scored: int | None = None
 
 
 @dataclass(frozen=True)

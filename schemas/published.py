@@ -24,6 +24,7 @@ from deltalake import CommitProperties, DeltaTable
 from pydantic import TypeAdapter
 
 from schemas.errors import InputError
+from schemas.feed import ALL, REMOVED, SOME, begin_version, recorded_changes
 from schemas.lease import require_held
 from schemas.metrics import ScoreMetrics
 from schemas.records import RunRecord, TableVersion, find_record, write_record
@@ -32,6 +33,9 @@ from schemas.stages import SCORE_CATALOG
 from schemas.storage import file_system, read_batches, version_files
 from schemas.tables import ITEM_EMBEDDINGS, QUERY_VECTORS
 from schemas.warehouse import Warehouse
+
+_CHANGE_NO_ROW = {"VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "UPGRADE PROTOCOL"}
+UPSERT, DELETE = "upsert", "delete"
 
 PUBLISHED = "published"
 """Entry of a commit's note that says what the version is."""
@@ -147,6 +151,13 @@ def live(warehouse: Warehouse) -> Published | None:
     return next(iter(published_versions(warehouse)), None)
 
 
+def is_newest(found: Published) -> bool:
+    """Whether no row has changed since its commit: only VACUUM and changes of properties came after."""
+    history = DeltaTable(found.outputs[0].uri).history()
+    after = [commit["operation"] for commit in history if int(commit["version"]) > found.version]
+    return all(name in _CHANGE_NO_ROW for name in after)
+
+
 def published_version(warehouse: Warehouse, version: int) -> Published:
     """A named version.
 
@@ -164,6 +175,34 @@ def published_version(warehouse: Warehouse, version: int) -> Published:
         found=f"version {version}",
         cure="`itemsage versions` lists them.",
     )
+
+
+def changes_since(warehouse: Warehouse, since: int, until: int | None = None) -> dict[str, str] | None:
+    """What an index that holds one version must do to hold a later one.
+
+    Args:
+        warehouse: Where they lie.
+        since: Version of item_embeddings that the index holds.
+        until: The version it shall hold; None = the one that is live.
+
+    Returns:
+        item_id -> UPSERT or DELETE; None = read the version whole, as a new model or a rollback came between, or the
+        feed does not tell.
+    """
+    known = [one.version for one in published_versions(warehouse)]
+    until = (known[0] if known else since) if until is None else until
+    if since == until:
+        return {}
+    between = [version for version in known if since < version <= until]
+    found = recorded_changes(warehouse, since, until)
+    if since not in known or until not in known or any(("", SOME) not in found.get(one, []) for one in between):
+        return None
+    todo: dict[str, str] = {}
+    for version in sorted(between):
+        for item, change in found[version]:
+            if item:
+                todo[item] = DELETE if change == REMOVED else UPSERT
+    return todo
 
 
 def _published(warehouse: Warehouse, commit: dict[str, Any]) -> Published | None:
@@ -202,9 +241,9 @@ def roll_back(settings: Settings, version: int | None = None) -> Published:
         left = {"version": now.version, "model_id": now.model_id, "run_id": now.run_id}
         note = {**target.note, "rolled_back_from": left, "restored": target.version}
         require_held()
-        DeltaTable(target.outputs[0].uri).restore(
-            target.version, commit_properties=CommitProperties({"userMetadata": json.dumps(note)})
-        )
+        table = DeltaTable(target.outputs[0].uri)
+        begin_version(warehouse, table.version() + 1, ALL)
+        table.restore(target.version, commit_properties=CommitProperties({"userMetadata": json.dumps(note)}))
         now = live(warehouse)
         assert now is not None
     # Also where an earlier try was ended between the two.

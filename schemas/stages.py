@@ -101,7 +101,7 @@ VALIDATE = Stage(
 SCORE_CATALOG = Stage(
     "score_catalog",
     (t.ITEM_FEATURES, t.ITEM_COUNTS, t.QUERY_EMBEDDINGS),
-    (t.ITEM_EMBEDDINGS, t.QUERY_VECTORS),
+    (t.ITEM_EMBEDDINGS, t.QUERY_VECTORS, t.ITEM_CHANGES),
     ScoreMetrics,
 )
 

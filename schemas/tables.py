@@ -403,6 +403,22 @@ VALIDATION = replace(
 )
 """Seen and unseen are by the engagements before that window."""
 
+ITEM_CHANGES = Table(
+    "item_changes",
+    "one item that a version of item_embeddings has otherwise than the version before; and one head row a version",
+    (
+        Column("version", "int64", "of item_embeddings; those above the live one are of a run that died"),
+        Column("item_id", "string", "as in item_embeddings; empty in the head row"),
+        Column(
+            "change",
+            "string",
+            "added, changed or removed; in the head row: some = the other rows of the version say which items, "
+            "all = read it whole",
+        ),
+    ),
+    key=("version", "item_id"),
+)
+
 RUNS = Table(
     "runs",
     "one run of a stage, as it ended; appended, never replaced",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
@@ -30,7 +32,7 @@ from itemsage_model.serving.scorer import Scorer
 from pipeline import commands
 from schemas.elements import FEATURE_CELLS
 from schemas.errors import InputError, TableError
-from schemas.published import live
+from schemas.published import changes_since, live
 from schemas.records import RunRecord, read_record, write_record
 from schemas.settings import Settings, load_settings
 from schemas.stages import (
@@ -156,8 +158,6 @@ def run_command(command: list[str], **environment: str) -> str:
 
 
 def run_jobs(spark: Any, settings: Settings, names: tuple[str, ...]) -> None:
-    import importlib
-
     for name in names:
         importlib.import_module(f"jobs.{name}").run(spark, settings.model_copy(update={"rerun": True}))
 
@@ -384,6 +384,65 @@ def test_a_version_that_no_record_names_is_not_read(spark: Any, portal: Settings
     run_jobs(spark, portal, ("build_training_tables", "score_catalog", "evaluate"))
     features.restore(recorded)
     assert {table: content_hash(portal, table) for table in tables} == before
+
+
+def without_times(settings: Settings) -> dict[str, tuple[Any, ...]]:
+    """item_id -> what is published of it, but when it was scored."""
+    found = live(settings.layout)
+    assert found is not None
+    columns = ["item_id", "embedding", "features_hash", "model_id"]
+    rows = [row for batch in found.items(columns) for row in batch.to_pylist()]
+    return {row["item_id"]: (row["embedding"], row["features_hash"], row["model_id"]) for row in rows}
+
+
+@pytest.mark.fault("F2", "recovered", "a job that scores changed items alone, ended before its commit, and run again")
+def test_only_changed_items_are_scored_and_all_is_as_if_every_one_were(
+    spark: Any, settings_file: Path, portal: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs import score_catalog
+
+    def of(name: str, *sets: str) -> Settings:
+        return load_settings(settings_file, [f"warehouse.uri={tmp_path}/{name}", *sets])
+
+    def score(settings: Settings) -> None:
+        importlib.import_module("jobs.score_catalog").run(spark, settings)
+
+    shutil.copytree(portal.warehouse.uri, tmp_path / "a")
+    some = of("a")
+    run_jobs(spark, some, ("score_catalog",))  # the copy is live in its own place
+    before = live(some.layout)
+    assert before is not None
+    items = rows_of(some, "items").to_pylist()
+    gone, changed = items.pop()["item_id"], items[0]
+    changed["title"] = f"teal {changed['title']}"
+    items.append({**items[1], "item_id": "quite new"})
+    table = DeltaTable(f"{some.warehouse.uri}/items")
+    write_deltalake(table, pa.Table.from_pylist(items, pa.schema(table.schema().to_arrow())), mode="overwrite")
+    run_jobs(spark, some, ("embed_items", "build_item_features"))
+    shutil.copytree(some.warehouse.uri, tmp_path / "b")
+
+    def end(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    # Ended where a kill would leave most: all is written, nothing is committed.
+    with monkeypatch.context() as ending:
+        ending.setattr(score_catalog, "merge", end)
+        with pytest.raises(KeyboardInterrupt):
+            score(some)
+    assert live(some.layout) == before
+    score(some)
+    found = live(some.layout)
+    assert found is not None
+    assert found.metrics.scored == 2
+    todo = {gone: "delete", changed["item_id"]: "upsert", "quite new": "upsert"}
+    assert changes_since(some.layout, before.version) == todo
+    all_of_them = of("b", "score.max_changed_share=0")
+    score(all_of_them)
+    whole = live(all_of_them.layout)
+    assert whole is not None
+    assert whole.metrics.scored == len(items) == found.outputs[0].rows
+    assert without_times(some) == without_times(all_of_them)
+    assert pl.scan_delta(f"{some.warehouse.uri}/item_embeddings").collect().height == len(items)
 
 
 @pytest.mark.fault("B11", "recovered", "a new model as a candidate, published, and rolled back from, by the front door")

@@ -29,6 +29,11 @@ ROWS_AT_ONCE = ScoreSettings().rows_per_batch
 _LOADED: dict[tuple[str, int, Precision], Scorer] = {}
 
 
+_LEAST_ROWS = 16
+"""Of a few rows, products of matrices are summed up in another order; so fewer are repeated. From here on an item's
+embedding in float32 is the same to the last bit whichever items share its batch."""
+
+
 class Scorer:
     """A tower with frozen weights and its folded constants.
 
@@ -67,8 +72,11 @@ class Scorer:
         embeddings = np.empty((len(batch), EMBEDDING_DIM), np.float32)
         for first in range(0, len(batch), self.rows_at_once):
             rows = batch.slice(first, self.rows_at_once)
+            count = len(rows)
+            if count < _LEAST_ROWS:
+                rows = rows.take(pa.array(np.arange(_LEAST_ROWS) % count))
             keys = rows.column("item_key").to_numpy() if self.spec.model.knows_items else None
-            embeddings[first : first + len(rows)] = self.score(unpack_rows(rows, self.spec), keys)
+            embeddings[first : first + count] = self.score(unpack_rows(rows, self.spec), keys)[:count]
         _require_unit_length(embeddings)
         return embeddings
 

@@ -15,6 +15,7 @@ class ScoreSettings(Section):
     rows_per_batch: int = Field(default=256, ge=1)
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     publish: Literal["live", "candidate"] = "live"
+    max_changed_share: float = Field(default=0.1, ge=0, le=1)
 
 
 class EvaluateSettings(Section):

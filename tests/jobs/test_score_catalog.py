@@ -170,7 +170,7 @@ def test_a_fallback_publishes_exactly_the_frozen_vectors_of_those_items(
     found = []
     for name, replacement in (("own", None), ("out", Replacement(np.sort(trained) if keeps_trained else None))):
         (tmp_path / name).mkdir()
-        rows = job.build(spark, files, model, constants, 8, "float32", replacement)
+        rows = job.build(spark, files, model, constants, 8, "float32", job.Selection(frozen=replacement))
         paths = write_parts(rows, str(tmp_path / name), ITEM_EMBEDDINGS)["path"].to_pylist()
         found.append(
             pa.concat_tables(pa.parquet.read_table(tmp_path / name / path) for path in paths).sort_by("item_id")

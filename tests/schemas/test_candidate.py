@@ -94,12 +94,12 @@ def test_publishing_that_is_ended_anywhere_goes_on(
     commit, most = Staged.commit, {"before": 0, "queries": 1, "items": 2, "record": 9}[at]
     count = 0
 
-    def ending(self: Staged, note: dict[str, object]) -> int:
+    def ending(self: Staged, note: dict[str, object], before: Callable[[int], None] | None = None) -> int:
         nonlocal count
         if count == most:
             raise Ended
         count += 1
-        return commit(self, note)
+        return commit(self, note, before)
 
     def end(*_: object) -> None:
         raise Ended
@@ -122,9 +122,9 @@ def test_publishing_that_is_ended_anywhere_goes_on(
 def test_a_candidate_of_before_another_commit_is_refused(make_settings: MakeSettings) -> None:
     settings = make_settings()
     old, new = scored(settings, "a"), scored(settings, "b")
-    new.make_live()
+    new.make_live(settings.layout)
     with pytest.raises(OvertakenError, match="Nothing was committed"):
-        old.make_live()
+        old.make_live(settings.layout)
     assert read(settings) == ("b", "b")
 
 
@@ -132,7 +132,7 @@ def test_a_vacuum_in_between_overtakes_nobody(make_settings: MakeSettings) -> No
     settings = make_settings()
     made = scored(settings, "a")
     DeltaTable(made.items.uri).vacuum(168, dry_run=False)
-    made.make_live()
+    made.make_live(settings.layout)
     assert read(settings) == ("a", "a")
 
 

@@ -1,0 +1,115 @@
+"""Changed rows alone are written: what a table holds afterwards is what a full rewrite would have made."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import polars
+import pytest
+from deltalake import DeltaTable
+from pyspark.sql import DataFrame, SparkSession
+
+from jobs.runtime.changes import Changes, deleted_share, find_changes, merge, with_changes
+from jobs.runtime.table_io import read
+from schemas.commits import open_or_create
+from schemas.feed import begin_version, recorded_changes
+from schemas.spark import struct_type
+from schemas.storage import read_columns
+from schemas.tables import ITEM_EMBEDDINGS
+from schemas.warehouse import Warehouse
+
+
+def embeddings(spark: SparkSession, hashes: dict[str, str]) -> DataFrame:
+    now = datetime(2026, 3, 1, tzinfo=timezone.utc)
+    rows = [(name, [float(len(text))] * 256, "m", text, now) for name, text in hashes.items()]
+    return spark.createDataFrame(rows, struct_type(ITEM_EMBEDDINGS))
+
+
+def features(spark: SparkSession, hashes: dict[str, str]) -> DataFrame:
+    rows = [(name, int(name[1:]), text) for name, text in hashes.items()]
+    return spark.createDataFrame(rows, "item_id string, item_key long, features_hash string")
+
+
+def put(spark: SparkSession, uri: str, changes: Changes, new: dict[str, str], run: str = "r") -> int:
+    return merge(spark, Warehouse(uri.rpartition("/")[0]), changes, embeddings(spark, new), {"run_id": run})
+
+
+OLD = {f"i{number}": f"h{number}" for number in range(50)}
+NEW = {name: text for name, text in OLD.items() if name not in ("i3", "i4")} | {"i7": "other", "i99": "new"}
+
+
+@pytest.fixture
+def uri(spark: SparkSession, tmp_path: Path) -> str:
+    place = str(tmp_path / "ein Ort" / "item_embeddings")
+    open_or_create(place, ITEM_EMBEDDINGS)
+    embeddings(spark, OLD).write.format("delta").mode("append").save(place)
+    return place
+
+
+def test_what_is_not_as_published_is_found(spark: SparkSession, uri: str) -> None:
+    changes = find_changes(features(spark, NEW), read(spark, uri, ITEM_EMBEDDINGS))
+    assert changes.counts == {"added": 1, "changed": 1, "removed": 2}
+    assert list(changes.keys) == [7, 99]
+    assert str(changes) == "1 added, 1 changed, 2 removed"
+    assert find_changes(features(spark, OLD), read(spark, uri, ITEM_EMBEDDINGS)).total == 0
+
+
+def hashes_of(uri: str, version: int | None = None) -> dict[str, Any]:
+    rows = read_columns(uri, version, ["item_id", "features_hash"]).to_pylist()
+    assert len({row["item_id"] for row in rows}) == len(rows)
+    return {row["item_id"]: row["features_hash"] for row in rows}
+
+
+def test_one_commit_makes_the_table_what_it_should_be_and_says_so(spark: SparkSession, uri: str) -> None:
+    published = read(spark, uri, ITEM_EMBEDDINGS)
+    changes = find_changes(features(spark, NEW), published)
+    scored = {name: NEW[name] for name in ("i7", "i99")}
+    foreseen = with_changes(published, changes, embeddings(spark, scored)).select("item_id", "features_hash").collect()
+    assert {row[0]: row[1] for row in foreseen} == NEW
+    files = set(DeltaTable(uri).file_uris())
+    version = put(spark, uri, changes, scored)
+    assert hashes_of(uri) == NEW
+    assert version == DeltaTable(uri).version()
+    assert json.loads(DeltaTable(uri).history(1)[0]["userMetadata"])["run_id"] == "r"
+    assert files < set(DeltaTable(uri).file_uris()), "no file was written again"
+    assert hashes_of(uri, 1) == OLD
+    assert deleted_share(Warehouse(uri.rpartition("/")[0])) == pytest.approx(3 / 52)
+    again = find_changes(features(spark, OLD), read(spark, uri, ITEM_EMBEDDINGS))
+    put(spark, uri, again, {name: OLD[name] for name in ("i3", "i4", "i7")})
+    assert hashes_of(uri) == OLD
+
+
+def test_the_feed_tells_of_each_version_and_of_one_without_a_change(spark: SparkSession, uri: str) -> None:
+    warehouse = Warehouse(uri.rpartition("/")[0])
+    begin_version(warehouse, 90, "all")  # of a run that died
+    first = put(spark, uri, find_changes(features(spark, NEW), read(spark, uri, ITEM_EMBEDDINGS)), {"i7": "other"})
+    second = put(spark, uri, find_changes(features(spark, OLD), embeddings(spark, OLD)), {})
+    assert hashes_of(uri, first) == hashes_of(uri, second)
+    found = recorded_changes(warehouse, 0, 99)
+    assert sorted(found[first]) == [("", "some"), ("i3", "removed"), ("i4", "removed"), ("i7", "changed"),
+                                    ("i99", "added")]  # fmt: skip
+    assert found[second] == [("", "some")]
+    assert set(found) == {first, second}
+
+
+def test_other_engines_read_what_is_left(spark: SparkSession, tmp_path: Path) -> None:
+    uri = str(tmp_path / "item_embeddings")
+    open_or_create(uri, ITEM_EMBEDDINGS)
+    embeddings(spark, OLD).write.format("delta").mode("append").save(uri)
+    changes = find_changes(features(spark, NEW), read(spark, uri, ITEM_EMBEDDINGS))
+    put(spark, uri, changes, {name: NEW[name] for name in ("i7", "i99")})
+    assert DeltaTable(uri).protocol().reader_features == ["deletionVectors"], "no engine need know more"
+    found = polars.scan_delta(uri).select("item_id", "features_hash").collect()
+    assert dict(found.iter_rows()) == NEW
+
+
+@pytest.mark.fault("B9", "refused", "an item that stands twice in the rows to be merged")
+def test_an_item_that_stands_twice_in_the_new_rows_commits_nothing(spark: SparkSession, uri: str) -> None:
+    changes = find_changes(features(spark, NEW), read(spark, uri, ITEM_EMBEDDINGS))
+    twice = embeddings(spark, {"i7": "other"}).unionByName(embeddings(spark, {"i7": "another"}))
+    with pytest.raises(Exception, match=r"(?i)multiple source rows"):
+        merge(spark, Warehouse(uri.rpartition("/")[0]), changes, twice, {})
+    assert hashes_of(uri) == OLD
