@@ -27,7 +27,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from itemsage_model.data.parquet_files import file_batches
-from itemsage_model.data.pinned_files import TableFiles, deal, pieces_of, pin_files, require_image_length
+from itemsage_model.data.pinned_files import TableFiles, deal, pieces_of, pin_version, require_image_length
 from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import SavedModel, load_model
 from itemsage_model.encoders.precision import Precision, choose_precision
@@ -202,7 +202,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
         made = job.record(BUILD_ITEM_FEATURES)
         require_image_length(made.metrics, model.spec.model.image_length)
         features = made.output(ITEM_FEATURES.name)
-        files = pin_files(ITEM_FEATURES.name, features.uri, features.version)
+        files = pin_version(features)
         job.count_input(TableVersion(ITEM_FEATURES.name, features.uri, files.version, files.row_count))
         gates.require_sound_catalog(previous, made.metrics, files.row_count, settings)
         gates.require_known_ids(_count_ids(job, features, previous), settings.gates)

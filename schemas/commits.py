@@ -17,7 +17,7 @@ from schemas.arrow import arrow_schema
 from schemas.columns import Table
 from schemas.errors import TableError
 from schemas.lease import require_held
-from schemas.storage import file_system
+from schemas.storage import file_system, files_checksum
 from schemas.tables import ITEM_EMBEDDINGS
 
 Note = Mapping[str, Any]
@@ -53,6 +53,11 @@ class Staged:
     def rows(self) -> int:
         """How many rows there are."""
         return sum(int(file["rows"]) for file in self.files)
+
+    @property
+    def checksum(self) -> str:
+        """What a version that consists of them is known by."""
+        return files_checksum((str(file["path"]), int(file["bytes"]), int(file["rows"])) for file in self.files)
 
     @property
     def uris(self) -> list[str]:

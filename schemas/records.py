@@ -29,12 +29,16 @@ Metrics = TypeVar("Metrics")
 
 @dataclass(frozen=True)
 class TableVersion:
-    """A table as a stage read or wrote it; version None = files without a Delta log."""
+    """A table as a stage read or wrote it; version None = files without a Delta log.
+
+    `checksum` says which files the version has (`storage.files_checksum`), where our own workers wrote them.
+    """
 
     table: str
     uri: str
     version: int | None
     rows: int
+    checksum: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

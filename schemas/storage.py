@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,22 @@ class VersionFiles:
         version: The version.
         files: Its files.
         reader_features: What a reader must know beside Parquet, such as deletionVectors.
+        checksum: See `files_checksum`.
     """
 
     version: int
     files: tuple[DataFile, ...]
     reader_features: frozenset[str]
+    checksum: str = ""
+
+
+def files_checksum(files: Iterable[tuple[str, int, int | None]]) -> str:
+    """What a version of a table is known by beside its number: hash of its files' paths, bytes and rows.
+
+    A table that was removed and made anew may have the number, and has other files, whose names are drawn at random.
+    """
+    text = json.dumps(sorted(files), separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def version_files(table_uri: str, version: int | None = None) -> VersionFiles:
@@ -144,7 +156,8 @@ def version_files(table_uri: str, version: int | None = None) -> VersionFiles:
 def files_of(delta: DeltaTable) -> VersionFiles:
     """The files of an opened Delta table."""
     keys = [f"partition.{name}" for name in delta.metadata().partition_columns]
-    actions = pa.table(delta.get_add_actions(flatten=True)).select(["path", "num_records", *keys]).to_pylist()
+    wanted = ["path", "size_bytes", "num_records", *keys]
+    actions = pa.table(delta.get_add_actions(flatten=True)).select(wanted).to_pylist()
     # Both in the order of names, which the folder before them does not change.
     actions.sort(key=lambda action: unquote(action["path"]))
     uris = sorted((_uri_of(found) for found in delta.file_uris()), key=unquote)
@@ -154,7 +167,8 @@ def files_of(delta: DeltaTable) -> VersionFiles:
         deleted = int(pc.sum(pc.invert(kept[unquote(uri)])).as_py()) if unquote(uri) in kept else 0
         values = {key.removeprefix("partition."): action[key] for key in keys}
         files.append(DataFile(uri, action["num_records"], deleted, values))
-    return VersionFiles(delta.version(), tuple(files), frozenset(delta.protocol().reader_features or []))
+    checksum = files_checksum((unquote(a["path"]), a["size_bytes"], a["num_records"]) for a in actions)
+    return VersionFiles(delta.version(), tuple(files), frozenset(delta.protocol().reader_features or []), checksum)
 
 
 def _uri_of(found: str) -> str:

@@ -14,19 +14,21 @@ from itemsage_model.data.parquet_files import gone, row_group_rows
 from schemas.elements import IMAGES
 from schemas.errors import InputError, TableError
 from schemas.metrics import ItemMetrics
-from schemas.stages import rerun
+from schemas.records import TableVersion
+from schemas.stages import remade, rerun
 from schemas.storage import version_files
 from schemas.tables import ITEM_FEATURES
 
 
 @dataclass(frozen=True)
 class TableFiles:
-    """The files of one version of a Delta table."""
+    """The files of one version of a Delta table; `checksum` says which they are, see `storage.files_checksum`."""
 
     table: str
     version: int
     uris: tuple[str, ...]
     rows: tuple[int, ...]
+    checksum: str = ""
 
     @property
     def row_count(self) -> int:
@@ -85,6 +87,20 @@ def deal(pieces: Sequence[FilePiece], tasks: int) -> list[list[FilePiece]]:
     return dealt
 
 
+def pin_version(version: TableVersion) -> TableFiles:
+    """Resolve the version of a table that a run record names to its files, and see that they are the recorded ones.
+
+    Raises:
+        TableError: as of `pin_files`; or the version has other files, as of a table that was made anew since.
+    """
+    files = pin_files(version.table, version.uri, version.version)
+    if version.checksum and files.checksum != version.checksum:
+        expected = f"the files that the run record names (checksum {version.checksum})"
+        found = f"a version {version.version} of other files (checksum {files.checksum}) at"
+        raise unreadable(version.table, version.uri, expected, found, remade(version.table))
+    return files
+
+
 def pin_files(table: str, uri: str, version: int | None = None) -> TableFiles:
     """Resolve one version of a Delta table, the newest by default, to its files.
 
@@ -108,7 +124,8 @@ def pin_files(table: str, uri: str, version: int | None = None) -> TableFiles:
         raise unreadable(table, uri, "at least one row", "an empty table", "Check [dates] and [[tasks]].")
     if missing := first_gone([file.path for file in found.files]):
         raise gone(table, missing)
-    return TableFiles(table, found.version, tuple(name for name, _ in kept), tuple(rows for _, rows in kept))
+    uris, rows = tuple(name for name, _ in kept), tuple(rows for _, rows in kept)
+    return TableFiles(table, found.version, uris, rows, found.checksum)
 
 
 def some_files(files: TableFiles, rows: int, seed: int) -> TableFiles:

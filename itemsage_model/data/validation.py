@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from itemsage_model.data.parquet_files import file_batches
-from itemsage_model.data.pinned_files import pin_files, unreadable
+from itemsage_model.data.pinned_files import pin_version, unreadable
 from itemsage_model.data.reader import Pairs, pair_format
 from schemas.records import TableVersion
 from schemas.tables import EMBEDDING_DIM, ROW_CHECKSUM, VALIDATION_PAIRS
@@ -60,7 +60,7 @@ def read_validation(version: TableVersion, most: int | None = None) -> Validatio
 def _first_pairs(version: TableVersion, wanted: int) -> list[Pairs]:
     if not wanted:
         return []
-    files = pin_files(version.table, version.uri, version.version)
+    files = pin_version(version)
     row_format = pair_format(None)
     columns = [*VALIDATION_PAIRS.checksummed, ROW_CHECKSUM]
     parts: list[Pairs] = []

@@ -16,7 +16,7 @@ import torch
 
 from itemsage_model.data.mixing import CPU, CatalogBatches, MixedBatches, pairs_per_task
 from itemsage_model.data.parquet_files import file_batches
-from itemsage_model.data.pinned_files import TableFiles, pin_files, require_image_length, some_files
+from itemsage_model.data.pinned_files import TableFiles, pin_version, require_image_length, some_files
 from itemsage_model.data.query_keys import trained_queries
 from itemsage_model.data.reader import CatalogItems, RowStream, Weight, catalog_format, pair_format, read_catalog
 from itemsage_model.data.validation import read_validation
@@ -113,8 +113,8 @@ def pin_inputs(settings: Settings) -> Inputs:
         print(line, flush=True)
     spaces = {kind: made_with[space_of(kind)] for kind in sorted(kinds) if space_of(kind) in made_with}
     pinned = Inputs(
-        [pin_files(version.table, version.uri, version.version) for version in tasks],
-        pin_files(catalog.table, catalog.uri, catalog.version),
+        [pin_version(version) for version in tasks],
+        pin_version(catalog),
         np.empty(0, np.int64),
         np.empty(0),
         np.empty(0, np.int64),

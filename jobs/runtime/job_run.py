@@ -257,7 +257,7 @@ class JobRun(Generic[Metrics]):
         return self.settings.table_uri(table.name)
 
     def _count(self, written: table_io.Written) -> table_io.Written:
-        self.count_output(TableVersion(written.table, written.uri, written.version, written.rows))
+        self.count_output(TableVersion(written.table, written.uri, written.version, written.rows, written.checksum))
         return written
 
     def write_rejected(self, df: DataFrame, table: Table) -> int:

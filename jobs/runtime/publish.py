@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame
 from jobs.runtime.table_io import Written
 from jobs.runtime.worker_rows import Place, WorkerRows, write_files, write_part, write_parts
 from schemas.columns import Table
-from schemas.commits import Note, Staged, open_or_create, replace_files
+from schemas.commits import Note, Staged, open_or_create
 from schemas.errors import TableError, from_worker
 
 _ROWS_PER_BATCH = 2_048
@@ -62,7 +62,8 @@ def commit(staged: Staged, note: Note) -> Written:
     Raises:
         OvertakenError: as of `write_worker_rows`.
     """
-    return Written(staged.table.name, staged.uri, staged.commit(note), staged.rows, staged.sums)
+    version = staged.commit(note)
+    return Written(staged.table.name, staged.uri, version, staged.rows, staged.sums, staged.checksum)
 
 
 def write_tables(rows: DataFrame, places: Sequence[Place], *, note: Note) -> list[Written]:
@@ -84,7 +85,7 @@ def write_tables(rows: DataFrame, places: Sequence[Place], *, note: Note) -> lis
     for place, of_place in zip(places, files, strict=True):
         _require_rows(place.table, place.row_count, sum(file["rows"] for file in of_place))
     return [
-        Written(place.table.name, place.uri, replace_files(delta, place.table, of_place, note), place.row_count)
+        commit(Staged(place.table, place.uri, of_place, delta.version()), note)
         for place, delta, of_place in zip(places, stored, files, strict=True)
     ]
 
@@ -110,7 +111,7 @@ def write_arrow(rows: pa.Table, uri: str, table: Table, *, note: Note, file_coun
     parts = [batches[first : first + per_file] for first in range(0, len(batches), per_file)]
     found = [write_part(part, uri, number, table) for number, part in enumerate(parts)]
     files = [file for file in found if file]
-    return Written(table.name, uri, replace_files(stored, table, files, note), len(rows))
+    return commit(Staged(table, uri, files, stored.version()), note)
 
 
 @contextmanager

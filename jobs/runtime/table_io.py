@@ -30,13 +30,14 @@ from schemas.spark import conform, struct_type
 
 @dataclass(frozen=True)
 class Written:
-    """What one write committed; `sums` are those that were asked for."""
+    """What one write committed; `sums` are those that were asked for, `checksum` says which files it has."""
 
     table: str
     uri: str
     version: int
     rows: int
     sums: dict[str, int] = field(default_factory=dict)
+    checksum: str = field(default="", compare=False)
 
 
 def latest_version(spark: SparkSession, uri: str) -> int | None:

@@ -1,41 +1,46 @@
-"""A pinned version that VACUUM or the log's clean-up has removed: named, with the cure that cures."""
+"""A table is read at the version that a record names, and that version has the files that the record knows."""
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from itemsage_model.data.pinned_files import pin_files
-from schemas.errors import InputError, TableError
+from itemsage_model.data.pinned_files import pin_files, pin_version
+from schemas.errors import TableError
+from schemas.records import TableVersion
+from schemas.storage import files_checksum, read_columns
+from tests.itemsage_model.factories import write_catalog
 
 
 @pytest.fixture
-def uri(tmp_path: Path) -> str:
-    """A table of three versions, each with one file."""
-    for number in range(3):
-        write_deltalake(str(tmp_path / "t"), pa.table({"a": [number]}), mode="overwrite")
-    return str(tmp_path / "t")
+def table(tmp_path: Path) -> Path:
+    write_catalog(tmp_path / "item_features", items=20, files=2)
+    return tmp_path / "item_features"
 
 
-@pytest.mark.fault("B8", "refused", "VACUUM of a version that a record still names")
-def test_a_version_without_its_files_is_named_with_the_stage_to_run(uri: str) -> None:
-    assert pin_files("training_a", uri, 1).row_count == 1
-    DeltaTable(uri).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
-    with pytest.raises(TableError, match=r"\.parquet, which the recorded version .*; found no such file: .*FROM=build"):
-        pin_files("training_a", uri, 1)
-    assert pin_files("training_a", uri, 2).row_count == 1
+def test_a_version_of_the_recorded_files_is_read(table: Path) -> None:
+    found = pin_files("item_features", str(table), 0)
+    version = TableVersion("item_features", str(table), 0, 20, found.checksum)
+    assert pin_version(version) == found
+    assert pin_version(replace(version, checksum="")) == found, "of before, or written by Spark"
 
 
-@pytest.mark.fault("B8", "refused", "the log of a version that a record still names cleaned up")
-def test_a_version_without_its_log_is_no_absent_table(uri: str) -> None:
-    DeltaTable(uri).create_checkpoint()
-    for number in (0, 1):
-        (Path(uri) / "_delta_log" / f"{number:020}.json").unlink()
-    with pytest.raises(InputError, match=r"expected version 1, .*; found no file 0+\.json in its log.*FROM=build"):
-        pin_files("training_a", uri, 1)
-    assert pin_files("training_a", uri, 2).row_count == 1
-    with pytest.raises(TableError, match="expected a Delta table; found none at"):
-        pin_files("training_a", uri + "x", 1)
+@pytest.mark.fault("B12", "refused", "a table that was removed and made anew, with the recorded version number")
+def test_the_same_version_of_other_files_is_refused(table: Path) -> None:
+    version = TableVersion("item_features", str(table), 0, 20, pin_files("item_features", str(table), 0).checksum)
+    rows = read_columns(str(table), 0, DeltaTable(table).schema().to_arrow().names)
+    shutil.rmtree(table)
+    write_deltalake(str(table), rows)
+    with pytest.raises(TableError, match=r"expected the files that the run record names .*other files .*make"):
+        pin_version(version)
+
+
+def test_any_file_and_any_of_its_sizes_counts() -> None:
+    files = [("a", 10, 1), ("b", 20, 2)]
+    assert files_checksum(files) == files_checksum(reversed(files))
+    others = [[("a", 10, 1)], [("a", 10, 1), ("c", 20, 2)], [("a", 11, 1), ("b", 20, 2)], [("a", 10, 1), ("b", 20, 3)]]
+    assert files_checksum(files) not in {files_checksum(one) for one in others}
