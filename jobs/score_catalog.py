@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from pyspark.sql import DataFrame, SparkSession
@@ -35,6 +33,7 @@ from itemsage_model.evaluation.fallback import Decision, decide
 from itemsage_model.serving.frozen_vectors import Replacement, with_frozen
 from itemsage_model.serving.query_vectors import query_batches, saved_adapter
 from itemsage_model.serving.scorer import batch_function, load_once
+from itemsage_model.serving.selection import Selection, rows_of_keys
 from jobs.evaluation import vector_health
 from jobs.runtime import command_line, gates, table_io
 from jobs.runtime.changes import Changes, deleted_share, find_changes, merge, with_changes
@@ -72,19 +71,6 @@ _ROWS_PER_READ = 2048
 _ROWS_PER_TASK = 16_384
 KEPT = ("item_id", FEATURES_HASH)
 _READ = [*ITEM_FEATURES.checksummed, *FEATURE_CELLS, ROW_CHECKSUM, FEATURES_HASH]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which items are scored.
-
-    Attributes:
-        keys: Their item_key, sorted [item]; None = all.
-        frozen: Which of them get the frozen vectors of their texts; None = none.
-    """
-
-    keys: npt.NDArray[np.int64] | None = None
-    frozen: Replacement | None = None
 
 
 def build(
@@ -139,23 +125,6 @@ def build(
     dealt = deal(pieces_of(files, _ROWS_PER_TASK), tasks)
     # One number in each partition, as a shuffle of so few rows leaves half of the partitions empty.
     return WorkerRows(spark.range(0, len(dealt), 1, len(dealt)).toDF("id"), score_files)
-
-
-def rows_of_keys(
-    batches: Iterable[pa.RecordBatch], keys: npt.NDArray[np.int64], at_least: int
-) -> Iterator[pa.RecordBatch]:
-    """The rows whose item_key is among sorted keys, in batches of at least so many but for the last."""
-    held: list[pa.RecordBatch] = []
-    for batch in batches:
-        own = batch.column("item_key").to_numpy()
-        place = np.minimum(np.searchsorted(keys, own), max(len(keys) - 1, 0))
-        found = batch.filter(pa.array(keys[place] == own if len(keys) else np.zeros(len(own), bool)))
-        held += [found] if len(found) else []
-        if sum(map(len, held)) >= at_least:
-            yield pa.Table.from_batches(held).combine_chunks().to_batches()[0]
-            held = []
-    if held:
-        yield pa.Table.from_batches(held).combine_chunks().to_batches()[0]
 
 
 def build_queries(

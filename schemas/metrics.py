@@ -276,7 +276,8 @@ class Health:
 
     Attributes:
         sampled: How many items.
-        dimensions: How many directions they use, 1 to 256.
+        spread: How far they lie from their mean, 0 to 1; 0 = all are equal.
+        dimensions: How many directions they use there, 1 to 256.
         near_duplicates: Share of them that lie on an item of other features, 0 to 1.
         neighbour_overlap: Share of each item's ten nearest that were among its ten nearest in the version before, mean;
             None where nothing is published.
@@ -286,6 +287,7 @@ class Health:
     """
 
     sampled: int
+    spread: float
     dimensions: float
     near_duplicates: float
     neighbour_overlap: float | None = None

@@ -31,7 +31,7 @@ from itemsage_model.serving.query_vectors import adapt_queries
 from itemsage_model.serving.scorer import Scorer
 from pipeline import commands
 from schemas.elements import FEATURE_CELLS
-from schemas.errors import InputError, TableError
+from schemas.errors import GateError, InputError
 from schemas.published import changes_since, live
 from schemas.records import RunRecord, read_record, write_record
 from schemas.settings import Settings, load_settings
@@ -348,12 +348,14 @@ def test_a_shrunken_catalog_and_an_older_date_are_not_published(spark: Any, port
     features, published = DeltaTable(folder / "item_features"), DeltaTable(folder / "item_embeddings").version()
     recorded = features.version()
     write_deltalake(features, rows_of(portal, "item_features").slice(0, 1), mode="overwrite")
-    small = replace(record, outputs=(replace(record.output("item_features"), version=recorded + 1, rows=1),))
-    with replaced_record(portal, small), pytest.raises(TableError, match=r"expected 160 to 300 items.*found 1 items"):
+    small = replace(
+        record, outputs=(replace(record.output("item_features"), version=recorded + 1, rows=1, checksum=""),)
+    )
+    with replaced_record(portal, small), pytest.raises(GateError, match=r"expected 160 to 300 items.*found 1 items"):
         run_jobs(spark, portal, ("score_catalog",))
     features.restore(recorded)
     dates = portal.dates.model_copy(update={"as_of": portal.dates.as_of - timedelta(days=1)})
-    with pytest.raises(TableError, match="which is published; found 2026-02-28"):
+    with pytest.raises(GateError, match="which is published; found 2026-02-28"):
         run_jobs(spark, portal.model_copy(update={"dates": dates}), ("score_catalog",))
     assert DeltaTable(folder / "item_embeddings").version() == published
     assert read_record(portal.layout, SCORE_CATALOG).output("item_embeddings").version == published
@@ -460,7 +462,7 @@ def test_a_candidate_is_measured_made_live_and_rolled_back(
 
     first = live(settings.layout)
     assert first is not None
-    trained = ["--set", "train.seed=5", "--set", "train.steps=4", "--set", "score.publish=candidate"]
+    trained = ["--set", "train.seed=5", "--set", "score.publish=candidate"]
     front_door("run", "--from", "train", *trained)
     assert live(settings.layout) == first
     record = read_record(settings.layout, SCORE_CATALOG)

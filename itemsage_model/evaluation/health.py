@@ -14,8 +14,8 @@ import numpy.typing as npt
 from schemas.metrics import Health
 
 NEIGHBOURS = 10
-_DUPLICATE = 0.999
-"""Cosine above which two items cannot be told apart by a search."""
+_DUPLICATE = 0.001
+"""Share of the squared distance of any two items, in the mean, below which two cannot be told apart by a search."""
 _ROWS_AT_ONCE = 1_024
 
 
@@ -46,9 +46,10 @@ def health_of(new: VectorSample, previous: VectorSample | None, *, is_same_model
         previous: What is published; None = nothing, or nothing that can be read.
         is_same_model: Whether both are of one model.
     """
-    duplicates = _near_duplicates(new)
+    spread, dimensions = spread_of(new.vectors)
+    figures = (len(new.ids), spread, dimensions, _near_duplicates(new, spread))
     if previous is None:
-        return Health(len(new.ids), dimensions_of(new.vectors), duplicates)
+        return Health(*figures)
     _, rows, rows_before = np.intersect1d(new.ids, previous.ids, assume_unique=True, return_indices=True)
     now, before = new.taken(rows), previous.taken(rows_before)
     is_same = now.features == before.features
@@ -61,27 +62,33 @@ def health_of(new: VectorSample, previous: VectorSample | None, *, is_same_model
         found, found_before = _nearest(now.vectors), _nearest(before.vectors)
         kept = [len(np.intersect1d(*pair, assume_unique=True)) for pair in zip(found, found_before, strict=True)]
         overlap = round(float(np.mean(kept)) / NEIGHBOURS, 4)
-    return Health(len(new.ids), dimensions_of(new.vectors), duplicates, overlap, drift)
+    return Health(*figures, overlap, drift)
 
 
-def dimensions_of(vectors: npt.NDArray[np.float32]) -> float:
-    """How many directions unit vectors use: 1 where all are equal, their length where they are spread evenly.
+def spread_of(vectors: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """How far vectors lie from their mean, and how many directions they use there.
 
-    The participation ratio of the eigenvalues of their second moments, tr(M)^2 / tr(M^2).
+    What all have in common ranks nothing, so a young model whose vectors lie in a narrow cone may be well.
+
+    Returns:
+        The trace of their covariance, 0 where all are equal and at most 1 for unit vectors; and the participation ratio
+        of its eigenvalues, tr(C)^2 / tr(C^2): 1 on a line, their length where they are spread evenly.
     """
     if not len(vectors):
-        return 0.0
-    moments = vectors.T.astype(np.float64) @ vectors / len(vectors)
-    return round(float(np.trace(moments) ** 2 / max(float((moments**2).sum()), 1e-300)), 2)
+        return 0.0, 0.0
+    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+    covariance = centred.T @ centred / len(vectors)
+    spread = float(np.trace(covariance))
+    return round(spread, 6), round(spread**2 / max(float((covariance**2).sum()), 1e-300), 2)
 
 
-def _near_duplicates(sample: VectorSample) -> float:
-    """Share of the items that lie on an item of other features."""
+def _near_duplicates(sample: VectorSample, spread: float) -> float:
+    """Share of the items that lie on an item of other features, measured by how far items lie from each other at all."""
     count = 0
     _, features = np.unique(sample.features, return_inverse=True)
     for first in range(0, len(sample.ids), _ROWS_AT_ONCE):
         rows = slice(first, first + _ROWS_AT_ONCE)
-        is_on = sample.vectors[rows] @ sample.vectors.T > _DUPLICATE
+        is_on = sample.vectors[rows] @ sample.vectors.T > 1 - _DUPLICATE * spread
         count += int((is_on & (features[rows, None] != features[None, :])).any(axis=1).sum())
     return round(count / max(len(sample.ids), 1), 4)
 

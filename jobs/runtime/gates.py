@@ -185,7 +185,10 @@ def _health(health: Health, previous: Health | None, gates: GateSettings) -> Ite
                 f"{gates.max_rise_near_duplicates:g})"
             )
             yield Failure(expected, f"{health.near_duplicates:.1%} (before {previous.near_duplicates:.1%})")
-    if health.dimensions < least and health.sampled > least:
+    if health.spread < gates.min_spread and health.sampled > 1:
+        expected = f"vectors that lie at least {gates.min_spread:g} from their mean (gates.min_spread)"
+        yield Failure(expected, f"{health.spread:g}")
+    if health.dimensions < least and health.sampled > least + 1:
         expected = f"vectors that use at least {least:.1f} dimensions (gates.min_dimensions, max_dimension_loss)"
         yield Failure(expected, f"{health.dimensions:.1f}")
     if health.neighbour_overlap is not None and health.neighbour_overlap < gates.min_neighbour_overlap:

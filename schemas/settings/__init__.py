@@ -197,7 +197,7 @@ def load_settings(path: str | Path, overrides: list[str] | None = None) -> Setti
 def _override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     *sections, name = key.strip().split(".")
-    if not separator or not all([*sections, name]) or not (sections or name == "preset"):
+    if not separator or not all([*sections, name]) or not (sections or name in ("preset", "rerun")):
         raise SettingsError(f"--set {override}: write section.key=value, such as train.steps=500")
     for section in sections:
         values = values.setdefault(section, {})

@@ -21,6 +21,7 @@ from itemsage_model.encoders.model_files import SavedModel, model_bytes
 from itemsage_model.serving.frozen_vectors import Replacement
 from itemsage_model.serving.query_vectors import adapt_queries
 from itemsage_model.serving.scorer import Scorer, batch_function, load_once
+from itemsage_model.serving.selection import Selection
 from jobs import score_catalog as job
 from jobs.runtime.job_run import JobRun
 from jobs.runtime.worker_rows import write_parts
@@ -170,7 +171,7 @@ def test_a_fallback_publishes_exactly_the_frozen_vectors_of_those_items(
     found = []
     for name, replacement in (("own", None), ("out", Replacement(np.sort(trained) if keeps_trained else None))):
         (tmp_path / name).mkdir()
-        rows = job.build(spark, files, model, constants, 8, "float32", job.Selection(frozen=replacement))
+        rows = job.build(spark, files, model, constants, 8, "float32", Selection(frozen=replacement))
         paths = write_parts(rows, str(tmp_path / name), ITEM_EMBEDDINGS)["path"].to_pylist()
         found.append(
             pa.concat_tables(pa.parquet.read_table(tmp_path / name / path) for path in paths).sort_by("item_id")

@@ -43,7 +43,7 @@ def staged(settings: Settings, table: Table, model: str) -> Staged:
 
 def scored(settings: Settings, model: str) -> Candidate:
     """What score_catalog leaves of a model: a candidate, its name in the warehouse, and the record."""
-    health = Health(1, 1.0, 0.0, 0.5, None, {"item i": True})
+    health = Health(1, 0.5, 1.0, 0.0, 0.5, None, {"item i": True})
     metrics = ScoreMetrics(model, "float32", published_id=model, health=health)
     items, answers = (staged(settings, table, model) for table in (ITEM_EMBEDDINGS, QUERY_VECTORS))
     made = Candidate(items, answers, {"run_id": f"run of {model}", "as_of": "2026-03-01"}, metrics)

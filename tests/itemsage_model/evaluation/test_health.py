@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from itemsage_model.evaluation.health import VectorSample, dimensions_of, health_of
+from itemsage_model.evaluation.health import VectorSample, health_of, spread_of
 
 ITEMS, DIM = 60, 16
 
@@ -25,11 +25,16 @@ def vectors() -> npt.NDArray[np.float32]:
     return unit(np.random.default_rng(0).normal(size=(ITEMS, DIM)))
 
 
-def test_dimensions_are_those_that_vectors_use() -> None:
-    assert dimensions_of(np.eye(DIM, dtype=np.float32)) == DIM
-    assert dimensions_of(np.ones((9, DIM), np.float32) / 4) == 1
-    assert dimensions_of(np.repeat(np.eye(DIM, dtype=np.float32)[:4], 5, axis=0)) == 4
-    assert dimensions_of(np.zeros((0, DIM), np.float32)) == 0
+def test_spread_and_dimensions_are_of_what_vectors_do_not_have_in_common() -> None:
+    axes = np.concatenate([np.eye(DIM), -np.eye(DIM)]).astype(np.float32)
+    assert spread_of(axes) == (1, DIM)
+    assert spread_of(axes[[0, 1, 2, 16, 17, 18]]) == (1, 3)
+    assert spread_of(np.ones((9, DIM), np.float32) / 4)[0] == 0
+    assert spread_of(np.zeros((0, DIM), np.float32)) == (0, 0)
+    cone = axes / 10
+    cone[:, 0] += 1
+    spread, dimensions = spread_of(cone)
+    assert (spread, dimensions) == (pytest.approx(0.01, rel=1e-3), DIM)
 
 
 def test_the_same_catalog_once_more_is_well(vectors: npt.NDArray[np.float32]) -> None:
@@ -74,5 +79,9 @@ def test_items_of_equal_features_are_no_duplicates_and_others_on_one_place_are(
 ) -> None:
     vectors[1] = vectors[0]
     assert health_of(sample(vectors), None, is_same_model=False).near_duplicates == pytest.approx(2 / ITEMS, abs=1e-4)
+    narrow = vectors / 20
+    narrow[:, 0] += 1
+    close = unit(narrow)
+    assert health_of(sample(close), None, is_same_model=False).near_duplicates == pytest.approx(2 / ITEMS, abs=1e-4)
     alike = ["same", "same", *[f"f{number}" for number in range(2, ITEMS)]]
     assert health_of(sample(vectors, alike), None, is_same_model=False).near_duplicates == 0

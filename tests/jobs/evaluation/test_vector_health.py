@@ -16,7 +16,7 @@ from schemas.metrics import Health
 from schemas.settings import Settings
 from schemas.settings.serving import CanarySettings
 
-WELL = Health(1_000, 40.0, 0.05, 0.4, 0.0)
+WELL = Health(1_000, 0.5, 40.0, 0.05, 0.4, 0.0)
 ITEMS = 40
 
 
@@ -75,15 +75,19 @@ def test_of_two_canaries_of_one_item_both_must_find_theirs(spark: SparkSession) 
 @pytest.mark.parametrize(
     ("health", "said"),
     [
-        (Health(1_000, 1.2, 0.05), r"at least 20\.0 dimensions .*; found 1\.2"),
-        (Health(1_000, 19.0, 0.05), r"at least 20\.0 dimensions"),
+        (Health(1_000, 0.0, 40.0, 0.05), r"at least 0\.001 from their mean \(gates\.min_spread\); found 0"),
+        (Health(1_000, 0.5, 1.2, 0.05), r"at least 20\.0 dimensions .*; found 1\.2"),
+        (Health(1_000, 0.5, 19.0, 0.05), r"at least 20\.0 dimensions"),
         (
-            Health(1_000, 40.0, 0.2),
+            Health(1_000, 0.5, 40.0, 0.2),
             r"at most 15\.0% of the items on an item of other .*; found 20\.0% \(before",
         ),
-        (Health(1_000, 40.0, 0.05, 0.01), r"2\.0% of the ten nearest of before .*; found 1\.0%"),
-        (Health(1_000, 40.0, 0.05, 0.5, 0.3), r"gates\.max_drift\); found 0\.3"),
-        (Health(1_000, 40.0, 0.05, 0.5, 0.0, {"item i": False}), r"item i to find what its \[\[canaries\]\] names"),
+        (Health(1_000, 0.5, 40.0, 0.05, 0.01), r"2\.0% of the ten nearest of before .*; found 1\.0%"),
+        (Health(1_000, 0.5, 40.0, 0.05, 0.5, 0.3), r"gates\.max_drift\); found 0\.3"),
+        (
+            Health(1_000, 0.5, 40.0, 0.05, 0.5, 0.0, {"item i": False}),
+            r"item i to find what its \[\[canaries",
+        ),
     ],
 )
 @pytest.mark.fault("B11", "refused", "a model that went wrong: collapsed, on each other, strange neighbours, canaries")
@@ -99,8 +103,8 @@ def test_sick_vectors_stop_before_they_are_published(
 def test_well_vectors_and_a_first_version_pass(make_settings: Callable[..., Settings]) -> None:
     limits = make_settings().gates
     gates.require_sound_vectors(WELL, WELL, limits)
-    gates.require_sound_vectors(Health(1_000, 5.0, 0.9), None, limits)
-    gates.require_sound_vectors(Health(3, 2.9, 0.0), None, limits)  # three items have no four directions
-    gates.require_sound_vectors(Health(0, 0.0, 0.0), WELL, limits)
-    with pytest.raises(GateError, match=r"at least 4\.0 dimensions"):
-        gates.require_sound_vectors(Health(1_000, 1.0, 0.0), None, limits)
+    gates.require_sound_vectors(Health(1_000, 0.5, 5.0, 0.9), None, limits)
+    gates.require_sound_vectors(Health(3, 0.5, 1.9, 0.0), None, limits)  # three items have no more directions
+    gates.require_sound_vectors(Health(0, 0.0, 0.0, 0.0), WELL, limits)
+    with pytest.raises(GateError, match=r"at least 2\.0 dimensions"):
+        gates.require_sound_vectors(Health(1_000, 0.5, 1.0, 0.0), None, limits)
