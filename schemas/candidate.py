@@ -25,7 +25,7 @@ from schemas.storage import file_system, read_bytes, write_bytes
 from schemas.tables import ITEM_EMBEDDINGS, QUERY_VECTORS
 from schemas.warehouse import Warehouse
 
-_TABLES = {table.name: table for table in (ITEM_EMBEDDINGS, QUERY_VECTORS)}
+CANDIDATE_TABLES = {table.name: table for table in (ITEM_EMBEDDINGS, QUERY_VECTORS)}
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def read_candidate(warehouse: Warehouse) -> Candidate:
         values = json.loads(read_bytes(warehouse.candidate))
         items, answers = (
             Staged(table, warehouse.table(name), values["tables"][name]["files"], values["tables"][name]["base"])
-            for name, table in _TABLES.items()
+            for name, table in CANDIDATE_TABLES.items()
         )
         metrics = TypeAdapter(ScoreMetrics).validate_python(values["metrics"])
         return Candidate(items, answers, values["note"], metrics)

@@ -88,9 +88,7 @@ def candidates(settings: Settings, shop: Shop | None) -> list[Candidate]:
         else "a tower over texts and images learns what items are, of which few engagements say enough"
     )
     large = "identities of items and queries hold what is engaged with together"
-    tried = [_candidate("small_log", settings, shop, small), _candidate("large_log", settings, shop, large)]
-    # What starts from most of what it will reach goes first: what is far behind it is given up early.
-    return tried[::-1] if tried[1].settings.train.start == "spectral" else tried
+    return [_candidate("small_log", settings, shop, small), _candidate("large_log", settings, shop, large)]
 
 
 def _candidate(name: str, settings: Settings, shop: Shop, reason: str) -> Candidate:

@@ -87,7 +87,7 @@ def _is_there(last: RunRecord[Any]) -> bool:
 
 
 def _is_newest(written: TableVersion) -> bool:
-    if written.version is None:  # a candidate; whoever publishes or replaces it writes the record anew
+    if written.version is None:  # a candidate: whoever publishes or replaces it writes the record anew
         return True
     newest = DeltaTable(written.uri)
     if newest.version() == written.version:

@@ -74,7 +74,7 @@ _ended: list[Result] = []
 @contextmanager
 def noted(settings: Settings, stage: Stage[Any]) -> Iterator[None]:
     """Run a stage in the block; how it ends is noted, whatever it is. One that is already done says so and is over."""
-    started = time.time()
+    started = round(time.time(), 3)
     try:
         yield
     except AlreadyDone as found:
@@ -130,10 +130,10 @@ def runs_since(settings: Settings, started: float) -> list[Result]:
     if not DeltaTable.is_deltatable(settings.table_uri(RUNS.name)):
         return []
     rows = read_columns(settings.table_uri(RUNS.name), None, list(RUNS.column_names))
-    began = pa.scalar(datetime.fromtimestamp(started, timezone.utc), pa.timestamp("us", "UTC"))
+    began = pa.scalar(datetime.fromtimestamp(started - 0.001, timezone.utc), pa.timestamp("us", "UTC"))
     chosen = rows.filter(pc.greater_equal(rows["started_ts"], began)).sort_by("started_ts").drop_columns(["code"])
     return [
-        Result(**row | {"started_ts": row["started_ts"].timestamp(), "versions": json.loads(row["versions"])})
+        Result(**row | {"started_ts": round(row["started_ts"].timestamp(), 3), "versions": json.loads(row["versions"])})
         for row in chosen.to_pylist()
     ]
 

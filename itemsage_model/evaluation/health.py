@@ -83,7 +83,7 @@ def spread_of(vectors: npt.NDArray[np.float32]) -> tuple[float, float]:
 
 
 def _near_duplicates(sample: VectorSample, spread: float) -> float:
-    """Share of the items that lie on an item of other features, measured by how far items lie from each other at all."""
+    """Share of the items that lie on an item of other features, by how far items lie from each other at all."""
     count = 0
     _, features = np.unique(sample.features, return_inverse=True)
     for first in range(0, len(sample.ids), _ROWS_AT_ONCE):

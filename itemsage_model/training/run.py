@@ -82,7 +82,8 @@ def _fit(
 ) -> dict[str, Outcome]:
     """Each candidate that asks for it, trained on what came before the validation window."""
     outcomes: dict[str, Outcome] = {}
-    for one in tried:
+    # What starts from most of what it will reach goes first: what is far behind that is given up early.
+    for one in sorted(tried, key=lambda one: one.settings.train.start != "spectral"):
         if one.settings.train.validate_every:
             _say(f"fitting {one.name}: {one.reason}")
             layout, folder = one.settings.layout, f"{run_id}-{one.name}"

@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 from tqdm import tqdm
 
 from jobs.runtime.session import open_session
-from schemas.command_line import settings_of, settings_parser
+from schemas.command_line import exit_code_of_errors, settings_of, settings_parser
 from schemas.results import ending_in_json, noted
 from schemas.settings import Settings
 from schemas.stages import Stage
@@ -28,10 +28,10 @@ def main(stage: Stage[Any], run: Callable[[SparkSession, Settings], None], doc: 
     """
     name = stage.name
     arguments = settings_parser(name, doc).parse_args()
-    with ending_in_json(name):
+    # A session that somebody else has opened: theirs is the last line.
+    is_own = SparkSession.getActiveSession() is None
+    with ending_in_json(name) if is_own else exit_code_of_errors():
         settings = settings_of(arguments)
-        # A session that somebody else has opened goes on without us.
-        is_own = SparkSession.getActiveSession() is None
         spark = open_session(name, settings.warehouse)
         try:
             with noted(settings, stage), task_bar(spark, name):

@@ -27,7 +27,7 @@ from jobs.runtime.deadline import TaskDeadline
 from jobs.runtime.lost_worker import lost_worker
 from jobs.runtime.worker_rows import Place, WorkerRows
 from schemas import lease
-from schemas.candidate import read_candidate
+from schemas.candidate import CANDIDATE_TABLES, read_candidate
 from schemas.code_version import code_version
 from schemas.columns import Table
 from schemas.commits import OvertakenError, Staged
@@ -172,7 +172,7 @@ class JobRun(Generic[Metrics]):
         if maker := maker_of(table.name):
             # Anew, so that `count_input` sees whether it is still the one that this run began with.
             version = read_record(self.settings.layout, maker).output(table.name).version
-            if version is None:
+            if version is None and table.name in CANDIDATE_TABLES:
                 rows = table_io.read_files(
                     self.spark, read_candidate(self.settings.layout).staged(table.name).uris, table
                 )

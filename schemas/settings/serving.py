@@ -43,7 +43,7 @@ class GateSettings(Section):
     max_rise_without_images: float = Field(default=0.1, ge=0, le=1)
     min_log_coverage: float = Field(default=0.8, ge=0, le=1)
     min_spread: float = Field(default=0.001, ge=0, le=1)
-    min_dimensions: float = Field(default=2.0, ge=1, le=256)
+    min_dimensions: float = Field(default=1.2, ge=1, le=256)
     max_dimension_loss: float = Field(default=0.5, ge=0, le=1)
     max_rise_near_duplicates: float = Field(default=0.1, ge=0, le=1)
     min_neighbour_overlap: float = Field(default=0.02, ge=0, le=1)

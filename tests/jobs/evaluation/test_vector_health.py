@@ -106,5 +106,5 @@ def test_well_vectors_and_a_first_version_pass(make_settings: Callable[..., Sett
     gates.require_sound_vectors(Health(1_000, 0.5, 5.0, 0.9), None, limits)
     gates.require_sound_vectors(Health(3, 0.5, 1.9, 0.0), None, limits)  # three items have no more directions
     gates.require_sound_vectors(Health(0, 0.0, 0.0, 0.0), WELL, limits)
-    with pytest.raises(GateError, match=r"at least 2\.0 dimensions"):
+    with pytest.raises(GateError, match=r"at least 1\.2 dimensions"):
         gates.require_sound_vectors(Health(1_000, 0.5, 1.0, 0.0), None, limits)
