@@ -262,7 +262,7 @@ def test_partitions_zones_and_reruns_change_no_row(spark: SparkSession, shop: Sh
     crowd = [event(f"x{n % 50}", "lampe 🪔", f"i{n % 12}") for n in range(60)]
     recent = {"recency_half_life_days": 3.0, "max_pairs_per_query": 7}
     against = [returned(f"r{n}", f"i{n % 12}") for n in range(15)]
-    settings = shop(PLAIN + LATE + crowd + against, training_tables=recent, **NEGATIVES)
+    settings = shop(PLAIN + LATE + crowd + against, training_tables=recent, rerun=True, **NEGATIVES)
     found = []
     for partitions, zone in (("1", "UTC"), ("3", "UTC"), ("8", "America/Los_Angeles")):
         with (

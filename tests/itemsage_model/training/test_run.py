@@ -83,7 +83,7 @@ def test_the_final_pass_takes_the_best_steps_of_the_chosen_one_over_the_whole_pe
 ) -> None:
     settings = warehouse(tmp_path)
     training.train(settings, CPU)
-    (small, _), (large, fitted), (final, outcome) = passes
+    (large, fitted), (small, _), (final, outcome) = passes
     assert [one.inputs.weight for one in (small, large, final)] == ["fit_weight", "fit_weight", "pair_weight"]
     assert [one.is_validated for one in (small, large, final)] == [True, True, False]
     assert final.settings.model == large.settings.model != small.settings.model
