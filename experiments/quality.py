@@ -137,7 +137,10 @@ def ratios(result: dict[str, Any], line: Line) -> dict[str, tuple[float, float, 
 
 
 def report(folder: Path, seeds: Sequence[int]) -> list[str]:
-    """The table in Markdown: a row a line and task, the mean ratio over seeds and its range."""
+    """The table in Markdown: a row a line and task, figures and their 95 % intervals, the mean ratio and its range.
+
+    Figures and ends of intervals are means over the seeds.
+    """
     lines = ["| shop | task | slice | recall@10 | best rival | its recall@10 | ratio, lowest to highest | must |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for line in LINES:
@@ -146,13 +149,24 @@ def report(folder: Path, seeds: Sequence[int]) -> list[str]:
         for task in sorted({name for one in measured for name in one}):
             parts = [one[task] for one in measured if task in one]
             own, rival = mean(part[0] for part in parts), mean(part[1] for part in parts)
+            systems = ("itemsage", parts[0][2])
+            ends = [_interval([json.loads(path.read_text()) for path in files], task, line.slice, s) for s in systems]
             each = [part[0] / part[1] if part[1] else float("inf") for part in parts]
             verdict = "held" if mean(each) >= line.bar else "MISSED"
             lines.append(
-                f"| {line.shop} | {task} | {line.slice} | {own:.4f} | {parts[0][2]} | {rival:.4f} | "
+                f"| {line.shop} | {task} | {line.slice} | {own:.4f}{ends[0]} | {parts[0][2]} | {rival:.4f}{ends[1]} | "
                 f"{mean(each):.3f} ({min(each):.3f} to {max(each):.3f}; {len(each)} seeds) | {line.bar}: {verdict} |"
             )
     return lines
+
+
+def _interval(results: Sequence[dict[str, Any]], task: str, part: str, system: str) -> str:
+    """The 95 % interval of a system's figure; nothing where there are too few queries for one."""
+    wanted = (task, part, system)
+    rows = [row for one in results for row in one["rows"] if (row["task"], row["slice"], row["system"]) == wanted]
+    if not rows or any(row["low"] is None for row in rows):
+        return ""
+    return f" [{mean(row['low'] for row in rows):.4f}, {mean(row['high'] for row in rows):.4f}]"
 
 
 def main() -> None:
