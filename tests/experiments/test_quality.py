@@ -14,7 +14,8 @@ from schemas.settings import load_settings
 
 
 def row(system: str, value: float, part: str = "all", task: str = "closeup_checkout") -> dict[str, Any]:
-    return {"task": task, "system": system, "slice": part, "metric": "recall@10", "value": value}
+    ends = {"low": None, "high": None} if part == "unseen" else {"low": value - 0.02, "high": value + 0.02}
+    return {"task": task, "system": system, "slice": part, "metric": "recall@10", "value": value} | ends
 
 
 RESULT = {
@@ -43,7 +44,9 @@ def test_a_line_that_is_missed_is_said_to_be(tmp_path: Path):
     (unseen,) = [line for line in lines if "| unseen |" in line]
     assert "0.900 (0.800 to 1.000; 2 seeds)" in all_pairs
     assert "MISSED" in all_pairs
+    assert "| 0.0900 [0.0700, 0.1100] | co_occurrence | 0.1000 [0.0800, 0.1200] |" in all_pairs
     assert "1.500" in unseen
+    assert "| 0.0300 | frozen_query | 0.0200 |" in unseen, "too few queries for an interval"
     assert "held" in unseen
 
 
