@@ -30,11 +30,10 @@ from schemas.metrics import ScoreMetrics
 from schemas.records import RunRecord, TableVersion, find_record, write_record
 from schemas.settings import Settings
 from schemas.stages import SCORE_CATALOG
-from schemas.storage import file_system, read_batches, version_files
+from schemas.storage import file_system, is_unchanged_since, read_batches, version_files
 from schemas.tables import ITEM_EMBEDDINGS, QUERY_VECTORS
 from schemas.warehouse import Warehouse
 
-_CHANGE_NO_ROW = {"VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "UPGRADE PROTOCOL"}
 UPSERT, DELETE = "upsert", "delete"
 
 PUBLISHED = "published"
@@ -152,10 +151,8 @@ def live(warehouse: Warehouse) -> Published | None:
 
 
 def is_newest(found: Published) -> bool:
-    """Whether no row has changed since its commit: only VACUUM and changes of properties came after."""
-    history = DeltaTable(found.outputs[0].uri).history()
-    after = [commit["operation"] for commit in history if int(commit["version"]) > found.version]
-    return all(name in _CHANGE_NO_ROW for name in after)
+    """Whether no row has changed since its commit."""
+    return is_unchanged_since(found.outputs[0].uri, found.version)
 
 
 def published_version(warehouse: Warehouse, version: int) -> Published:

@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 from pyarrow import fs
 
@@ -22,7 +21,7 @@ from schemas.metrics import TrainMetrics
 from schemas.records import RunRecord, TableVersion, find_record
 from schemas.settings import Settings
 from schemas.stages import EMBED_QUERIES, Stage, maker_of, stage_named
-from schemas.storage import file_system, stamp_of
+from schemas.storage import file_system, is_unchanged_since, stamp_of
 
 
 @dataclass
@@ -78,7 +77,7 @@ def _is_unchanged(read: TableVersion, last: RunRecord[Any], stage: Stage[Any]) -
 
 
 def _is_there(last: RunRecord[Any]) -> bool:
-    """Whether the newest version of each output has the files of the recorded one, and a trained model lies there."""
+    """Whether each output is as it was written, and a trained model lies there."""
     if isinstance(last.metrics, TrainMetrics) and not _exists(f"{last.metrics.model_uri}/model.json"):
         return False
     with suppress(DeltaError, OSError):
@@ -89,11 +88,7 @@ def _is_there(last: RunRecord[Any]) -> bool:
 def _is_newest(written: TableVersion) -> bool:
     if written.version is None:  # a candidate: whoever publishes or replaces it writes the record anew
         return True
-    newest = DeltaTable(written.uri)
-    if newest.version() == written.version:
-        return True
-    recorded = DeltaTable(written.uri, version=written.version)
-    return sorted(newest.file_uris()) == sorted(recorded.file_uris())
+    return is_unchanged_since(written.uri, written.version)
 
 
 def files_besides_tables(settings: Settings, stage: Stage[Any]) -> dict[str, str]:

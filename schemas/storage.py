@@ -122,6 +122,16 @@ class VersionFiles:
     checksum: str = ""
 
 
+_CHANGE_NO_ROW = {"VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "UPGRADE PROTOCOL", "ADD FEATURE"}
+
+
+def is_unchanged_since(table_uri: str, version: int) -> bool:
+    """Whether no row of a Delta table has changed since a version: only VACUUM and changes of properties came after."""
+    delta = DeltaTable(table_uri)
+    after = [one["operation"] for one in delta.history() if int(one["version"]) > version]
+    return delta.version() - version == len(after) and all(name in _CHANGE_NO_ROW for name in after)
+
+
 def files_checksum(files: Iterable[tuple[str, int, int | None]]) -> str:
     """What a version of a table is known by beside its number: hash of its files' paths, bytes and rows.
 
