@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pyarrow import fs
 from pydantic import TypeAdapter
 
 from schemas.commits import Note, Staged
@@ -21,7 +20,7 @@ from schemas.published import PUBLISHED, Published, live
 from schemas.records import TableVersion, read_record, write_record
 from schemas.settings import Settings
 from schemas.stages import SCORE_CATALOG
-from schemas.storage import file_system, read_bytes, write_bytes
+from schemas.storage import file_system, is_file, read_bytes, write_bytes
 from schemas.tables import ITEM_EMBEDDINGS, QUERY_VECTORS
 from schemas.warehouse import Warehouse
 
@@ -91,12 +90,6 @@ def keep_candidate(warehouse: Warehouse, candidate: Candidate) -> None:
     write_bytes(warehouse.candidate, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def has_candidate(warehouse: Warehouse) -> bool:
-    """Whether there is one."""
-    system, path = file_system(warehouse.candidate)
-    return bool(system.get_file_info(path).type == fs.FileType.File)
-
-
 def read_candidate(warehouse: Warehouse) -> Candidate:
     """The candidate.
 
@@ -119,7 +112,7 @@ def read_candidate(warehouse: Warehouse) -> Candidate:
 
 def remove_candidate(warehouse: Warehouse) -> None:
     """Forget the candidate, if there is one; its files, if they are not live, are litter."""
-    if has_candidate(warehouse):
+    if is_file(warehouse.candidate):
         system, path = file_system(warehouse.candidate)
         system.delete_file(path)
 

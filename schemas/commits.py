@@ -17,7 +17,7 @@ from schemas.arrow import arrow_schema
 from schemas.columns import Table
 from schemas.errors import TableError
 from schemas.lease import require_held
-from schemas.storage import file_system, files_checksum
+from schemas.storage import file_system, files_checksum, is_unchanged_since
 from schemas.tables import ITEM_EMBEDDINGS
 
 Note = Mapping[str, Any]
@@ -80,13 +80,13 @@ class Staged:
         Raises:
             OvertakenError: another run has committed to the table since they were staged. Nothing was committed.
         """
-        newest, former = deltalake.DeltaTable(self.uri), deltalake.DeltaTable(self.uri, version=self.base)
-        found = _paths(newest)
-        if self.files and found == sorted(str(file["path"]) for file in self.files):
-            return int(newest.version())  # an earlier try was ended right after it
-        # VACUUM commits too, and changes no row.
-        is_unchanged = found == _paths(former)
-        stored = newest if is_unchanged else former
+        stored = deltalake.DeltaTable(self.uri)
+        if stored.version() != self.base:
+            if self.files and _paths(stored) == sorted(str(file["path"]) for file in self.files):
+                return int(stored.version())  # an earlier try was ended right after it
+            # VACUUM commits too, and changes no row; on top of anything else the commit is refused.
+            if not is_unchanged_since(self.uri, self.base):
+                stored = deltalake.DeltaTable(self.uri, version=self.base)
         if before:
             before(stored.version() + 1)
         return replace_files(stored, self.table, self.files, note)

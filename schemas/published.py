@@ -30,7 +30,7 @@ from schemas.metrics import ScoreMetrics
 from schemas.records import RunRecord, TableVersion, find_record, write_record
 from schemas.settings import Settings
 from schemas.stages import SCORE_CATALOG
-from schemas.storage import file_system, is_unchanged_since, read_batches, version_files
+from schemas.storage import is_file, is_unchanged_since, read_batches, version_files
 from schemas.tables import ITEM_EMBEDDINGS, QUERY_VECTORS
 from schemas.warehouse import Warehouse
 
@@ -268,8 +268,7 @@ def _require_files(target: Published) -> None:
     for output in target.outputs:
         assert output.version is not None
         for file in version_files(output.uri, output.version).files:
-            system, path = file_system(file.path)
-            if not system.get_file_info(path).is_file:
+            if not is_file(file.path):
                 raise InputError(
                     f"table {output.table}",
                     f"version {output.version}",

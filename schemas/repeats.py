@@ -21,7 +21,7 @@ from schemas.metrics import TrainMetrics
 from schemas.records import RunRecord, TableVersion, find_record
 from schemas.settings import Settings
 from schemas.stages import EMBED_QUERIES, Stage, maker_of, stage_named
-from schemas.storage import file_system, is_unchanged_since, stamp_of
+from schemas.storage import file_system, is_file, is_unchanged_since, stamp_of
 
 
 @dataclass
@@ -78,7 +78,7 @@ def _is_unchanged(read: TableVersion, last: RunRecord[Any], stage: Stage[Any]) -
 
 def _is_there(last: RunRecord[Any]) -> bool:
     """Whether each output is as it was written, and a trained model lies there."""
-    if isinstance(last.metrics, TrainMetrics) and not _exists(f"{last.metrics.model_uri}/model.json"):
+    if isinstance(last.metrics, TrainMetrics) and not is_file(f"{last.metrics.model_uri}/model.json"):
         return False
     with suppress(DeltaError, OSError):
         return all(_is_newest(written) for written in last.outputs)
@@ -100,8 +100,3 @@ def files_besides_tables(settings: Settings, stage: Stage[Any]) -> dict[str, str
     found = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     lines = sorted(f"{info.path} {stamp_of(info)}" for info in found if info.type == fs.FileType.File)
     return {"query_encoder.folder": hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]}
-
-
-def _exists(uri: str) -> bool:
-    system, path = file_system(uri)
-    return bool(system.get_file_info(path).type == fs.FileType.File)

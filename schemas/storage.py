@@ -78,6 +78,12 @@ def read_bytes(uri: str) -> bytes:
     return content
 
 
+def is_file(uri: str) -> bool:
+    """Whether there is a file at a URI."""
+    system, path = file_system(uri)
+    return bool(system.get_file_info(path).is_file)
+
+
 def stamp_of(file: fs.FileInfo) -> str:
     """A file's size and when it was written: of one that was written anew they are others."""
     return f"{file.size} {file.mtime_ns}"

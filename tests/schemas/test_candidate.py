@@ -12,7 +12,7 @@ import pytest
 from deltalake import DeltaTable
 
 from schemas import candidate as candidates
-from schemas.candidate import Candidate, has_candidate, keep_candidate, publish_candidate, read_candidate
+from schemas.candidate import Candidate, keep_candidate, publish_candidate, read_candidate
 from schemas.columns import Table
 from schemas.commits import OvertakenError, Staged, open_or_create
 from schemas.errors import InputError
@@ -21,6 +21,7 @@ from schemas.published import live
 from schemas.records import RunRecord, read_record, write_record
 from schemas.settings import Settings
 from schemas.stages import SCORE_CATALOG
+from schemas.storage import is_file
 from schemas.tables import ITEM_EMBEDDINGS, QUERY_VECTORS
 
 MakeSettings = Callable[..., Settings]
@@ -71,7 +72,7 @@ def test_a_candidate_is_live_when_it_is_published(make_settings: MakeSettings) -
     record = read_record(settings.layout, SCORE_CATALOG)
     assert record.output(ITEM_EMBEDDINGS.name).version == found.version
     assert record.made_after == {}, "the run that scored it is still the one that was done"
-    assert not has_candidate(settings.layout)
+    assert not is_file(settings.layout.candidate)
     with pytest.raises(InputError, match=r"expected scored vectors that are not live yet; found none.*score\.publish"):
         publish_candidate(settings)
     scored(settings, "b")

@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from jobs.runtime.changes import Changes, deleted_share, find_changes, merge, with_changes
 from jobs.runtime.table_io import read
-from schemas.commits import open_or_create
+from schemas.commits import OvertakenError, Staged, open_or_create
 from schemas.feed import begin_version, recorded_changes
 from schemas.spark import struct_type
 from schemas.storage import read_columns
@@ -113,3 +113,15 @@ def test_an_item_that_stands_twice_in_the_new_rows_commits_nothing(spark: SparkS
     with pytest.raises(Exception, match=r"(?i)multiple source rows"):
         merge(spark, Warehouse(uri.rpartition("/")[0]), changes, twice, {})
     assert hashes_of(uri) == OLD
+
+
+@pytest.mark.fault("B3", "refused", "vectors staged before another run took rows away by deletion vectors alone")
+def test_what_was_staged_before_rows_were_taken_away_is_refused(spark: SparkSession, uri: str) -> None:
+    staged = Staged(ITEM_EMBEDDINGS, uri, [{"path": "part", "bytes": 1, "modified_ms": 0, "rows": 1}], 1)
+    fewer = {name: text for name, text in OLD.items() if name != "i3"}
+    files = set(DeltaTable(uri).file_uris())
+    put(spark, uri, find_changes(features(spark, fewer), read(spark, uri, ITEM_EMBEDDINGS)), {})
+    assert set(DeltaTable(uri).file_uris()) == files
+    with pytest.raises(OvertakenError):
+        staged.commit({})
+    assert hashes_of(uri) == fewer
