@@ -5,7 +5,8 @@ Writes: query_embeddings, rejected_queries; the encoder at `<warehouse>/query_en
 `<warehouse>/query_projections/` how embeddings of another length than 256 become such of 256, fitted once per space.
 One row is: one query with its embedding; one query that cannot be used, and why.
 Safe to rerun because: the encoder is fitted on a fixed sample in a fixed order, texts are encoded in groups that depend
-on the texts alone, and each table is replaced in one commit.
+on the texts alone, and one commit changes each table. Where the encoder is that of the last run, as with
+`query_encoder.refit = false`, only queries that have changed are embedded and written.
 
     spark-submit --properties-file spark-defaults.conf jobs/embed_queries.py --settings pipeline.toml
 """
@@ -22,10 +23,11 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from itemsage_model.encoders.frozen_text.stored import fit_encoder, from_bytes, save, to_bytes
+from itemsage_model.encoders.frozen_text.stored import fit_encoder, from_bytes, load_recorded, save, to_bytes
 from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
 from itemsage_model.encoders.projection import Projection, fit_projection, load_projection, save_projection
 from jobs.runtime import command_line
+from jobs.runtime.incremental import find_kept, maker, merge_rows
 from jobs.runtime.job_run import JobRun
 from jobs.runtime.rejects import require_few_rejects, require_some_of_each
 from jobs.transforms.items import broken_texts
@@ -34,6 +36,7 @@ from jobs.transforms.queries import FIT_FEATURES, catalog_texts, count_texts, wi
 from schemas.cells import to_list_column, to_matrix
 from schemas.errors import SettingsError, TableError
 from schemas.metrics import QueryMetrics
+from schemas.records import find_record
 from schemas.settings import QueryEncoderSettings, Settings
 from schemas.stages import EMBED_QUERIES
 from schemas.tables import (
@@ -43,6 +46,7 @@ from schemas.tables import (
     QUERIES,
     QUERY_EMBEDDINGS,
     REJECTED_QUERIES,
+    SOURCE_HASH,
 )
 from schemas.warehouse import Warehouse
 
@@ -56,7 +60,7 @@ _MIN_KEPT = 0.8
 _TINY = 1e-12
 
 
-_ENCODED = "query_id string, query_kind string, query_embedding array<float>, query_item_id string"
+_ENCODED = "query_id string, query_kind string, query_embedding array<float>, query_item_id string, source_hash long"
 
 
 def check_spaces(usable: DataFrame, encoder_name: str | None) -> dict[str, str]:
@@ -177,27 +181,65 @@ def run(spark: SparkSession, settings: Settings) -> None:
         texts = count_texts(usable)
         items = job.read(ITEMS)
         broken = broken_texts(items, FIT_FEATURES)
-        is_needed = bool(usable.where("has_text").limit(1).count())
-        encoder = _fit(items, settings.query_encoder, broken, is_needed=is_needed)
+        encoder = kept_encoder(job)
+        if encoder is None:
+            is_needed = bool(usable.where("has_text").limit(1).count())
+            encoder = _fit(items, settings.query_encoder, broken, is_needed=is_needed)
         name = encoder.name if encoder else None
         spaces = check_spaces(usable, name)
         projections = fit_projections(usable, settings.layout)
         spaces |= {kind: projections[space].name for kind, space in spaces.items() if space in projections}
-        embedded = build(verdicts, encoder, texts.groups, projections).persist(StorageLevel.MEMORY_AND_DISK)
+        made_by = maker(name, *sorted(projection.name for projection in projections.values()))
+        changes = find_kept(job, QUERY_EMBEDDINGS, usable.select("query_id", SOURCE_HASH), made_by)
+        to_embed, groups = verdicts, texts.groups
+        if changes is not None:
+            to_embed = verdicts.join(changes.to_make, on="query_id", how="left_semi")
+            groups = count_texts(accepted(to_embed)).groups
+        embedded = build(to_embed, encoder, groups, projections).persist(StorageLevel.MEMORY_AND_DISK)
         unread = verdicts.where(F.col("reject").isNotNull())
         refused = [rejected(rows, REJECTED_QUERIES) for rows in (unread, embedded)]
         job.write_rejected(refused[0].unionByName(refused[1]), REJECTED_QUERIES)
         require_few_rejects(job, QUERIES, REJECTED_QUERIES, harmless=["duplicate_query"])
         kinds = [task.query_kind for task in settings.task_list]
-        require_some_of_each(job, QUERIES, REJECTED_QUERIES, "query_kind", kinds, [unread, embedded])
+        # Rows that stay have been found usable.
+        sound = verdicts.where(F.col("reject").isNull())
+        stay = [] if changes is None else [sound.join(changes.rows, on="query_id", how="left_anti")]
+        require_some_of_each(job, QUERIES, REJECTED_QUERIES, "query_kind", kinds, [unread, embedded, *stay])
         if encoder is not None:
             save(encoder, settings.layout.query_encoder)
-        job.write(accepted(embedded), QUERY_EMBEDDINGS)
+        kept = 0
+        if changes is None:
+            job.write(accepted(embedded), QUERY_EMBEDDINGS)
+        else:
+            kept = merge_rows(job, accepted(embedded), QUERY_EMBEDDINGS, changes).count() - accepted(embedded).count()
         explained = round(encoder.explained_variance, 4) if encoder else None
         projected = {space: round(one.explained_variance, 4) for space, one in projections.items()}
-        job.metrics = QueryMetrics(name, texts.texts, spaces, explained, projected, texts.cut, sum(broken.values()))
+        job.metrics = QueryMetrics(
+            name, texts.texts, spaces, explained, projected, texts.cut, sum(broken.values()), kept, made_by
+        )
         embedded.unpersist()
         verdicts.unpersist()
+
+
+def kept_encoder(job: JobRun[QueryMetrics]) -> TextEncoder | None:
+    """The encoder of the last run, where the settings say that it is not to be fitted anew; None = fit one.
+
+    Raises:
+        SettingsError: it was fitted by other settings of [query_encoder].
+        InputError: the warehouse holds another one.
+    """
+    wanted = job.settings.query_encoder
+    last = None if wanted.refit else find_record(job.settings.layout, STAGE)
+    if last is None:
+        return None
+    fitted = QueryEncoderSettings.model_validate(last.settings["query_encoder"])
+    aside = {"refit": False, "item_text": ()}
+    if fitted.model_copy(update=aside) != wanted.model_copy(update=aside):
+        raise SettingsError(
+            "query_encoder.refit = false keeps the encoder of the last run, which was fitted by other settings of "
+            "[query_encoder]. Put them back, or fit it anew (refit = true) and run all stages again."
+        )
+    return load_recorded(job.settings.layout, last.metrics.encoder)
 
 
 def _fit(
@@ -237,7 +279,8 @@ def _encode_group(spark: SparkSession, encoder: TextEncoder) -> Callable[[pa.Tab
         encoded = from_bytes(*stored.value).encode(distinct)
         row_of = {text: row for row, text in enumerate(distinct)}
         embeddings = to_list_column(encoded[[row_of[text] for text in texts]])
-        return queries.select(["query_id", "query_kind", "query_item_id"]).add_column(2, "query_embedding", embeddings)
+        kept = queries.select(["query_id", "query_kind", "query_item_id", SOURCE_HASH])
+        return kept.add_column(2, "query_embedding", embeddings)
 
     return encode
 

@@ -36,20 +36,19 @@ from itemsage_model.serving.scorer import batch_function, load_once
 from itemsage_model.serving.selection import Selection, rows_of_keys
 from jobs.evaluation import vector_health
 from jobs.runtime import command_line, gates, table_io
-from jobs.runtime.changes import Changes, deleted_share, find_changes, merge, with_changes
+from jobs.runtime.changes import Changes, with_changes
 from jobs.runtime.job_run import JobRun
+from jobs.runtime.rescoring import Comparison, compare, kept_version, merge_published, query_vectors, scoring_of
 from jobs.runtime.worker_rows import WorkerRows
 from jobs.transforms.keys import query_key
 from schemas.arrow import arrow_schema
 from schemas.candidate import Candidate, keep_candidate, remove_candidate
-from schemas.code_version import code_version
 from schemas.commits import Staged
-from schemas.contracts import run_again, space_of
+from schemas.contracts import date_of, run_again, space_of
 from schemas.elements import FEATURE_CELLS
 from schemas.errors import InputError
 from schemas.metrics import Health, ScoreMetrics
-from schemas.published import is_newest, live
-from schemas.records import RunRecord, TableVersion
+from schemas.records import TableVersion
 from schemas.settings import Settings
 from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES, SCORE_CATALOG, TRAIN, VALIDATE
 from schemas.tables import (
@@ -174,7 +173,6 @@ def run(spark: SparkSession, settings: Settings) -> None:
         files = pin_version(features)
         job.count_input(TableVersion(ITEM_FEATURES.name, features.uri, files.version, files.row_count))
         gates.require_sound_catalog(previous, made.metrics, files.row_count, settings)
-        gates.require_known_ids(_count_ids(job, features, previous), settings.gates)
         decision = floor_of(job)
         fallback = decision.fallback
         # Decided once, so that all rows of a version are computed alike.
@@ -184,81 +182,60 @@ def run(spark: SparkSession, settings: Settings) -> None:
         constants = {"model_id": identity, "scored_ts": settings.dates.end}
         kinds = {task.query_kind for task in settings.task_list}
         queries = build_queries(job.read(QUERY_EMBEDDINGS), model, kinds, fallback)
-        scoring = _scoring(identity, precision)
-        changes = _changes(job, features, scoring) if can_rescore_some(settings, precision, fallback) else None
-        keys, count = (None, files.row_count) if changes is None else (changes.keys, len(changes.keys))
+        scoring = scoring_of(identity, precision)
+        kept = kept_version(settings, scoring, precision, fallback)
+        compared = compare(job, features, previous, kept)
+        changes = compared.changes
+        gates.require_known_ids(compared.ids, settings.gates)
+        keys = compared.keys
+        count = files.row_count if keys is None else len(keys)
         rows_at_once = settings.score.rows_per_batch
         selection = Selection(keys, _replacement(job, fallback))
         scored = build(spark, files, model, constants, rows_at_once, precision, selection)
         items = job.stage_worker_rows(scored, ITEM_EMBEDDINGS, row_count=count)
-        answers = job.stage_worker_rows(queries, QUERY_VECTORS)
-        published, new = _published_rows(job, previous), table_io.read_files(spark, items.uris, ITEM_EMBEDDINGS)
-        whole = with_changes(published, changes, new) if changes is not None and published is not None else new
-        health = _health(job, whole, files.row_count, answers, published, is_same_model(previous, identity))
+        answers = query_vectors(job, queries, kinds, kept)
+        new = table_io.read_files(spark, items.uris, ITEM_EMBEDDINGS)
+        is_same = previous is not None and previous.metrics.published_id == identity
+        health = _health(job, new, files.row_count, answers, compared, is_same)
         gates.require_sound_vectors(health, previous.metrics.health if previous else None, settings.gates)
+        trained_as_of = date_of(job.record(TRAIN))
         counted = made.metrics.items_without_text, made.metrics.items_without_images
         spaces = {kind: job.made_with[space_of(kind)] for kind in sorted(kinds) if space_of(kind) in job.made_with}
         job.metrics = ScoreMetrics(
             model.model_id, precision, *counted, fallback=fallback, floor=decision.lines, published_id=identity,
-            spaces=spaces, health=health, scoring=scoring, scored=count,
+            spaces=spaces, health=health, scoring=scoring, scored=count, trained_as_of=trained_as_of,
         )  # fmt: skip
         candidate = Candidate(items, answers, job.note(made_with=job.made_with), job.metrics, files.row_count)
-        if settings.score.publish == "live":
-            by_merge = None if changes is None else partial(merge, spark, settings.layout, changes, new)
-            outputs = candidate.make_live(settings.layout, by_merge)
-            remove_candidate(settings.layout)
-            if changes is not None:
-                items.discard()
-                changes.forget()
-        else:
-            keep_candidate(settings.layout, candidate)
-            outputs = candidate.outputs
-        for output in outputs:
-            job.count_output(output)
+        _publish(job, candidate, changes, new)
 
 
-def can_rescore_some(settings: Settings, precision: Precision, fallback: str) -> bool:
-    """Whether rows of before can stay: not where which items share a batch shows, or which are frozen may change."""
-    is_exact = precision == "float32" and not fallback
-    wanted = settings.score.publish == "live" and settings.score.max_changed_share > 0
-    return is_exact and wanted and not settings.gates.override and not settings.rerun
-
-
-def is_same_model(previous: RunRecord[ScoreMetrics] | None, identity: str) -> bool:
-    """Whether what is published is of the same model."""
-    return previous is not None and previous.metrics.published_id == identity
-
-
-def _scoring(identity: str, precision: Precision) -> str:
-    """What rows of equal features must share to be equal: model, query spaces, fallback, precision and code."""
-    return hashlib.sha256(f"{identity} {precision} {code_version()}".encode()).hexdigest()[:32]
-
-
-def _changes(job: JobRun[ScoreMetrics], features: TableVersion, scoring: str) -> Changes | None:
-    """What is not as it is published; None = all must be scored, or so much that all shall be written."""
-    layout, most = job.settings.layout, job.settings.score.max_changed_share
-    found = live(layout)
-    if found is None or found.metrics.scoring != scoring or not is_newest(found):
-        return None
-    new = table_io.read(job.spark, features.uri, ITEM_FEATURES, version=features.version)
-    old = table_io.read(job.spark, found.outputs[0].uri, ITEM_EMBEDDINGS, version=found.version)
-    changes = find_changes(new, old)
-    share = changes.total / max(features.rows, 1)
-    if share > most or share + deleted_share(layout) > 2 * most:
-        changes.forget()
-        return None
-    print(f"  of {features.rows:,} items: {changes}; the others stay as they are published", flush=True)
-    return changes
+def _publish(job: JobRun[ScoreMetrics], candidate: Candidate, changes: Changes | None, scored: DataFrame) -> None:
+    """Make the candidate live, by a merge where only changed items were scored; or keep it beside what is."""
+    layout, outputs = job.settings.layout, candidate.outputs
+    if job.settings.score.publish == "live":
+        by_merge = None if changes is None else partial(merge_published, layout, changes, scored)
+        outputs = candidate.make_live(layout, by_merge)
+        remove_candidate(layout)
+        if changes is not None:
+            candidate.items.discard()
+            changes.forget()
+    else:
+        keep_candidate(layout, candidate)
+    for output in outputs:
+        job.count_output(output)
 
 
 def _health(
-    job: JobRun[ScoreMetrics], new: DataFrame, rows: int, answers: Staged, published: DataFrame | None, is_same: bool
+    job: JobRun[ScoreMetrics], scored: DataFrame, rows: int, answers: Staged, compared: Comparison, is_same: bool
 ) -> Health:
     """What the staged vectors look like beside those that are published."""
-    found = vector_health.health(new, published, rows, is_same_model=is_same)
+    published, changes = compared.published, compared.changes
+    changed = None if changes is None else changes.rows
+    found = vector_health.health(scored, published, rows, changed, is_same_model=is_same)
     print(f"  vectors: {found}", flush=True)
     queries = table_io.read_files(job.spark, answers.uris, QUERY_VECTORS)
-    return vector_health.with_canaries(found, new, queries, job.settings.canaries)
+    whole = scored if published is None or changes is None else with_changes(published, changes, scored)
+    return vector_health.with_canaries(found, whole, queries, job.settings.canaries)
 
 
 def floor_of(job: JobRun[ScoreMetrics]) -> Decision:
@@ -296,28 +273,6 @@ def _replacement(job: JobRun[ScoreMetrics], fallback: str) -> Replacement | None
     counts = job.record(BUILD_TRAINING_TABLES).output(ITEM_COUNTS.name)
     rows = table_io.read(job.spark, counts.uri, ITEM_COUNTS, version=counts.version)
     return Replacement(np.unique(rows.select("item_key").toArrow()["item_key"].to_numpy()))
-
-
-def _count_ids(
-    job: JobRun[ScoreMetrics], features: TableVersion, previous: RunRecord[ScoreMetrics] | None
-) -> gates.IdCounts:
-    """Ids to be published beside those that are, and those of the log."""
-    counts = job.record(BUILD_TRAINING_TABLES).output(ITEM_COUNTS.name)
-    job.count_input(counts)
-    read = partial(table_io.read, job.spark)
-    return gates.count_ids(
-        read(features.uri, ITEM_FEATURES, version=features.version),
-        _published_rows(job, previous),
-        read(counts.uri, ITEM_COUNTS, version=counts.version),
-    )
-
-
-def _published_rows(job: JobRun[ScoreMetrics], previous: RunRecord[ScoreMetrics] | None) -> DataFrame | None:
-    """The rows that are published; None where none are, or where an override says that they do not matter."""
-    published = previous.output(ITEM_EMBEDDINGS.name) if previous and not job.settings.gates.override else None
-    if published is None or table_io.latest_version(job.spark, published.uri) is None:  # removed since
-        return None
-    return table_io.read(job.spark, published.uri, ITEM_EMBEDDINGS, version=published.version)
 
 
 def _refuse_large(weights: bytes) -> None:

@@ -157,9 +157,10 @@ def _quick(command: str, settings: Settings) -> int:
         return 0
     for number, one in enumerate(published_versions(settings.layout)):
         back = f", back from version {one.rolled_back_from['version']}" if one.rolled_back_from else ""
+        model = f"model {one.model_id} of {one.metrics.trained_as_of}"
         print(
             f"{'live' if not number else '    '}  version {one.version}  {one.committed:%Y-%m-%d %H:%M} UTC  "
-            f"as of {one.as_of}  {one.outputs[0].rows:,} items  model {one.model_id}{back}"
+            f"as of {one.as_of}  {one.outputs[0].rows:,} items  {model}{back}"
         )
     return 0
 

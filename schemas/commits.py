@@ -18,7 +18,7 @@ from schemas.columns import Table
 from schemas.errors import TableError
 from schemas.lease import require_held
 from schemas.storage import file_system, files_checksum, is_unchanged_since
-from schemas.tables import ITEM_EMBEDDINGS
+from schemas.tables import MERGED
 
 Note = Mapping[str, Any]
 """What a commit's userMetadata says, as JSON: see `JobRun.note`."""
@@ -81,15 +81,28 @@ class Staged:
             OvertakenError: another run has committed to the table since they were staged. Nothing was committed.
         """
         stored = deltalake.DeltaTable(self.uri)
-        if stored.version() != self.base:
-            if self.files and _paths(stored) == sorted(str(file["path"]) for file in self.files):
-                return int(stored.version())  # an earlier try was ended right after it
-            # VACUUM commits too, and changes no row; on top of anything else the commit is refused.
-            if not is_unchanged_since(self.uri, self.base):
-                stored = deltalake.DeltaTable(self.uri, version=self.base)
+        if self.files and _paths(stored) == sorted(str(file["path"]) for file in self.files):
+            return int(stored.version())  # `committed`, or an earlier try was ended right after it
+        # VACUUM commits too, and changes no row; on top of anything else the commit is refused.
+        if stored.version() != self.base and not is_unchanged_since(self.uri, self.base):
+            stored = deltalake.DeltaTable(self.uri, version=self.base)
         if before:
             before(stored.version() + 1)
         return replace_files(stored, self.table, self.files, note)
+
+
+def committed(uri: str, table: Table, version: int) -> Staged:
+    """The rows of a version as if they were staged once more: to commit them is to name the newest version.
+
+    Args:
+        uri: Where the table lies.
+        table: What its rows mean.
+        version: One without deletion vectors, after which no row has changed.
+    """
+    actions = pa.table(deltalake.DeltaTable(uri, version=version).get_add_actions(flatten=True))
+    names = {"path": "path", "size_bytes": "bytes", "num_records": "rows"}
+    files = actions.select(list(names)).rename_columns(list(names.values())).to_pylist()
+    return Staged(table, uri, files, version)
 
 
 def commit_note(uri: str, note: Note) -> int:
@@ -176,7 +189,7 @@ def _refuse_rules(stored: deltalake.DeltaTable, table: Table) -> None:
     found = [f"partitioned by {name}" for name in metadata.partition_columns]
     found += [name for name in sorted(metadata.configuration) if name.startswith("delta.constraints.")]
     # Whoever replaces all files of a table whose rows were deleted by vectors leaves none.
-    refused = {"columnMapping"} if table is ITEM_EMBEDDINGS else {"columnMapping", "deletionVectors"}
+    refused = {"columnMapping"} if table in MERGED else {"columnMapping", "deletionVectors"}
     found += sorted(features & refused)
     if found:
         raise TableError(

@@ -48,6 +48,8 @@ class QueryMetrics:
         projected_spaces: Space of embeddings of another length -> what of them the 256 dimensions keep, 0 to 1.
         truncated_texts: Encoded texts of which only the first 16,384 characters were read.
         broken_catalog_texts: Texts of items that are no UTF-8, and that the text encoder was not fitted on.
+        kept_rows: Rows of query_embeddings that stayed as they were; the other figures count them too.
+        made_by: Hash of encoder, projections and code: rows of equal sources are equal while it stays.
     """
 
     encoder: str | None
@@ -57,6 +59,8 @@ class QueryMetrics:
     projected_spaces: dict[str, float] = field(default_factory=dict)
     truncated_texts: int = 0
     broken_catalog_texts: int = 0
+    kept_rows: int = 0
+    made_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,12 @@ class ItemTextMetrics:
 
     Attributes:
         encoder: The frozen text encoder's name, which is the embedding space; None where embed_queries has made none.
-        texts_encoded: Distinct texts.
+        texts_encoded: Distinct texts that this run has encoded.
         items_without_text: Items whose query_encoder.item_text is blank; their cell is empty.
         items_of_unknown_text: Items with a text of which the encoder knows nothing; their cell is empty.
         truncated_texts: Items of whose text only the first 16,384 characters were read.
+        kept_rows: Items whose row stayed as it was; the three figures before count them too.
+        made_by: Hash of encoder, settings and code: rows of equal texts are equal while it stays.
     """
 
     encoder: str | None
@@ -76,6 +82,8 @@ class ItemTextMetrics:
     items_without_text: int = 0
     items_of_unknown_text: int = 0
     truncated_texts: int = 0
+    kept_rows: int = 0
+    made_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -311,6 +319,7 @@ class ScoreMetrics:
         health: What the vectors look like; None in records of before.
         scoring: Hash of model, precision, fallback and code: rows of equal features that share it are equal.
         scored: Items that were scored; the others' rows are those of before. None in records of before.
+        trained_as_of: The logical date of the model, ISO; empty in records of before.
     """
 
     model_id: str
@@ -324,6 +333,7 @@ class ScoreMetrics:
     health: Health | None = None
     scoring: str = ""
     scored: int | None = None
+    trained_as_of: str = ""
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,15 @@ ENGAGEMENT_LOGS = Table(
 
 # ---------------------------------------------------------------- written by the jobs
 
+SOURCE_HASH = "source_hash"
+_SOURCE_HASH = Column(
+    SOURCE_HASH,
+    "int64",
+    "64-bit hash of what the row was made of: while it stays, so does the row; null in tables of before",
+    nullable=True,
+    optional=True,
+)
+
 QUERY_EMBEDDINGS = Table(
     "query_embeddings",
     "one query with its frozen embedding",
@@ -166,6 +175,7 @@ QUERY_EMBEDDINGS = Table(
         Column("query_embedding", "vector", "frozen query embedding, unit length", shape=_EMBEDDING),
         Column("embedding_space", "string", "name and version of the frozen encoder; one per query kind"),
         Column("query_item_id", "string", "the catalog item the query shows, if any", nullable=True),
+        _SOURCE_HASH,
     ),
     key=("query_id",),
 )
@@ -186,6 +196,7 @@ ITEM_TEXT_EMBEDDINGS = Table(
         _ITEM_ID,
         FROZEN_TEXT.values,
         Column("embedding_space", "string", "name of the frozen text encoder, one a version; empty = there is none"),
+        _SOURCE_HASH,
     ),
     key=("item_id",),
 )
@@ -458,3 +469,6 @@ TRUE_QUERY_VECTORS = Table(
     ),
     key=("query_id", "engagement"),
 )
+
+MERGED = (ITEM_EMBEDDINGS, ITEM_TEXT_EMBEDDINGS, QUERY_EMBEDDINGS)
+"""Tables of which changed rows alone are written: they may have deletion vectors, and Petastorm reads none of them."""

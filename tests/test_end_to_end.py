@@ -420,15 +420,17 @@ def test_only_changed_items_are_scored_and_all_is_as_if_every_one_were(
     items.append({**items[1], "item_id": "quite new"})
     table = DeltaTable(f"{some.warehouse.uri}/items")
     write_deltalake(table, pa.Table.from_pylist(items, pa.schema(table.schema().to_arrow())), mode="overwrite")
-    run_jobs(spark, some, ("embed_items", "build_item_features"))
     shutil.copytree(some.warehouse.uri, tmp_path / "b")
+    for name in ("embed_items", "build_item_features"):
+        importlib.import_module(f"jobs.{name}").run(spark, some)
+    assert read_record(some.layout, EMBED_ITEMS).metrics.kept_rows == len(items) - 2
 
     def end(*_: Any) -> int:
         raise KeyboardInterrupt
 
     # Ended where a kill would leave most: all is written, nothing is committed.
     with monkeypatch.context() as ending:
-        ending.setattr(score_catalog, "merge", end)
+        ending.setattr(score_catalog, "merge_published", end)
         with pytest.raises(KeyboardInterrupt):
             score(some)
     assert live(some.layout) == before
@@ -439,6 +441,7 @@ def test_only_changed_items_are_scored_and_all_is_as_if_every_one_were(
     todo = {gone: "delete", changed["item_id"]: "upsert", "quite new": "upsert"}
     assert changes_since(some.layout, before.version) == todo
     all_of_them = of("b", "score.max_changed_share=0")
+    run_jobs(spark, all_of_them, ("embed_items", "build_item_features"))
     score(all_of_them)
     whole = live(all_of_them.layout)
     assert whole is not None

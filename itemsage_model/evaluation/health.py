@@ -17,6 +17,8 @@ NEIGHBOURS = 10
 _DUPLICATE = 0.001
 """Share of the squared distance of any two items, in the mean, below which two cannot be told apart by a search."""
 _ROWS_AT_ONCE = 1_024
+_ASKED = 2_000
+"""Items of a sample, at most, whose neighbours are looked for among all of it: a share of them is right to .01."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,16 @@ class VectorSample:
     def taken(self, rows: npt.NDArray[np.int64]) -> VectorSample:
         """Some of its rows."""
         return VectorSample(self.ids[rows], self.features[rows], self.vectors[rows])
+
+    def replaced(self, ids: npt.NDArray[np.str_], new: VectorSample) -> VectorSample:
+        """The sample without the items of these ids, and with those of another one."""
+        kept = self.taken(np.flatnonzero(~np.isin(self.ids, ids)))
+        both = VectorSample(
+            np.concatenate([kept.ids, new.ids]),
+            np.concatenate([kept.features, new.features]),
+            np.concatenate([kept.vectors, new.vectors]) if len(new.ids) else kept.vectors,
+        )
+        return both.taken(np.argsort(both.ids, kind="stable"))
 
 
 def health_of(new: VectorSample, previous: VectorSample | None, *, is_same_model: bool) -> Health:
@@ -59,7 +71,8 @@ def health_of(new: VectorSample, previous: VectorSample | None, *, is_same_model
         drift = round(max(0.0, float(1 - cosines.mean())), 6)
     overlap = None
     if len(rows) > NEIGHBOURS:
-        found, found_before = _nearest(now.vectors), _nearest(before.vectors)
+        asked = _asked(len(rows))
+        found, found_before = _nearest(now.vectors, asked), _nearest(before.vectors, asked)
         kept = [len(np.intersect1d(*pair, assume_unique=True)) for pair in zip(found, found_before, strict=True)]
         overlap = round(float(np.mean(kept)) / NEIGHBOURS, 4)
     return Health(*figures, overlap, drift)
@@ -82,22 +95,28 @@ def spread_of(vectors: npt.NDArray[np.float32]) -> tuple[float, float]:
     return round(spread, 6), round(spread**2 / max(float((covariance**2).sum()), 1e-300), 2)
 
 
+def _asked(count: int) -> npt.NDArray[np.int64]:
+    """At most _ASKED of so many rows, evenly dealt."""
+    return np.arange(0, count, max(1, -(-count // _ASKED)))
+
+
 def _near_duplicates(sample: VectorSample, spread: float) -> float:
     """Share of the items that lie on an item of other features, by how far items lie from each other at all."""
-    count = 0
+    count, asked = 0, _asked(len(sample.ids))
     _, features = np.unique(sample.features, return_inverse=True)
-    for first in range(0, len(sample.ids), _ROWS_AT_ONCE):
-        rows = slice(first, first + _ROWS_AT_ONCE)
+    for first in range(0, len(asked), _ROWS_AT_ONCE):
+        rows = asked[first : first + _ROWS_AT_ONCE]
         is_on = sample.vectors[rows] @ sample.vectors.T > 1 - _DUPLICATE * spread
         count += int((is_on & (features[rows, None] != features[None, :])).any(axis=1).sum())
-    return round(count / max(len(sample.ids), 1), 4)
+    return round(count / max(len(asked), 1), 4)
 
 
-def _nearest(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """The nearest others of each vector, in no order [item, NEIGHBOURS]."""
+def _nearest(vectors: npt.NDArray[np.float32], asked: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The nearest others of some vectors, in no order [asked, NEIGHBOURS]."""
     parts = []
-    for first in range(0, len(vectors), _ROWS_AT_ONCE):
-        scores = vectors[first : first + _ROWS_AT_ONCE] @ vectors.T
-        scores[np.arange(len(scores)), np.arange(first, first + len(scores))] = -np.inf
+    for first in range(0, len(asked), _ROWS_AT_ONCE):
+        rows = asked[first : first + _ROWS_AT_ONCE]
+        scores = vectors[rows] @ vectors.T
+        scores[np.arange(len(rows)), rows] = -np.inf
         parts.append(np.argpartition(-scores, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS])
     return np.concatenate(parts)

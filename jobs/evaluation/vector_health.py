@@ -20,28 +20,43 @@ SAMPLED_ITEMS = 10_000
 _BUCKETS = 1 << 30
 
 
-def health(new: DataFrame, previous: DataFrame | None, row_count: int, *, is_same_model: bool) -> Health:
+def health(
+    scored: DataFrame,
+    previous: DataFrame | None,
+    row_count: int,
+    changed: DataFrame | None = None,
+    *,
+    is_same_model: bool,
+) -> Health:
     """What a sample of about SAMPLED_ITEMS items looks like, beside the same items of the version before.
 
     Args:
-        new: Rows of ITEM_EMBEDDINGS that are to be published.
+        scored: Rows of ITEM_EMBEDDINGS that are to be published.
         previous: Those that are published; None = none.
-        row_count: Rows of `new`.
+        row_count: Rows that will be published.
+        changed: item_id of the rows of `previous` that `scored` replaces, or that leave; None = `scored` replaces all.
         is_same_model: Whether both are of one model.
     """
     share = min(1.0, SAMPLED_ITEMS / max(row_count, 1))
     before = None if previous is None else sampled(previous, share)
-    return health_of(sampled(new, share), before, is_same_model=is_same_model)
+    new = sampled(scored, share)
+    if changed is not None and before is not None:
+        ids = _chosen(changed, share).select("item_id").toArrow()["item_id"].to_pylist()
+        new = before.replaced(np.array(ids, dtype=np.str_), new)
+    return health_of(new, before, is_same_model=is_same_model)
 
 
 def sampled(rows: DataFrame, share: float) -> VectorSample:
     """Items chosen by a hash of their id, so that two versions give the same ones."""
-    chosen = rows.where(F.pmod(F.xxhash64("item_id"), F.lit(_BUCKETS)) < F.lit(round(share * _BUCKETS)))
-    table = chosen.select("item_id", "features_hash", "embedding").toArrow()
+    table = _chosen(rows, share).select("item_id", "features_hash", "embedding").toArrow()
     ids = np.array(table["item_id"].to_pylist(), dtype=np.str_)
     order = np.argsort(ids, kind="stable")
     features = np.array(table["features_hash"].to_pylist(), dtype=np.str_)
     return VectorSample(ids, features, to_matrix(table["embedding"])).taken(order)
+
+
+def _chosen(rows: DataFrame, share: float) -> DataFrame:
+    return rows.where(F.pmod(F.xxhash64("item_id"), F.lit(_BUCKETS)) < F.lit(round(share * _BUCKETS)))
 
 
 def with_canaries(found: Health, items: DataFrame, queries: DataFrame, canaries: Sequence[CanarySettings]) -> Health:

@@ -8,10 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
-
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
 from schemas.contracts import date_of
 from schemas.errors import GateError, InputError
@@ -128,31 +124,6 @@ def require_sound_vectors(health: Health, previous: Health | None, gates: GateSe
         GateError: a gate did not open, and the override is not set.
     """
     stop([*_health(health, previous, gates)], gates)
-
-
-def count_ids(new: DataFrame, previous: DataFrame | None, logged: DataFrame) -> IdCounts:
-    """Count, in one pass over three columns of ids.
-
-    Args:
-        new: item_id of what is about to be published.
-        previous: item_id of what is published; None = nothing is.
-        logged: item_id of the items that the log names, repeated or not.
-    """
-    sides = {"new": new, "previous": previous, "logged": logged}
-    marked = [
-        ids.select("item_id", *[F.lit(name == side).alias(side) for side in sides])
-        for name, ids in sides.items()
-        if ids is not None
-    ]
-    flags = [F.bool_or(side).alias(side) for side in sides]
-    by_id = reduce(DataFrame.unionByName, marked).groupBy("item_id").agg(*flags)
-    row = by_id.agg(
-        F.count_if("previous").alias("previous"),
-        F.count_if(F.col("previous") & F.col("new")).alias("previous_kept"),
-        F.count_if("logged").alias("logged"),
-        F.count_if(F.col("logged") & F.col("new")).alias("logged_kept"),
-    ).first()
-    return IdCounts(**row.asDict()) if row else IdCounts()
 
 
 def stop(failures: list[Failure], gates: GateSettings) -> None:

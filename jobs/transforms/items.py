@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-from jobs.transforms.keys import NO_ITEM, item_key
+from jobs.transforms.keys import NO_ITEM, item_key, source_hash
 from jobs.transforms.quarantine import (
     Check,
     accepted,
@@ -18,7 +18,7 @@ from jobs.transforms.quarantine import (
     with_copies,
     with_reject,
 )
-from schemas.tables import ITEMS, MAX_TEXT_CHARACTERS, REJECTED_ITEMS
+from schemas.tables import ITEMS, MAX_TEXT_CHARACTERS, REJECTED_ITEMS, SOURCE_HASH
 
 
 def split_items(items: DataFrame) -> tuple[DataFrame, DataFrame]:
@@ -74,10 +74,14 @@ def joined_texts(items: DataFrame, text_features: Sequence[str]) -> DataFrame:
 
 
 def item_texts(items: DataFrame, names: Sequence[str]) -> DataFrame:
-    """Each item's `text`, the named text features joined by a blank and cut, and `is_cut`; null as an empty text."""
+    """Each item's `text`, the named text features joined by a blank and cut, `is_cut` and the text's SOURCE_HASH.
+
+    A null is an empty text.
+    """
     whole = F.concat_ws(" ", *names)
     text = F.substring(whole, 1, MAX_TEXT_CHARACTERS).alias("text")
-    return items.select("item_id", text, (F.char_length(whole) > MAX_TEXT_CHARACTERS).alias("is_cut"))
+    texts = items.select("item_id", text, (F.char_length(whole) > MAX_TEXT_CHARACTERS).alias("is_cut"))
+    return texts.withColumn(SOURCE_HASH, source_hash("text"))
 
 
 def broken_texts(items: DataFrame, text_features: Sequence[str]) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
+from jobs.transforms.keys import source_hash
 from jobs.transforms.quarantine import (
     Check,
     copy_checks,
@@ -16,7 +17,7 @@ from jobs.transforms.quarantine import (
     with_copies,
     with_reject,
 )
-from schemas.tables import EMBEDDING_DIM, MAX_TEXT_CHARACTERS, QUERIES, TEXT_FEATURES
+from schemas.tables import EMBEDDING_DIM, MAX_TEXT_CHARACTERS, QUERIES, SOURCE_HASH, TEXT_FEATURES
 
 FIT_ITEMS = 100_000
 """Most catalog items the encoder is fitted on, chosen by hash: a whole catalog need not fit on the driver."""
@@ -30,9 +31,15 @@ TEXTS_PER_GROUP, CHARACTERS_PER_GROUP = 4_096, 1_048_576
 FIT_FEATURES = tuple(name for name in TEXT_FEATURES if name not in ("merchant_domain", "product_links", "size"))
 """Text features that are language; links and sizes would only fill the vocabulary."""
 
+_SOURCE = ("query_kind", "text", "query_embedding", "embedding_space", "query_item_id")
+"""What a row of query_embeddings is made of, beside its id."""
+
 
 def with_verdicts(queries: DataFrame) -> DataFrame:
-    """Add `has_text`, and `reject` where a query cannot be used as it stands; see `with_copies` for repeated ids."""
+    """Add `has_text`, SOURCE_HASH, and `reject` where a query cannot be used as it stands.
+
+    See `with_copies` for repeated ids.
+    """
     has_embedding = F.col("query_embedding").isNotNull()
     length = F.coalesce("embedding_length", F.lit(EMBEDDING_DIM))
     checks = [
@@ -56,7 +63,8 @@ def with_verdicts(queries: DataFrame) -> DataFrame:
     ]  # fmt: skip
     # The right side is unique by embedding_space.
     sized = queries.join(embedding_lengths(queries), on="embedding_space", how="left")
-    sound = with_reject(sized.withColumn("has_text", ~is_blank("text")), QUERIES, checks)
+    hashed = sized.withColumn(SOURCE_HASH, source_hash(*_SOURCE))
+    sound = with_reject(hashed.withColumn("has_text", ~is_blank("text")), QUERIES, checks)
     numbered = with_copies(sound, QUERIES, ("query_id",))
     cure = "Keep one row per query, or give each an id of its own; the fullest row was used."
     return with_reject(numbered, QUERIES, copy_checks("query", "query_id", cure))

@@ -166,6 +166,7 @@ class QueryEncoderSettings(Section):
     lsa_vocabulary: int = Field(default=50_000, ge=EMBEDDING_DIM)
     lsa_dims: int = Field(default=1_024, ge=1)
     item_text: TextFeatures = ("title",)
+    refit: bool = True
 
     @model_validator(mode="after")
     def _folder_where_needed(self) -> QueryEncoderSettings:

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pyspark.sql import Row, SparkSession
+from deltalake import DeltaTable
+from pyspark.sql import DataFrame, Row, SparkSession
 
 from itemsage_model.encoders.frozen_text.lsa import LsaEncoder, fit_lsa
 from itemsage_model.encoders.frozen_text.stored import save
 from jobs import embed_items
 from jobs.runtime import table_io
+from jobs.runtime.worker_rows import WorkerRows
+from jobs.transforms.items import item_texts
 from schemas.contracts import ITEM_TEXT, identities
 from schemas.errors import InputError
 from schemas.metrics import ItemTextMetrics, QueryMetrics
@@ -64,7 +67,8 @@ def test_an_items_text_gets_the_encoders_vector_and_other_items_an_empty_cell(
     assert [rows[name]["text_embedding"] for name in ("null", "blank", "unknown")] == [b""] * 3
     assert {row["embedding_space"] for row in rows.values()} == {encoder.name}
     record = read_record(settings.layout, embed_items.STAGE)
-    assert record.metrics == ItemTextMetrics(encoder.name, 3, 2, 1, 1)
+    made_by = record.metrics.made_by
+    assert record.metrics == ItemTextMetrics(encoder.name, 3, 2, 1, 1, made_by=made_by)
     assert identities(record) == {ITEM_TEXT: encoder.name}
 
 
@@ -83,7 +87,7 @@ def test_each_distinct_text_is_encoded_once_whatever_the_partitions_and_batches(
     spark: SparkSession, make_settings: MakeSettings, encoder: LsaEncoder
 ) -> None:
     """2,600 items are three Arrow batches: one text covers the border of two."""
-    settings = make_settings()
+    settings = make_settings(rerun=True)
     items = [(f"i{number}", TITLES[number % 2] if number < 2_500 else f"red {number}", None, None)
              for number in range(2_600)]  # fmt: skip
     found = []
@@ -100,7 +104,7 @@ def test_each_distinct_text_is_encoded_once_whatever_the_partitions_and_batches(
 
 def test_texts_are_encoded_in_parts(spark: SparkSession, encoder: LsaEncoder) -> None:
     items = spark.createDataFrame([(f"i{n}", TITLES[n % 3], None, None) for n in range(60)], ITEM)
-    rows = embed_items.build(conform(items, ITEMS), ["title"], encoder, 4)
+    rows = embed_items.build(item_texts(conform(items, ITEMS), ["title"]), encoder, 4)
     assert rows.source.rdd.getNumPartitions() == 4
     per_part = rows.source.rdd.glom().map(lambda part: {row["text"] for row in part}).collect()
     assert sum(map(len, per_part)) == 3
@@ -113,7 +117,7 @@ def test_without_an_encoder_every_cell_is_empty(spark: SparkSession, make_settin
     rows = embedded(spark, settings).values()
     assert [(row["text_embedding"], row["embedding_space"]) for row in rows] == [(b"", "")] * 2
     record = read_record(settings.layout, embed_items.STAGE)
-    assert record.metrics == ItemTextMetrics(None, 0, 1, 1, 0)
+    assert record.metrics == ItemTextMetrics(None, 0, 1, 1, 0, made_by=record.metrics.made_by)
     assert identities(record) == {ITEM_TEXT: "none"}
 
 
@@ -126,3 +130,65 @@ def test_an_encoder_that_no_record_names_is_refused(
     write_record(settings.layout, RunRecord("embed_queries", QueryMetrics("lsa-0", 0, {})))
     with pytest.raises(InputError, match=rf"query encoder, \S+: expected lsa-0, .*found {encoder.name}.*FROM=embed_qu"):
         embed_items.run(spark, settings)
+
+
+def encoded_by(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """What each call of `build` is given to encode."""
+    seen: list[set[str]] = []
+    build = embed_items.build
+
+    def watched(sources: DataFrame, *others: Any) -> WorkerRows:
+        seen.append({row["item_id"] for row in sources.select("item_id").collect()})
+        return build(sources, *others)
+
+    monkeypatch.setattr(embed_items, "build", watched)
+    return seen
+
+
+def test_only_texts_that_have_changed_are_encoded_and_the_table_is_as_if_all_were(
+    spark: SparkSession, make_settings: MakeSettings, encoder: LsaEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, seen = make_settings(), encoded_by(monkeypatch)
+    items = [(f"i{number}", f"red {TITLES[number % 3]} {number}", "brand", None) for number in range(20)]
+    write_inputs(spark, settings, [*items, ("blank", " ", None, None), ("unknown", "xyzzy", None, None)], encoder)
+    embed_items.run(spark, settings)
+    uri = settings.table_uri(ITEM_TEXT_EMBEDDINGS.name)
+    files = set(DeltaTable(uri).file_uris())
+    changed = [("i0", "blue lantern", "brand", None), ("i1", None, "brand", None), ("new", "red", "brand", None)]
+    later = [*changed, ("i2", items[2][1], "another brand", None), *items[4:], ("blank", " ", None, None),
+             ("unknown", "mug", None, None)]  # fmt: skip
+    write_inputs(spark, settings, later, encoder)
+    embed_items.run(spark, settings)
+    assert seen[1] == {"i0", "i1", "new", "unknown"}
+    assert files < set(DeltaTable(uri).file_uris()), "no file was written again"
+    some, metrics = embedded(spark, settings), read_record(settings.layout, embed_items.STAGE).metrics
+    embed_items.run(spark, make_settings(rerun=True))
+    assert some == embedded(spark, settings)
+    assert (metrics.kept_rows, metrics.texts_encoded) == (18, 3)
+    whole = read_record(settings.layout, embed_items.STAGE).metrics
+    counts = ("items_without_text", "items_of_unknown_text", "truncated_texts", "made_by")
+    assert [getattr(metrics, name) for name in counts] == [getattr(whole, name) for name in counts]
+
+
+def test_another_encoder_or_another_text_embeds_all_anew(
+    spark: SparkSession, make_settings: MakeSettings, encoder: LsaEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, settings = encoded_by(monkeypatch), make_settings()
+    items = [("a", TITLES[0], "red", None), ("b", TITLES[1], "blue", None)]
+    write_inputs(spark, settings, items, encoder)
+    embed_items.run(spark, settings)
+    write_inputs(spark, settings, items, fit_lsa([*TITLES, "more"], vocabulary_size=1_000))
+    embed_items.run(spark, settings)
+    embed_items.run(spark, make_settings(query_encoder={"item_text": ["title", "brand"]}))
+    assert seen == [{"a", "b"}] * 3
+
+
+def test_items_that_only_come_again_commit_nothing(
+    spark: SparkSession, make_settings: MakeSettings, encoder: LsaEncoder
+) -> None:
+    settings, items = make_settings(), [("a", TITLES[0], "red", None), ("b", TITLES[1], "blue", None)]
+    for rows in (items, items[::-1]):
+        write_inputs(spark, settings, rows, encoder)
+        embed_items.run(spark, settings)
+    version = DeltaTable(settings.table_uri(ITEM_TEXT_EMBEDDINGS.name)).version()
+    assert read_record(settings.layout, embed_items.STAGE).output(ITEM_TEXT_EMBEDDINGS.name).version == version == 1

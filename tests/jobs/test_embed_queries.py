@@ -19,7 +19,7 @@ from jobs.runtime import table_io
 from jobs.transforms import queries as query_transforms
 from jobs.transforms.quarantine import accepted, rejected
 from jobs.transforms.queries import catalog_texts, count_texts, with_verdicts
-from schemas.errors import TableError
+from schemas.errors import SettingsError, TableError
 from schemas.records import read_record
 from schemas.settings import QueryEncoderSettings, Settings
 from schemas.spark import conform
@@ -222,7 +222,7 @@ def embeddings(spark: SparkSession, settings: Settings) -> list[Row]:
 def test_the_job_writes_the_same_rows_whatever_the_partitions(
     spark: SparkSession, make_settings: Callable[..., Settings]
 ) -> None:
-    settings = make_settings(max_reject_share={"queries": 0.5})
+    settings = make_settings(max_reject_share={"queries": 0.5}, rerun=True)
     rows = [{"query_id": f"q{n}", "text": title} for n, title in enumerate([*TITLES, "red lantern", "xyz", " "])]
     write_inputs(spark, settings, *rows)
     embed_queries.run(spark, settings)
@@ -351,3 +351,52 @@ def test_a_query_of_which_the_projection_keeps_nothing_is_rejected_by_name(
     assert rejected_count["queries: unnamed_space"] == 1
     assert rejected_count["queries: lost_in_projection"] == 512 - len(found) > 0
     assert "warning: hot-1 was fitted on other queries" in capsys.readouterr().out
+
+
+def test_a_kept_encoder_embeds_the_queries_that_have_changed_and_no_other(
+    spark: SparkSession, make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[str]] = []
+    build = embed_queries.build
+
+    def watched(verdicts: DataFrame, *others: Any) -> DataFrame:
+        seen.append({row["query_id"] for row in verdicts.select("query_id").collect()})
+        return build(verdicts, *others)
+
+    monkeypatch.setattr(embed_queries, "build", watched)
+    own = {"query_kind": "closeup", "query_embedding": LONG, "embedding_space": "pinsage-1"}
+    rows = [{"query_id": f"q{n}", "text": f"red mug {n}"} for n in range(20)] + [{"query_id": "c", **own}]
+    keep = make_settings(query_encoder={"refit": False}, max_reject_share={"queries": 0.5})
+    write_inputs(spark, keep, *rows)
+    embed_queries.run(spark, keep)
+    fitted = read_record(keep.layout, embed_queries.STAGE).metrics.encoder
+    # q0 has another text, q1 becomes one that nobody knows, q2 is gone, one is new, and so is the catalog.
+    later = [
+        {"query_id": "q0", "text": "blue"},
+        {"query_id": "q1", "text": "xyzzy"},
+        {"query_id": "new", "text": "red"},
+    ]
+    write_inputs(spark, keep, *later, *rows[3:], titles=[*TITLES, "a lantern of another kind"])
+    embed_queries.run(spark, keep)
+    assert seen[1] == {"q0", "q1", "new"}
+    record = read_record(keep.layout, embed_queries.STAGE)
+    assert record.metrics.encoder == fitted
+    assert (record.metrics.kept_rows, record.metrics.texts_encoded) == (18, 20)
+    assert record.rejected == {"queries: unknown_text": 1}
+    some = embeddings(spark, keep)
+    assert len(some) == record.output("query_embeddings").rows == 20
+    embed_queries.run(spark, keep.model_copy(update={"rerun": True}))
+    assert len(seen[2]) == 21
+    assert embeddings(spark, keep) == some
+    embed_queries.run(spark, make_settings(max_reject_share={"queries": 0.5}))
+    assert read_record(keep.layout, embed_queries.STAGE).metrics.encoder != fitted
+
+
+def test_an_encoder_that_other_settings_fitted_is_not_kept(
+    spark: SparkSession, make_settings: Callable[..., Settings]
+) -> None:
+    settings = make_settings()
+    write_inputs(spark, settings, {"query_id": "q", "text": "red"})
+    embed_queries.run(spark, settings)
+    with pytest.raises(SettingsError, match=r"query_encoder\.refit = false .* other settings of \[query_encoder\]"):
+        embed_queries.run(spark, make_settings(query_encoder={"refit": False, "lsa_vocabulary": 999}))

@@ -12,7 +12,9 @@ import pytest
 from deltalake import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 
-from jobs.runtime.changes import Changes, deleted_share, find_changes, merge, with_changes
+from jobs.runtime.changes import Changes, deleted_share, find_changes, with_changes
+from jobs.runtime.gates import IdCounts
+from jobs.runtime.rescoring import Comparison, by_id, changes_and_counts, count_ids, merge_published
 from jobs.runtime.table_io import read
 from schemas.commits import OvertakenError, Staged, open_or_create
 from schemas.feed import begin_version, recorded_changes
@@ -33,8 +35,16 @@ def features(spark: SparkSession, hashes: dict[str, str]) -> DataFrame:
     return spark.createDataFrame(rows, "item_id string, item_key long, features_hash string")
 
 
+def ids(spark: SparkSession, *names: str) -> DataFrame:
+    return spark.createDataFrame([(name,) for name in names], "item_id string")
+
+
+def differing(spark: SparkSession, hashes: dict[str, str], published: DataFrame) -> Changes:
+    return find_changes(by_id(features(spark, hashes), published, ids(spark)), "item_id")
+
+
 def put(spark: SparkSession, uri: str, changes: Changes, new: dict[str, str], run: str = "r") -> int:
-    return merge(spark, Warehouse(uri.rpartition("/")[0]), changes, embeddings(spark, new), {"run_id": run})
+    return merge_published(Warehouse(uri.rpartition("/")[0]), changes, embeddings(spark, new), {"run_id": run})
 
 
 OLD = {f"i{number}": f"h{number}" for number in range(50)}
@@ -50,11 +60,24 @@ def uri(spark: SparkSession, tmp_path: Path) -> str:
 
 
 def test_what_is_not_as_published_is_found(spark: SparkSession, uri: str) -> None:
-    changes = find_changes(features(spark, NEW), read(spark, uri, ITEM_EMBEDDINGS))
+    changes = differing(spark, NEW, read(spark, uri, ITEM_EMBEDDINGS))
     assert changes.counts == {"added": 1, "changed": 1, "removed": 2}
-    assert list(changes.keys) == [7, 99]
+    keys = Comparison(None, IdCounts(), changes).keys
+    assert keys is not None
+    assert list(keys) == [7, 99]
     assert str(changes) == "1 added, 1 changed, 2 removed"
-    assert find_changes(features(spark, OLD), read(spark, uri, ITEM_EMBEDDINGS)).total == 0
+    assert differing(spark, OLD, read(spark, uri, ITEM_EMBEDDINGS)).total == 0
+
+
+def test_ids_of_all_sides_are_counted_also_on_the_way_to_what_differs(spark: SparkSession) -> None:
+    old = embeddings(spark, {"i1": "a", "i2": "b", "i3": "c", "i4": "d"})
+    new = features(spark, {"i3": "c", "i4": "other", "i5": "e"})
+    logged = ids(spark, "i3", "i3", "i5", "x", "y", "i1")
+    compared = by_id(new, old, logged)
+    changes, counted = changes_and_counts(compared)
+    assert counted == count_ids(compared) == IdCounts(4, 2, 5, 2)
+    assert changes.counts == {"added": 1, "changed": 1, "removed": 2}
+    assert count_ids(by_id(new, None, logged)) == IdCounts(0, 0, 5, 2)
 
 
 def hashes_of(uri: str, version: int | None = None) -> dict[str, Any]:
@@ -65,7 +88,7 @@ def hashes_of(uri: str, version: int | None = None) -> dict[str, Any]:
 
 def test_one_commit_makes_the_table_what_it_should_be_and_says_so(spark: SparkSession, uri: str) -> None:
     published = read(spark, uri, ITEM_EMBEDDINGS)
-    changes = find_changes(features(spark, NEW), published)
+    changes = differing(spark, NEW, published)
     scored = {name: NEW[name] for name in ("i7", "i99")}
     foreseen = with_changes(published, changes, embeddings(spark, scored)).select("item_id", "features_hash").collect()
     assert {row[0]: row[1] for row in foreseen} == NEW
@@ -76,8 +99,8 @@ def test_one_commit_makes_the_table_what_it_should_be_and_says_so(spark: SparkSe
     assert json.loads(DeltaTable(uri).history(1)[0]["userMetadata"])["run_id"] == "r"
     assert files < set(DeltaTable(uri).file_uris()), "no file was written again"
     assert hashes_of(uri, 1) == OLD
-    assert deleted_share(Warehouse(uri.rpartition("/")[0])) == pytest.approx(3 / 52)
-    again = find_changes(features(spark, OLD), read(spark, uri, ITEM_EMBEDDINGS))
+    assert deleted_share(uri) == pytest.approx(3 / 52)
+    again = differing(spark, OLD, read(spark, uri, ITEM_EMBEDDINGS))
     put(spark, uri, again, {name: OLD[name] for name in ("i3", "i4", "i7")})
     assert hashes_of(uri) == OLD
 
@@ -85,8 +108,8 @@ def test_one_commit_makes_the_table_what_it_should_be_and_says_so(spark: SparkSe
 def test_the_feed_tells_of_each_version_and_of_one_without_a_change(spark: SparkSession, uri: str) -> None:
     warehouse = Warehouse(uri.rpartition("/")[0])
     begin_version(warehouse, 90, "all")  # of a run that died
-    first = put(spark, uri, find_changes(features(spark, NEW), read(spark, uri, ITEM_EMBEDDINGS)), {"i7": "other"})
-    second = put(spark, uri, find_changes(features(spark, OLD), embeddings(spark, OLD)), {})
+    first = put(spark, uri, differing(spark, NEW, read(spark, uri, ITEM_EMBEDDINGS)), {"i7": "other"})
+    second = put(spark, uri, differing(spark, OLD, embeddings(spark, OLD)), {})
     assert hashes_of(uri, first) == hashes_of(uri, second)
     found = recorded_changes(warehouse, 0, 99)
     assert sorted(found[first]) == [("", "some"), ("i3", "removed"), ("i4", "removed"), ("i7", "changed"),
@@ -99,7 +122,7 @@ def test_other_engines_read_what_is_left(spark: SparkSession, tmp_path: Path) ->
     uri = str(tmp_path / "item_embeddings")
     open_or_create(uri, ITEM_EMBEDDINGS)
     embeddings(spark, OLD).write.format("delta").mode("append").save(uri)
-    changes = find_changes(features(spark, NEW), read(spark, uri, ITEM_EMBEDDINGS))
+    changes = differing(spark, NEW, read(spark, uri, ITEM_EMBEDDINGS))
     put(spark, uri, changes, {name: NEW[name] for name in ("i7", "i99")})
     assert DeltaTable(uri).protocol().reader_features == ["deletionVectors"], "no engine need know more"
     found = polars.scan_delta(uri).select("item_id", "features_hash").collect()
@@ -108,10 +131,10 @@ def test_other_engines_read_what_is_left(spark: SparkSession, tmp_path: Path) ->
 
 @pytest.mark.fault("B9", "refused", "an item that stands twice in the rows to be merged")
 def test_an_item_that_stands_twice_in_the_new_rows_commits_nothing(spark: SparkSession, uri: str) -> None:
-    changes = find_changes(features(spark, NEW), read(spark, uri, ITEM_EMBEDDINGS))
+    changes = differing(spark, NEW, read(spark, uri, ITEM_EMBEDDINGS))
     twice = embeddings(spark, {"i7": "other"}).unionByName(embeddings(spark, {"i7": "another"}))
     with pytest.raises(Exception, match=r"(?i)multiple source rows"):
-        merge(spark, Warehouse(uri.rpartition("/")[0]), changes, twice, {})
+        merge_published(Warehouse(uri.rpartition("/")[0]), changes, twice, {})
     assert hashes_of(uri) == OLD
 
 
@@ -120,7 +143,7 @@ def test_what_was_staged_before_rows_were_taken_away_is_refused(spark: SparkSess
     staged = Staged(ITEM_EMBEDDINGS, uri, [{"path": "part", "bytes": 1, "modified_ms": 0, "rows": 1}], 1)
     fewer = {name: text for name, text in OLD.items() if name != "i3"}
     files = set(DeltaTable(uri).file_uris())
-    put(spark, uri, find_changes(features(spark, fewer), read(spark, uri, ITEM_EMBEDDINGS)), {})
+    put(spark, uri, differing(spark, fewer, read(spark, uri, ITEM_EMBEDDINGS)), {})
     assert set(DeltaTable(uri).file_uris()) == files
     with pytest.raises(OvertakenError):
         staged.commit({})

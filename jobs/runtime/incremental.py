@@ -1,0 +1,106 @@
+"""What did not change is not made again: rows of a stage's own table stay, where what they are made of stays.
+
+A row carries a hash of its source. Where encoder, settings and code are those that the stage's last record names, rows
+of equal hashes stay as they are stored, and one commit changes the others (jobs/runtime/changes.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from jobs.runtime import table_io
+from jobs.runtime.changes import Changes, deleted_share, find_changes, merge
+from jobs.runtime.job_run import JobRun
+from jobs.runtime.worker_rows import WorkerRows
+from schemas.code_version import code_version
+from schemas.columns import Table
+from schemas.errors import InputError
+from schemas.records import TableVersion, find_record
+from schemas.storage import is_unchanged_since
+from schemas.tables import SOURCE_HASH
+
+_MOST = 0.5
+"""Where more than this share of the rows has changed, or is marked as deleted, all rows are made and written anew."""
+
+
+def maker(*parts: str | None) -> str:
+    """What makes rows of equal sources equal: encoders, settings, and always the code; for a stage's metrics."""
+    return hashlib.sha256(repr([code_version(), *parts]).encode()).hexdigest()[:32]
+
+
+def find_kept(job: JobRun[Any], table: Table, sources: DataFrame, made_by: str) -> Changes | None:
+    """Compare a table of this stage's with what it is to hold.
+
+    Args:
+        job: The run.
+        table: One with a SOURCE_HASH and one column as its key.
+        sources: Its key and SOURCE_HASH: one row for each that it is to hold.
+        made_by: See `maker`; `metrics.made_by` of the stage's last record.
+
+    Returns:
+        The rows to be made or removed; None = all rows are to be made.
+    """
+    last = last_output(job, table, made_by)
+    if last is None:
+        return None
+    (key,) = table.key
+    stored = table_io.read(job.spark, last.uri, table, version=last.version)
+    new, old = (rows.select(key, F.col(SOURCE_HASH).alias(name)) for rows, name in ((sources, "new"), (stored, "old")))
+    changes = find_changes(new.join(old, on=key, how="full_outer"), key)
+    if changes.total > _MOST * last.rows or deleted_share(last.uri) > _MOST:
+        changes.forget()
+        return None
+    print(f"  of {last.rows:,} rows of {table.name}: {changes}; the others stay as they are", flush=True)
+    return changes
+
+
+def last_output(job: JobRun[Any], table: Table, made_by: str) -> TableVersion | None:
+    """The version of a table that the stage wrote last, where its rows can stay; None = they cannot."""
+    if job.settings.rerun:
+        return None
+    try:
+        last = find_record(job.settings.layout, job.stage)
+    except InputError:  # whoever cannot be read is made anew
+        return None
+    if last is None or last.metrics.made_by != made_by:
+        return None
+    output = last.output(table.name)
+    is_there = table_io.latest_version(job.spark, output.uri) is not None
+    can_stay = is_there and output.version is not None and is_unchanged_since(output.uri, output.version)
+    return output if can_stay else None
+
+
+def merge_worker_rows(
+    job: JobRun[Any], rows: WorkerRows, table: Table, changes: Changes
+) -> tuple[dict[str, int], DataFrame]:
+    """Make the changed rows of a table in Python workers, and merge them; returns their sums, and all rows."""
+    staged = job.stage_worker_rows(rows, table)
+    stored = merge_rows(job, table_io.read_files(job.spark, staged.uris, table), table, changes)
+    staged.discard()
+    return staged.sums, stored
+
+
+def merge_rows(job: JobRun[Any], new: DataFrame, table: Table, changes: Changes) -> DataFrame:
+    """Replace, add and remove rows of one of the stage's tables in one commit; without a change there is none.
+
+    Args:
+        job: The run.
+        new: The changed and added rows; whatever of `changes` is not among them is removed.
+        table: The table.
+        changes: See `find_kept`.
+
+    Returns:
+        All its rows.
+    """
+    uri = job.settings.table_uri(table.name)
+    if changes.total:
+        merge(new, uri, table, changes, job.note())
+    version = table_io.latest_version(job.spark, uri)
+    stored = table_io.read(job.spark, uri, table, version=version)
+    job.count_output(TableVersion(table.name, uri, version, stored.count()))
+    changes.forget()
+    return stored

@@ -1,0 +1,208 @@
+"""What of a catalog must be scored, and what can stay as it is published.
+
+Rows of equal features stay where model, query spaces, precision and code are those of what is live; vectors of queries
+stay where their query_embeddings are. Everything else is scored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import numpy.typing as npt
+from pyspark.sql import Column, DataFrame, Observation
+from pyspark.sql import functions as F
+
+from jobs.runtime import table_io
+from jobs.runtime.changes import Changes, deleted_share, find_changes, merge
+from jobs.runtime.gates import IdCounts
+from jobs.runtime.job_run import JobRun
+from jobs.runtime.worker_rows import WorkerRows
+from schemas.code_version import code_version
+from schemas.commits import Note, Staged, committed
+from schemas.feed import SOME, begin_version
+from schemas.metrics import ScoreMetrics
+from schemas.published import Published, is_newest, live
+from schemas.records import RunRecord, TableVersion
+from schemas.settings import Settings
+from schemas.stages import BUILD_TRAINING_TABLES
+from schemas.storage import is_unchanged_since
+from schemas.tables import FEATURES_HASH, ITEM_COUNTS, ITEM_EMBEDDINGS, ITEM_FEATURES, QUERY_EMBEDDINGS, QUERY_VECTORS
+from schemas.warehouse import Warehouse
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What would be published, beside what is.
+
+    Attributes:
+        published: The rows that are published; None where none are, or where an override says that they do not matter.
+        ids: Ids of both, and of the log, counted.
+        changes: What is to be scored; None = all: no row can stay, or so many have changed that all shall be written.
+    """
+
+    published: DataFrame | None
+    ids: IdCounts
+    changes: Changes | None
+
+    @property
+    def keys(self) -> npt.NDArray[np.int64] | None:
+        """item_key of what is to be scored, sorted [item]; None = all."""
+        if self.changes is None:
+            return None
+        return np.sort(self.changes.to_make.select("item_key").toArrow()["item_key"].to_numpy())
+
+
+def scoring_of(identity: str, precision: str) -> str:
+    """What rows of equal features must share to be equal: model, query spaces, fallback, precision and code."""
+    return hashlib.sha256(f"{identity} {precision} {code_version()}".encode()).hexdigest()[:32]
+
+
+def kept_version(settings: Settings, scoring: str, precision: str, fallback: str) -> Published | None:
+    """What is live, where its rows are what scoring them again would make.
+
+    Not in bfloat16, where it shows which items share a batch, nor with a fallback, which may take up other items.
+
+    Args:
+        settings: The settings.
+        scoring: See `scoring_of`.
+        precision: What vectors are computed in.
+        fallback: What takes the place of the model's vectors.
+    """
+    is_exact = precision == "float32" and not fallback
+    wanted = settings.score.publish == "live" and settings.score.max_changed_share > 0
+    if not is_exact or not wanted or settings.gates.override or settings.rerun:
+        return None
+    found = live(settings.layout)
+    return found if found is not None and found.metrics.scoring == scoring and is_newest(found) else None
+
+
+def by_id(features: DataFrame, published: DataFrame | None, logged: DataFrame) -> DataFrame:
+    """Lay three tables side by side, by item_id, in one shuffle of ids and hashes.
+
+    Args:
+        features: Rows of ITEM_FEATURES: what would be published.
+        published: Rows of ITEM_EMBEDDINGS; None = nothing is published.
+        logged: item_id of the items that the log names, repeated or not.
+
+    Returns:
+        item_id, item_key and features_hash in `new` (null where it is not among the features), features_hash in `old`
+        (null where it is not published), is_logged.
+    """
+    key, text = F.lit(None).cast("long"), F.lit(None).cast("string")
+    sides = [
+        features.select("item_id", "item_key", FEATURES_HASH, text, F.lit(False)),
+        logged.select("item_id", key, text, text, F.lit(True)),
+    ]
+    if published is not None:
+        sides.append(published.select("item_id", key, text, FEATURES_HASH, F.lit(False)))
+    names = ("item_id", "item_key", "new", "old", "is_logged")
+    whole = reduce(DataFrame.union, [side.toDF(*names) for side in sides])
+    return whole.groupBy("item_id").agg(*[F.max(name).alias(name) for name in names[1:]])
+
+
+def count_ids(compared: DataFrame) -> IdCounts:
+    """Count the ids in rows of `by_id`."""
+    row = compared.agg(*_counts()).first()
+    return IdCounts(**row.asDict()) if row else IdCounts()
+
+
+def changes_and_counts(compared: DataFrame) -> tuple[Changes, IdCounts]:
+    """What differs in rows of `by_id`, and their ids, counted on the way."""
+    counting = Observation()
+    changes = find_changes(compared.observe(counting, *_counts()).drop("is_logged"), "item_id")
+    return changes, IdCounts(**counting.get)
+
+
+def _counts() -> list[Column]:
+    is_new, is_old, is_logged = F.col("new").isNotNull(), F.col("old").isNotNull(), F.col("is_logged")
+    which = {
+        "previous": is_old,
+        "previous_kept": is_old & is_new,
+        "logged": is_logged,
+        "logged_kept": is_logged & is_new,
+    }
+    return [F.count_if(condition).alias(name) for name, condition in which.items()]
+
+
+def compare(
+    job: JobRun[ScoreMetrics],
+    features: TableVersion,
+    previous: RunRecord[ScoreMetrics] | None,
+    kept: Published | None,
+) -> Comparison:
+    """Compare what would be scored with what is published, and with the log.
+
+    Args:
+        job: The run.
+        features: The version of item_features.
+        previous: The run whose vectors are live.
+        kept: See `kept_version`.
+    """
+    counts = job.record(BUILD_TRAINING_TABLES).output(ITEM_COUNTS.name)
+    job.count_input(counts)
+    logged = table_io.read(job.spark, counts.uri, ITEM_COUNTS, version=counts.version)
+    new = table_io.read(job.spark, features.uri, ITEM_FEATURES, version=features.version)
+    published = _published_rows(job, previous)
+    compared = by_id(new, published, logged)
+    if kept is None:
+        return Comparison(published, count_ids(compared), None)
+    (changes, ids), most = changes_and_counts(compared), job.settings.score.max_changed_share
+    share = changes.total / max(features.rows, 1)
+    if share > most or share + deleted_share(kept.outputs[0].uri) > 2 * most:
+        changes.forget()
+        return Comparison(published, ids, None)
+    print(f"  of {features.rows:,} items: {changes}; the others stay as they are published", flush=True)
+    return Comparison(published, ids, changes)
+
+
+def merge_published(warehouse: Warehouse, changes: Changes, scored: DataFrame, note: Note) -> int:
+    """Replace, add and remove rows of ITEM_EMBEDDINGS in one commit, of which the change feed tells.
+
+    Args:
+        warehouse: Where the tables lie.
+        changes: What has changed since its newest version.
+        scored: The new rows of added and changed items.
+        note: Written into the commit's userMetadata, as JSON.
+
+    Returns:
+        The committed version.
+
+    Raises:
+        OvertakenError: somebody else has committed meanwhile.
+    """
+
+    def tell(version: int) -> None:
+        feed = begin_version(warehouse, version, SOME)
+        if changes.total:
+            rows = changes.rows.select(F.lit(version).cast("long").alias("version"), "item_id", "change")
+            rows.write.format("delta").mode("append").save(feed)
+
+    return merge(scored, warehouse.table(ITEM_EMBEDDINGS.name), ITEM_EMBEDDINGS, changes, note, tell)
+
+
+def query_vectors(job: JobRun[ScoreMetrics], queries: WorkerRows, kinds: set[str], kept: Published | None) -> Staged:
+    """The vectors of the queries: made anew, or those that belong to `kept`, if nothing that they follow from differs.
+
+    Args:
+        job: The run, which has read query_embeddings.
+        queries: What makes them.
+        kinds: Kinds of these queries.
+        kept: See `kept_version`.
+    """
+    if kept is not None and set(kept.metrics.spaces) == kinds:
+        answers, made_of = kept.outputs[1], job.note()["made_of"][QUERY_EMBEDDINGS.name]
+        is_same = kept.note["made_of"].get(QUERY_EMBEDDINGS.name) == made_of
+        if is_same and answers.version is not None and is_unchanged_since(answers.uri, answers.version):
+            return committed(answers.uri, QUERY_VECTORS, answers.version)
+    return job.stage_worker_rows(queries, QUERY_VECTORS)
+
+
+def _published_rows(job: JobRun[ScoreMetrics], previous: RunRecord[ScoreMetrics] | None) -> DataFrame | None:
+    """The rows that are published; None where none are, or where an override says that they do not matter."""
+    published = previous.output(ITEM_EMBEDDINGS.name) if previous and not job.settings.gates.override else None
+    if published is None or table_io.latest_version(job.spark, published.uri) is None:  # removed since
+        return None
+    return table_io.read(job.spark, published.uri, ITEM_EMBEDDINGS, version=published.version)
