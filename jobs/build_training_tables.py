@@ -15,6 +15,8 @@ Safe to rerun because the rows follow from the inputs and the settings alone, an
 
 from __future__ import annotations
 
+from functools import reduce
+
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
@@ -130,8 +132,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
         queries = job.read(QUERY_EMBEDDINGS)
         features = job.read(ITEM_FEATURES)
         event_count = job.row_count(ENGAGEMENT_LOGS)
-        _require_unique(queries, QUERY_EMBEDDINGS)
-        _require_unique(features, ITEM_FEATURES)
+        _require_unique({QUERY_EMBEDDINGS: queries, ITEM_FEATURES: features})
         engagements = build_engagements(logs, queries, features, settings, event_count=event_count).persist()
         pairs = build_pairs(engagements, settings).persist()
         weights = {entry.name: entry.weight for entry in settings.negatives}
@@ -237,20 +238,29 @@ def _totals(pairs: DataFrame) -> dict[tuple[str, str], Row]:
     return {(row["task"], row["window"]): row for row in sums.collect()}
 
 
-def _require_unique(df: DataFrame, table: Table) -> None:
-    """A repeated key would repeat every event that names it.
+def _require_unique(tables: dict[Table, DataFrame]) -> None:
+    """A repeated key would repeat every event that names it; asked of all tables in one Spark job.
 
     Raises:
         TableError: a key stands in several rows.
     """
-    (key,) = table.key
-    repeated = df.groupBy(key).agg(F.count("*").alias("row_count")).where("row_count > 1").orderBy(key).first()
+    declared = list(tables)
+    keys = reduce(
+        DataFrame.unionByName,
+        [
+            tables[table].select(F.lit(number).alias("number"), F.col(*table.key).alias("key"))
+            for number, table in enumerate(declared)
+        ],
+    )
+    counted = keys.groupBy("number", "key").agg(F.count("*").alias("row_count"))
+    repeated = counted.where("row_count > 1").orderBy("number", "key").first()
     if repeated is not None:
+        table = declared[repeated["number"]]
         raise TableError(
             table.name,
-            key,
+            *table.key,
             expected="each value in one row",
-            found=f"{repeated['row_count']} rows with {repeated[key]!r}",
+            found=f"{repeated['row_count']} rows with {repeated['key']!r}",
             cure=f"Build {table.name} again from inputs without the repeat.",
         )
 
