@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from pyarrow import fs
@@ -20,7 +19,7 @@ from schemas.columns import Table
 from schemas.errors import InputError, TableError
 from schemas.input_columns import Sources, column_faults, sources_of
 from schemas.input_files import CORRECT_URI, InputFile, parquet_files, refusal
-from schemas.storage import DataFile, file_system, files_of
+from schemas.storage import file_system, files_of, rows_of
 
 
 @dataclass(frozen=True)
@@ -140,19 +139,11 @@ def _delta_table(uri: str, table: Table) -> InputTable:
     except DeltaError as error:  # a feature that only Spark knows
         return InputTable(table, uri, None, 0, None, (), unproven=" ".join(str(error).split())[:200])
     sources = sources_of(schema, table, {}, frozenset())
-    names, rows = tuple(schema.names), [_rows_of(file) for file in found.files]
+    names, rows = tuple(schema.names), rows_of(found.files)
     faults = tuple(column_faults(table, [(sources, names, "")]))
     return InputTable(
-        table, uri, found.version, len(rows), sum(rows), names, sources, table_id=delta.metadata().id, faults=faults
+        table, uri, found.version, len(found.files), rows, names, sources, table_id=delta.metadata().id, faults=faults
     )
-
-
-def _rows_of(file: DataFile) -> int:
-    """Rows of a Delta table's file: as its log says, else as its footer does, less those that are deleted."""
-    if file.rows is None:
-        system, path = file_system(file.path)
-        return int(pq.read_metadata(path, filesystem=system).num_rows) - file.deleted
-    return file.rows - file.deleted
 
 
 # ---------------------------------------------------------------- folders of Parquet files

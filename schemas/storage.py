@@ -232,6 +232,18 @@ def _fault_of_log(table_uri: str, version: int | None) -> str:
     return ""
 
 
+def rows_of(files: Iterable[DataFile]) -> int:
+    """Rows of a table's files: as its log says, else as their footers do, less those that are deleted."""
+    return sum(_stored_rows(file) - file.deleted for file in files)
+
+
+def _stored_rows(file: DataFile) -> int:
+    if file.rows is not None:
+        return file.rows
+    system, path = file_system(file.path)
+    return int(pq.read_metadata(path, filesystem=system).num_rows)
+
+
 def data_files(table_uri: str, version: int | None = None) -> list[str]:
     """Paths or URIs of the Parquet files of one version of a Delta table; None = the newest."""
     return [file.path for file in version_files(table_uri, version).files]

@@ -27,6 +27,7 @@ from jobs.runtime.deadline import TaskDeadline
 from jobs.runtime.lost_worker import lost_worker
 from jobs.runtime.worker_rows import Place, WorkerRows
 from schemas import lease
+from schemas.arrow import arrow_schema
 from schemas.candidate import CANDIDATE_TABLES, read_candidate
 from schemas.code_version import code_version
 from schemas.columns import Table
@@ -38,6 +39,7 @@ from schemas.records import RunRecord, TableVersion, by_table, find_record, read
 from schemas.repeats import files_besides_tables, stop_if_done
 from schemas.settings import Settings
 from schemas.stages import PIPELINE, Metrics, Stage, is_among, maker_of
+from schemas.storage import rows_of, version_files
 
 _MAX_CONCURRENT_TABLES = 4
 
@@ -178,7 +180,8 @@ class JobRun(Generic[Metrics]):
                 )
             else:
                 rows = table_io.read(self.spark, uri, table, version=version)
-            count = rows.count()
+            # Of a version Spark would say the same, by the same log, in a job of its own.
+            count = rows.count() if version is None else rows_of(version_files(uri, version).files)
         else:
             found = find_input(uri, table)
             require_no_older(self.settings.layout, self.stage, found, self.settings.gates.override)
@@ -261,12 +264,24 @@ class JobRun(Generic[Metrics]):
         return written
 
     def write_rejected(self, df: DataFrame, table: Table) -> int:
-        """Write a rejected_* table and count its rows by reason; returns their number."""
-        written = self.write(df, table)
-        uri = self.settings.table_uri(table.name)
-        stored = table_io.read(self.spark, uri, table, version=written.version)
-        for row in stored.groupBy("source_table", "reason").agg(F.count("*").alias("row_count")).collect():
-            self.rejected[f"{row['source_table']}: {row['reason']}"] = int(row["row_count"])
+        """Write a rejected_* table and count its rows by reason; returns their number.
+
+        Mostly there is none, which is known once they are counted: Spark takes a second to write none.
+
+        Raises:
+            TableError: more or fewer rows are written than were counted.
+        """
+        rejects = df.persist()
+        counted = rejects.groupBy("source_table", "reason").agg(F.count("*").alias("row_count")).collect()
+        counts = {f"{row['source_table']}: {row['reason']}": int(row["row_count"]) for row in counted}
+        nothing = arrow_schema(table).empty_table()
+        written = self.write(rejects, table) if counts else self.write_arrow(nothing, table)
+        rejects.unpersist()
+        if written.rows != sum(counts.values()):
+            cure = "An input changed while the job ran: run it again on inputs at rest."
+            expected, found = f"the {sum(counts.values()):,} rows that were counted", f"{written.rows:,} written"
+            raise TableError(table.name, "(all)", expected=expected, found=found, cure=cure)
+        self.rejected |= counts
         return written.rows
 
     def _require_declared(self, name: str, declared: tuple[Table, ...], does: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from deltalake import write_deltalake
+from deltalake import DeltaTable, write_deltalake
 from pyspark.sql import SparkSession
 
 from jobs.runtime.job_run import JobRun
@@ -21,7 +21,7 @@ from schemas.metrics import EventCounts, ItemMetrics, QueryMetrics, TrainingTabl
 from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.settings import Settings
 from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, BUILD_VOCABULARY
-from schemas.tables import ITEMS, QUERIES, VOCABULARY
+from schemas.tables import ITEMS, QUERIES, REJECTED_ITEMS, VOCABULARY
 
 MakeSettings = Callable[..., Settings]
 TOKENS = pa.table(
@@ -56,6 +56,19 @@ def test_another_stages_table_is_read_at_the_version_that_its_record_names(
     write_record(settings.layout, RunRecord("build_vocabulary", VocabularyMetrics()))
     with pytest.raises(InputError, match="expected a table written by build_vocabulary"):
         job.read(VOCABULARY)
+
+
+def test_rejects_are_counted_by_reason_and_none_replace_those_of_before(
+    spark: SparkSession, make_settings: MakeSettings
+) -> None:
+    settings = make_settings()
+    columns = "item_id string, reason string, source_table string, source_column string, expected string, cure string"
+    some = spark.createDataFrame([("i1", "r", "items", "c", "e", "c"), ("i2", "r", "items", "c", "e", "c")], columns)
+    for rows, counts in ((some, {"items: r": 2}), (some.limit(0), {}), (some.limit(1), {"items: r": 1})):
+        job = JobRun(spark, settings, BUILD_ITEM_FEATURES)
+        assert job.write_rejected(rows, REJECTED_ITEMS) == sum(counts.values())
+        stored = DeltaTable(settings.table_uri(REJECTED_ITEMS.name)).to_pyarrow_table()
+        assert (job.rejected, len(stored)) == (counts, sum(counts.values()))
 
 
 def test_a_run_that_fails_or_counts_nothing_leaves_no_record(
