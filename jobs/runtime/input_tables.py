@@ -25,6 +25,8 @@ from schemas.spark import conform, struct_type
 _MAX_NAMED = 32
 """Most files of a whole folder that Spark is told one by one: it asks for each anew, beyond these in a task each."""
 
+_COUNT_BY_LOG = "spark.databricks.delta.optimizeMetadataQuery.enabled"
+
 
 def read_input(spark: SparkSession, found: InputTable) -> DataFrame:
     """The rows of an input table in its declared shape; the union of its files' columns, by name.
@@ -41,6 +43,12 @@ def read_input(spark: SparkSession, found: InputTable) -> DataFrame:
         _read_files(spark, found, files, sources).select(*_columns(found, sources)) for sources, files in _kinds(found)
     ]
     return reduce(DataFrame.union, (conform(part, found.table) for part in parts))
+
+
+def count_rows(spark: SparkSession, rows: DataFrame) -> int:
+    """How many rows files hold by their own footers; by itself, Delta would answer from its log."""
+    spark.conf.set(_COUNT_BY_LOG, "false")
+    return rows.count()
 
 
 def require_all_rows(spark: SparkSession, found: InputTable, count: int) -> None:

@@ -187,7 +187,7 @@ class JobRun(Generic[Metrics]):
             require_no_older(self.settings.layout, self.stage, found, self.settings.gates.override)
             self._table_ids |= {table.name: found.table_id} if found.table_id else {}
             version, rows = found.version, input_tables.read_input(self.spark, found)
-            count = rows.count()
+            count = input_tables.count_rows(self.spark, rows)
             input_tables.require_all_rows(self.spark, found, count)
             print(f"  read {table.name}: {found}\n", end="", flush=True)
         if not count and not may_be_empty:

@@ -13,7 +13,7 @@ import pytest
 from deltalake import write_deltalake
 from pyspark.sql import SparkSession
 
-from jobs.runtime.input_tables import read_input, require_all_rows
+from jobs.runtime.input_tables import count_rows, read_input, require_all_rows
 from schemas.errors import TableError
 from schemas.input_rows import input_rows
 from schemas.input_tables import find_input
@@ -100,4 +100,4 @@ def test_rows_that_are_not_those_of_the_log_are_refused(spark: SparkSession, tmp
     pq.write_table(pa.table({"visit_id": ["a"]}), file)
     found = find_input(str(tmp_path), VISITS)
     with pytest.raises(TableError, match=r"expected the 2 rows that version 0 .* holds by its log; found 1 rows"):
-        require_all_rows(spark, found, read_input(spark, found).toArrow().num_rows)
+        require_all_rows(spark, found, count_rows(spark, read_input(spark, found)))
