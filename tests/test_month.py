@@ -24,6 +24,7 @@ from deltalake import DeltaTable
 
 from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import load_model
+from schemas.errors import EXIT_INPUT
 from schemas.published import DELETE, Published, changes_since, is_newest, live, published_versions
 from schemas.records import all_records
 from schemas.settings import Settings, load_settings
@@ -48,7 +49,8 @@ class Plan:
         days: How many there are.
         weekly: Days on which everything runs; the last of them makes the model that is live at the end.
         bad: Day -> what is wrong with its tables.
-        taken_back: The day on which a second model is published and rolled back from.
+        taken_back: The day on which a second model is published and rolled back from; the days go on with the first.
+        across: The day on which a model is rolled back whose text encoder and vocabulary are gone; 0 = none.
         unlucky: Day -> how many tries of its commands are killed.
         cold: Days whose commands are processes of their own.
     """
@@ -58,6 +60,7 @@ class Plan:
     bad: dict[int, str]
     taken_back: int
     unlucky: dict[int, int]
+    across: int = 0
     cold: tuple[int, ...] = ()
 
 
@@ -68,7 +71,7 @@ def a_week() -> Plan:
 def a_month(draw: random.Random) -> Plan:
     bad = {3: "catalog", 10: "images", 18: "file"}
     unlucky = {day: draw.choice((1, 1, 2)) for day in draw.sample(range(1, 28), 9)}
-    return Plan(28, (0, 7, 14, 21), bad, taken_back=15, unlucky=unlucky, cold=(6, 13))
+    return Plan(28, (0, 7, 14, 21), bad, taken_back=15, unlucky=unlucky, across=8, cold=(6, 13))
 
 
 @dataclass
@@ -159,6 +162,8 @@ def live_through(day: int, seed: int, plan: Plan, scheduler: Scheduler, settings
     scheduler.kills = plan.unlucky.get(day, 0)
     if day == plan.taken_back:
         take_back(date, scheduler, settings, index)
+    if day and day == plan.across:
+        go_back_across(date, scheduler, settings, index)
     before = live(settings.layout)
     code = scheduler.weekly(date) if day in plan.weekly else scheduler.daily(date)
     assert code == (BAD_DAYS[what] if what else 0), scheduler.log()
@@ -189,6 +194,24 @@ def take_back(date: str, scheduler: Scheduler, settings: Settings, index: Index)
     assert third is not None
     assert rows_of(third) == rows_of(first)
     index.follow(third)
+
+
+def go_back_across(date: str, scheduler: Scheduler, settings: Settings, index: Index) -> None:
+    """A model is brought back that today's features do not fit: runs are refused until there is another one."""
+    left = live(settings.layout)
+    assert scheduler.roll_back(date) == 0, scheduler.log()
+    found = live(settings.layout)
+    assert left is not None
+    assert found is not None
+    assert found.model_id != left.model_id
+    index.follow(found)
+    assert scheduler.daily(date) == EXIT_INPUT, scheduler.log()
+    assert live(settings.layout) == found
+    assert scheduler.weekly(date) == 0, scheduler.log()
+    new = live(settings.layout)
+    assert new is not None
+    assert new.model_id not in (found.model_id, left.model_id)
+    index.follow(new)
 
 
 def in_peace(seed: int, plan: Plan, scheduler: Scheduler, inputs: Path) -> None:
