@@ -1,7 +1,8 @@
 """What runs have left in a warehouse and nothing reads any more: found, with its size, and removed by who asks for it.
 
-No version that a run record names loses a file. Of tables, that is for Delta's own VACUUM to do, which is told these
-versions; of other files, only those that no writer has touched for as long count.
+No version that a run record names loses a file, nor a candidate. Of tables, that is what Delta's own VACUUM lists,
+which is told these versions, but for deletion vectors; of other files, only those that no writer has touched for as
+long count.
 """
 
 from __future__ import annotations
