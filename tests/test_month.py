@@ -65,7 +65,7 @@ class Plan:
 
 
 def a_week() -> Plan:
-    return Plan(7, weekly=(0, 3), bad={2: "catalog"}, taken_back=4, unlucky={1: 1})
+    return Plan(6, weekly=(0, 3), bad={2: "catalog"}, taken_back=4, unlucky={1: 1})
 
 
 def a_month(draw: random.Random) -> Plan:

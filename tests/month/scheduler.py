@@ -24,14 +24,16 @@ DAILY = tuple(stage.name for stage in (EMBED_ITEMS, BUILD_ITEM_FEATURES, SCORE_C
 WEEKLY = tuple(stage.name for stage in PIPELINE)
 FROM_TRAINING = WEEKLY[WEEKLY.index(TRAIN.name) :]
 
-SUBMIT = " ".join(
-    f"--conf {one}"
-    for one in (
-        "spark.sql.shuffle.partitions=1", "spark.databricks.delta.snapshotPartitions=1", "spark.driver.memory=2g",
-        # On a handful of rows, compiling a plan takes longer than interpreting it.
-        "spark.sql.codegen.wholeStage=false", "spark.sql.codegen.factoryMode=NO_CODEGEN",
-    )
-)  # fmt: skip
+_CONF = (
+    "spark.driver.memory=2g",
+    "spark.sql.shuffle.partitions=1",
+    "spark.sql.adaptive.enabled=false",
+    "spark.databricks.delta.snapshotPartitions=1",
+    # On a handful of rows, compiling a plan takes longer than interpreting it.
+    "spark.sql.codegen.wholeStage=false",
+    "spark.sql.codegen.factoryMode=NO_CODEGEN",
+)
+SUBMIT = " ".join(f"--conf {one}" for one in _CONF)
 """ITEMSAGE_SPARK_SUBMIT, which whoever starts commands sets."""
 
 _TRIES = 8

@@ -27,7 +27,7 @@ _HISTORY = 24
 """Days of log before the first day."""
 _KINDS, _LOOKS = ("shoe", "lamp", "chair", "mug", "scarf"), ("red", "blue", "green", "plain")
 _WORDS = ("soft", "round", "tall", "light", "warm", "old", "new", "wide", "oak", "steel", "wool", "glass")
-_QUIET = 7
+_QUIET = 6
 """Every so many days only prices change."""
 
 
@@ -134,7 +134,10 @@ def write_day(folder: Path, seed: int, day: int) -> None:
 
 
 def write_until(folder: Path, seed: int, day: int) -> None:
-    """Write all that `write_day` has written up to a day, each table at once, and in another order."""
+    """Write all that `write_day` has written up to a day, each table at once, and in another order.
+
+    But for items: training draws random negatives in the order in which their rows are written.
+    """
     draw = random.Random(seed)
 
     def shuffled(rows: Iterator[Any]) -> list[Any]:
@@ -144,9 +147,9 @@ def write_until(folder: Path, seed: int, day: int) -> None:
 
     asked = shuffled(row for of in range(day + 1) for row in queries(seed, of))
     happened = shuffled(row for of in range(1 - _HISTORY, day + 1) for row in events(seed, of))
-    items = shuffled(iter(catalog(seed, day)))
+    items = catalog(seed, day)
     _replace(folder / "items" / "part-0.parquet", _item_rows(items))
-    _replace(folder / "item_images" / "part-0.parquet", _image_rows(seed, items))
+    _replace(folder / "item_images" / "part-0.parquet", _image_rows(seed, shuffled(iter(items))))
     _replace(folder / "queries" / "part-0.parquet", _table(asked, _QUERY))
     _replace(folder / "engagement_logs" / "part-0.parquet", _table(happened, _EVENT))
 
