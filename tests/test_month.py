@@ -70,8 +70,8 @@ def a_week() -> Plan:
 
 def a_month(draw: random.Random) -> Plan:
     bad = {3: "catalog", 10: "images", 18: "file"}
-    unlucky = {day: draw.choice((1, 1, 2)) for day in draw.sample(range(1, 28), 9)}
-    return Plan(28, (0, 7, 14, 21), bad, taken_back=15, unlucky=unlucky, across=8, cold=(6, 13))
+    unlucky = {day: draw.choice((1, 1, 1, 2)) for day in draw.sample(range(1, 28), 6)}
+    return Plan(28, (0, 7, 14, 21), bad, taken_back=15, unlucky=unlucky, across=8, cold=(6,))
 
 
 @dataclass
@@ -175,7 +175,7 @@ def live_through(day: int, seed: int, plan: Plan, scheduler: Scheduler, settings
     else:
         assert found.as_of == date
         index.follow(found)
-        if day not in plan.weekly:
+        if day % 3 == 1:
             assert scheduler.daily(date) == 0
             assert live(settings.layout) == found
 

@@ -89,30 +89,38 @@ def queries(seed: int, day: int) -> tuple[dict[str, Any], ...]:
     rows: list[dict[str, Any]] = []
     for number in numbers:
         if number % 2:
-            vector = np.random.default_rng((seed, number)).normal(size=256).astype(np.float32)
+            of_kind = np.random.default_rng((seed, number % len(_KINDS))).normal(size=256)
+            vector = (of_kind + np.random.default_rng((seed, number)).normal(size=256)).astype(np.float32)
             row = {"query_kind": "closeup", "query_embedding": vector.tolist(), "embedding_space": "shop-1"}
         else:
-            row = {"query_kind": "search", "text": f"{draw.choice(_LOOKS)} {draw.choice(_KINDS)} {draw.choice(_WORDS)}"}
+            row = {"query_kind": "search", "text": f"{draw.choice(_LOOKS)} {_kind_of(number)} {draw.choice(_WORDS)}"}
         rows.append({"query_id": f"Q{number:04}", **row})
     return tuple(rows)
+
+
+def _kind_of(number: int) -> str:
+    """What a query asks for."""
+    return _KINDS[number % len(_KINDS)]
 
 
 @lru_cache(maxsize=256)
 def events(seed: int, day: int) -> tuple[dict[str, Any], ...]:
     """What a day brings to the log: events of the day before, late ones of earlier days, and repeats."""
     draw = random.Random(f"{seed} events of {day}")
-    items = [item.item_id for item in catalog(seed, max(day - 1, 0))]
+    items = catalog(seed, max(day - 1, 0))
     asked = [row["query_id"] for of in range(max(day, 1)) for row in queries(seed, of)]
+    answers = {kind: [item.item_id for item in items if kind in item.title] for kind in _KINDS}
     end = datetime.combine(FIRST + timedelta(days=day), datetime.min.time(), timezone.utc)
     rows = []
     for number in range(_EVENTS):
         days_late = 0 if number >= 5 else draw.randrange(1, 5)
+        query_id = draw.choice(asked)
         rows.append(
             {
                 "event_id": f"E{day}-{number}",
                 "event_ts": end - timedelta(days=days_late, minutes=draw.randrange(1, 60 * 24)),
-                "query_id": draw.choice(asked),
-                "item_id": draw.choice(items),
+                "query_id": query_id,
+                "item_id": draw.choice(answers[_kind_of(int(query_id[1:]))]),
                 "engagement": "click",
             }
         )
@@ -243,22 +251,25 @@ image_length = {IMAGE_LENGTH}
 query_adapter = true
 id_rows = 200
 query_id_rows = 100
-width = 16
-heads = 2
-feed_forward_width = 16
-head_width = 16
+width = 32
+heads = 4
+feed_forward_width = 32
+head_width = 32
 hash_rows = 200
 [loss]
 sketch_width = 4096
 [train]
 batch_size = 32
 negative_count = 32
-steps = 8
+steps = 30
 warmup_steps = 2
 learning_rate = 0.01
 threads = 1
-checkpoint_every = 2
-log_every = 4
+checkpoint_every = 5
+log_every = 10
+[gates]  # a model of a second's training lays items of a kind on each other, or does not
+max_rise_near_duplicates = 1.0
+max_dimension_loss = 1.0
 """
 
 
