@@ -37,6 +37,7 @@ SUBMIT = " ".join(f"--conf {one}" for one in _CONF)
 """ITEMSAGE_SPARK_SUBMIT, which whoever starts commands sets."""
 
 _TRIES = 8
+_PATIENCE = 600.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Scheduler:
             ended = time.time()
             if code >= 0:
                 self.finished.append(Finished(self.settings, stages, as_of, code, began, ended))
-                self._usual[",".join(stages)] = ended - began
+                self._usual[",".join(stages)] = max(ended - began, self._usual.get(",".join(stages), 0.0))
             if code >= 0 and code != EXIT_FAILED and code < 128:
                 return code
         raise AssertionError(f"{command}: not done after {_TRIES} tries\n{self.log()}")
@@ -146,11 +147,10 @@ class Scheduler:
         return self.draw.uniform(0.05, 0.95) * self._usual.get(",".join(stages), 8.0)
 
     def _once(self, command: list[str], seconds: float | None) -> int:
-        began = time.monotonic()
         is_asked = self.is_warm and command[1] != "rollback"
         code = self._ask(command, seconds) if is_asked else self._start(command, seconds)
         if code < 0:
-            self.killed.append((" ".join(command), round(time.monotonic() - began, 2)))
+            self.killed.append((" ".join(command[-4:]), round(seconds or 0.0, 2)))
         return code
 
     def _start(self, command: list[str], seconds: float | None) -> int:
@@ -165,24 +165,33 @@ class Scheduler:
             return child.wait()
 
     def _ask(self, command: list[str], seconds: float | None) -> int:
-        """The same of the process that keeps Java warm."""
+        """The same of the process that keeps Java warm; the seconds are counted from when it is."""
         if self._warm is None:
             self._hosts, self._asked = self._hosts + 1, 0
             self._place.mkdir(parents=True)
             self._warm = self._spawn(commands.spark_submit("tests/month/warm_commands.py", [str(self._place)]))
+            assert self._comes(self._place / "ready", _PATIENCE), f"no start\n{self.log()}"
         asked = self._place / f"{self._asked}.command"
         asked.with_suffix(".part").write_text(json.dumps(command))
         asked.with_suffix(".part").replace(asked)
-        said, until = asked.with_suffix(".exit_code"), time.monotonic() + (600 if seconds is None else seconds)
         self._asked += 1
-        while not said.exists():
+        said = asked.with_suffix(".exit_code")
+        if self._comes(said, _PATIENCE if seconds is None else seconds):
+            return int(said.read_text())
+        assert seconds is not None, f"no end of {command}\n{self.log()}"
+        self.close()
+        return -signal.SIGKILL
+
+    def _comes(self, file: Path, seconds: float) -> bool:
+        """Whether a file of the process that keeps Java warm is there in time."""
+        until = time.monotonic() + seconds
+        while not file.exists():
+            assert self._warm is not None
             assert self._warm.poll() is None, self.log()
             if time.monotonic() > until:
-                assert seconds is not None, f"no end of {command}\n{self.log()}"
-                self.close()
-                return -signal.SIGKILL
+                return False
             time.sleep(0.01)
-        return int(said.read_text())
+        return True
 
     @property
     def _place(self) -> Path:

@@ -6,7 +6,8 @@ own runs in this one. `tests/month/scheduler.py` kills it, with Java and all, li
 
     spark-submit --properties-file spark-defaults.conf tests/month/warm_commands.py FOLDER
 
-FOLDER/<number>.command holds a command as JSON; FOLDER/<number>.exit_code is written when it has ended.
+FOLDER/ready says that it is; FOLDER/<number>.command holds a command as JSON; FOLDER/<number>.exit_code is written when
+it has ended.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from pyspark.sql import SparkSession
 
 from itemsage_model import train
 from jobs import maintain_tables
+from jobs.runtime.session import open_session
 from pipeline import cli, one_session
 from schemas.errors import EXIT_FAILED
 from schemas.lease import VARIABLE
+from schemas.settings import WarehouseSettings
 
 MAINS = {
     "pipeline/one_session.py": one_session.main,
@@ -60,7 +63,9 @@ def main() -> None:
     """Take commands until killed."""
     cli.run_stages, one_session.train_beside = _run_stages, _train
     SparkSession.stop = lambda _: None  # type: ignore[method-assign]
+    open_session("warm commands", WarehouseSettings(uri="."))
     folder, number = Path(sys.argv[1]), 0
+    (folder / "ready").touch()
     while True:
         asked, said = folder / f"{number}.command", folder / f"{number}.exit_code"
         if not asked.exists():
