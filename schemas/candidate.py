@@ -16,7 +16,7 @@ from schemas.commits import Note, Staged
 from schemas.errors import InputError
 from schemas.feed import ALL, begin_version
 from schemas.metrics import ScoreMetrics
-from schemas.published import PUBLISHED, Published, live
+from schemas.published import PUBLISHED, Published, keep_makers, live
 from schemas.records import TableVersion, read_record, write_record
 from schemas.settings import Settings
 from schemas.stages import SCORE_CATALOG
@@ -55,6 +55,7 @@ class Candidate:
         Raises:
             OvertakenError: another run has committed to one of the tables since they were staged.
         """
+        keep_makers(warehouse, self.metrics.model_id)
         answers = self.answers.commit(self.note)
         belongs = {"version": answers, "rows": self.answers.rows}
         rows = self.items.rows if self.rows is None else self.rows
@@ -85,6 +86,7 @@ def announce(warehouse: Warehouse, version: int) -> None:
 
 def keep_candidate(warehouse: Warehouse, candidate: Candidate) -> None:
     """Name the files, in the place of those of a candidate before, which nothing names then."""
+    keep_makers(warehouse, candidate.metrics.model_id)
     staged = {one.table.name: {"files": one.files, "base": one.base} for one in (candidate.items, candidate.answers)}
     values = {"tables": staged, "note": candidate.note, "metrics": asdict(candidate.metrics)}
     write_bytes(warehouse.candidate, (json.dumps(values, indent=2) + "\n").encode())

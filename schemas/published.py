@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -29,12 +30,14 @@ from schemas.lease import require_held
 from schemas.metrics import ScoreMetrics
 from schemas.records import RunRecord, TableVersion, find_record, write_record
 from schemas.settings import Settings
-from schemas.stages import SCORE_CATALOG
-from schemas.storage import is_file, is_unchanged_since, read_batches, version_files
+from schemas.stages import SCORE_CATALOG, TRAIN, VALIDATE, Stage
+from schemas.storage import is_file, is_unchanged_since, read_batches, read_bytes, version_files, write_bytes
 from schemas.tables import ITEM_EMBEDDINGS, QUERY_VECTORS
 from schemas.warehouse import Warehouse
 
 UPSERT, DELETE = "upsert", "delete"
+
+_MAKERS: tuple[Stage[Any], ...] = (TRAIN, VALIDATE)
 
 PUBLISHED = "published"
 """Entry of a commit's note that says what the version is."""
@@ -214,8 +217,32 @@ def _published(warehouse: Warehouse, commit: dict[str, Any]) -> Published | None
     return Published(warehouse, int(commit["version"]), committed, note, metrics)
 
 
+def keep_makers(warehouse: Warehouse, model_id: str) -> None:
+    """Keep the records of a model's training and validation beside it: what a rollback to it brings back."""
+    for stage in _MAKERS:
+        record = None
+        with suppress(InputError):  # a damaged one, which this publication has no need of
+            record = find_record(warehouse, stage)
+        if record is not None and record.metrics.model_id == model_id:
+            write_bytes(_kept(warehouse, model_id, stage), read_bytes(warehouse.record(stage.name)))
+
+
+def _bring_makers_back(warehouse: Warehouse, model_id: str) -> None:
+    for stage in _MAKERS:
+        kept = _kept(warehouse, model_id, stage)
+        if is_file(kept):
+            write_bytes(warehouse.record(stage.name), read_bytes(kept))
+
+
+def _kept(warehouse: Warehouse, model_id: str, stage: Stage[Any]) -> str:
+    return f"{warehouse.models}/{model_id}/{stage.name}.json"
+
+
 def roll_back(settings: Settings, version: int | None = None) -> Published:
     """Make a former version live again, by one commit; called under a lease.
+
+    Later runs score with its model, as the records of its training are those of its time. Run again after it was ended
+    half-way, it does the rest, and goes back no further.
 
     Args:
         settings: The settings.
@@ -232,7 +259,10 @@ def roll_back(settings: Settings, version: int | None = None) -> Published:
     now = next(iter(known), None)
     if now is None:
         raise InputError(ITEM_EMBEDDINGS.name, "", expected="a published version", found="none", cure="Publish one.")
-    target = published_version(warehouse, version) if version is not None else _before(known, now)
+    if version is not None:
+        target = published_version(warehouse, version)
+    else:
+        target = now if _is_half_way(warehouse, now) else _before(known, now)
     if target.run_id != now.run_id:
         _require_files(target)
         left = {"version": now.version, "model_id": now.model_id, "run_id": now.run_id}
@@ -243,9 +273,19 @@ def roll_back(settings: Settings, version: int | None = None) -> Published:
         table.restore(target.version, commit_properties=CommitProperties({"userMetadata": json.dumps(note)}))
         now = live(warehouse)
         assert now is not None
-    # Also where an earlier try was ended between the two.
+    # Also where an earlier try was ended after its commit; the record of what is live comes last, and says so.
+    _bring_makers_back(warehouse, now.metrics.model_id)
     write_record(warehouse, now.to_record())
     return now
+
+
+def _is_half_way(warehouse: Warehouse, now: Published) -> bool:
+    """Whether a rollback was ended between its commit and its last record."""
+    record = None
+    with suppress(InputError):  # a damaged one is written anew either way
+        record = find_record(warehouse, SCORE_CATALOG)
+    recorded = record.output(ITEM_EMBEDDINGS.name).version if record else None
+    return now.rolled_back_from is not None and recorded is not None and recorded < now.version
 
 
 def _before(known: Sequence[Published], now: Published) -> Published:

@@ -5,7 +5,8 @@
 <warehouse>/_runs/candidate            scored vectors that are not live yet; schemas/candidate.py
 <warehouse>/_runs/lease                who writes the warehouse now; schemas/lease.py
 <warehouse>/_logs/                     what Spark and Python said while `itemsage run` ran; local warehouses only
-<warehouse>/models/<model_id>/         model.safetensors and model.json of every trained model
+<warehouse>/models/<model_id>/         model.safetensors and model.json of every trained model; of a published one the
+                                       records of its training and validation, which a rollback brings back
 <warehouse>/checkpoints/<run id>/      what an unfinished training run goes on from; removed when it ends
 <warehouse>/tensorboard/<run id>/      training curves; local warehouses only
 <warehouse>/query_encoder/             the frozen text encoder that embed_queries fitted, and embed_items reads

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from schemas.contracts import date_of
 from schemas.errors import GateError, InputError
 from schemas.metrics import Health, ItemMetrics, ScoreMetrics
-from schemas.published import find_previous, live
+from schemas.published import Published, find_previous, published_versions
 from schemas.records import RunRecord
 from schemas.settings import GateSettings, Settings
 from schemas.tables import ITEM_EMBEDDINGS
@@ -100,16 +101,33 @@ def require_known_ids(counts: IdCounts, gates: GateSettings) -> None:
 
 
 def require_not_rolled_back(settings: Settings, model_id: str) -> None:
-    """Refuse to publish once more what somebody has rolled back from.
+    """Refuse to publish once more what somebody has rolled back from, also where other runs have published since.
+
+    A rollback between versions of one model is about its items: those of a later date may be published.
 
     Raises:
-        GateError: it is of that model, and the override is not set.
+        GateError: it is of that model, or of that date, and the override is not set.
     """
-    found = live(settings.layout)
-    left = found.rolled_back_from if found else None
-    if found and left and left["model_id"] == model_id:
-        expected = f"another model than {model_id}, from which version {found.version} was rolled back"
-        stop([Failure(expected, f"{model_id} once more")], settings.gates)
+    known = published_versions(settings.layout)
+    for one in known:
+        left = one.rolled_back_from
+        if left and left["model_id"] == model_id:
+            stop([*_left(one, left, known, settings)], settings.gates)
+            return
+        if one.model_id == model_id:  # it was brought back, or published again
+            return
+
+
+def _left(back: Published, left: dict[str, Any], known: list[Published], settings: Settings) -> Iterator[Failure]:
+    model_id, date = left["model_id"], str(settings.dates.as_of)
+    if back.model_id != model_id:
+        expected = f"another model than {model_id}, from which version {back.version} was rolled back"
+        yield Failure(expected, f"{model_id} once more")
+        return
+    of_left = next((one.as_of for one in known if one.version == left["version"]), "")
+    if date <= of_left:
+        expected = f"a later date than {of_left}, whose items version {back.version} was rolled back from"
+        yield Failure(expected, date)
 
 
 def require_sound_vectors(health: Health, previous: Health | None, gates: GateSettings) -> None:

@@ -1,27 +1,36 @@
 """What runs have left in a warehouse and nothing reads any more: found, with its size, and removed by who asks for it.
 
-No version that a run record names loses a file. Of tables, that is for Delta's own VACUUM to do, which is told these
-versions; of other files, only those that no writer has touched for as long count.
+No version that a run record names loses a file, nor a candidate. Of tables, that is what Delta's own VACUUM lists,
+which is told these versions, but for deletion vectors; of other files, only those that no writer has touched for as
+long count.
 """
 
 from __future__ import annotations
 
+import json
 import time
+from base64 import b85decode
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+from uuid import UUID
 
+import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 from pyarrow import fs
 
+from schemas.candidate import read_candidate
 from schemas.errors import InputError
 from schemas.metrics import Removed
+from schemas.published import published_versions
 from schemas.records import all_records, find_record
 from schemas.settings import Settings
 from schemas.stages import TRAIN, maker_of
-from schemas.storage import file_system
+from schemas.storage import file_system, is_file
 from schemas.tables import RUNS
 from schemas.warehouse import Warehouse
 
@@ -106,16 +115,56 @@ def unread_files(warehouse: Warehouse, uri: str, hours: int = RETENTION_HOURS, *
     named = [*(entry for record in all_records(warehouse) for entry in (*record.outputs, *record.inputs))]
     kept = sorted({entry.version for entry in named if entry.uri == uri and entry.version is not None})
     table = DeltaTable(uri)
-    # What no commit names, too; but delta-rs takes the files of deletion vectors for such.
-    is_full = "deletionVectors" not in (table.protocol().reader_features or [])
-    names = table.vacuum(hours, dry_run=True, full=is_full, keep_versions=kept)
+    # Those that no commit names, too; delta-rs takes deletion vectors for such, and a candidate's files are.
+    names = table.vacuum(hours, dry_run=True, full=True, keep_versions=kept)
     system, root = file_system(uri)
+    spared = _candidates_files(warehouse, uri)
+    if "deletionVectors" in (table.protocol().reader_features or []):
+        spared |= _vector_files(system, f"{root}/_delta_log")
     # The log names files of long ago, too, which are gone.
-    infos = [one for one in system.get_file_info([f"{root}/{name}" for name in names]) if one.type == fs.FileType.File]
-    found = Removed(len(infos), sum(info.size or 0 for info in infos))
-    if remove and infos:
-        table.vacuum(hours, dry_run=False, full=is_full, keep_versions=kept)
-    return found
+    listed = system.get_file_info([f"{root}/{name}" for name in names if unquote(name) not in spared])
+    infos = [one for one in listed if one.type == fs.FileType.File]
+    if remove:
+        for info in infos:
+            system.delete_file(info.path)
+    return Removed(len(infos), sum(info.size or 0 for info in infos))
+
+
+def _candidates_files(warehouse: Warehouse, uri: str) -> set[str]:
+    """The files, within a table's folder, of vectors that are scored and not live yet.
+
+    Raises:
+        InputError: as of `read_candidate`.
+    """
+    if not is_file(warehouse.candidate):
+        return set()
+    candidate = read_candidate(warehouse)
+    parts = [part for part in (candidate.items, candidate.answers) if part.uri == uri]
+    return {str(file["path"]) for part in parts for file in part.files}
+
+
+def _vector_files(system: fs.FileSystem, log: str) -> set[str]:
+    """The files of deletion vectors, within a table's folder, that its log names for whatever version."""
+    actions: list[dict[str, Any]] = []
+    for info in system.get_file_info(fs.FileSelector(log)):
+        if info.base_name.endswith(".json"):
+            with system.open_input_file(info.path) as file:
+                actions += map(json.loads, file.read().splitlines())
+        elif info.base_name.endswith(".parquet"):
+            actions += pq.read_table(info.path, filesystem=system).to_pylist()
+    entries = [action.get(kind) or {} for action in actions for kind in ("add", "remove")]
+    vectors = [entry.get("deletionVector") or {} for entry in entries]
+    return {_vector_file(vector["pathOrInlineDv"]) for vector in vectors if vector.get("storageType") == "u"}
+
+
+_Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+_B85 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
+
+
+def _vector_file(name: str) -> str:
+    """The file of a deletion vector, as Delta's log calls it: a folder or none, and a UUID of 20 characters in Z85."""
+    number = UUID(bytes=b85decode(name[-20:].translate(str.maketrans(_Z85, _B85))))
+    return f"{name[:-20]}/deletion_vector_{number}.bin".lstrip("/")
 
 
 def unread_in_tables(settings: Settings) -> Removed:
@@ -131,13 +180,22 @@ def _files(*folders: Path) -> tuple[Path, ...]:
     return tuple(path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file())
 
 
+def _published_models(settings: Settings) -> set[str]:
+    """The models of what is live and of the versions that a rollback may bring back."""
+    known = published_versions(settings.layout)
+    replaced = [time.time(), *(one.committed.timestamp() for one in known[:-1])]
+    since = time.time() - 3_600 * settings.maintenance.retention_hours
+    return {one.metrics.model_id for one, until in zip(known, replaced, strict=False) if until > since}
+
+
 def _old_models(settings: Settings) -> tuple[Path, ...]:
+    """Files of models that nobody can ask for: neither the last one trained nor that of a version that may be live."""
     try:
-        trained = find_record(settings.layout, TRAIN)
-    except InputError:  # nobody knows which model is in use
+        trained, published = find_record(settings.layout, TRAIN), _published_models(settings)
+    except (InputError, DeltaError):  # nobody knows which model is in use
         return ()
     uris = (trained.metrics.model_uri, trained.metrics.validated_model_uri) if trained else ()
-    named = [Path(uri).name for uri in uris]
+    named = {Path(uri).name for uri in uris} | published
     models = Path(settings.layout.models)
     folders: Iterable[Path] = models.iterdir() if trained and models.is_dir() else ()
     return _files(*sorted(folder for folder in folders if folder.name not in named))

@@ -12,12 +12,22 @@ import pyarrow as pa
 import pytest
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 
+from schemas import published
 from schemas.errors import InputError
-from schemas.metrics import ScoreMetrics
-from schemas.published import PUBLISHED, find_previous, live, published_version, published_versions, roll_back
-from schemas.records import read_record
+from schemas.metrics import ScoreMetrics, TrainMetrics, ValidateMetrics
+from schemas.published import (
+    PUBLISHED,
+    Published,
+    find_previous,
+    keep_makers,
+    live,
+    published_version,
+    published_versions,
+    roll_back,
+)
+from schemas.records import RunRecord, read_record, write_record
 from schemas.settings import Settings
-from schemas.stages import SCORE_CATALOG
+from schemas.stages import SCORE_CATALOG, TRAIN, VALIDATE
 from schemas.tables import ITEM_EMBEDDINGS, QUERY_VECTORS
 
 MakeSettings = Callable[..., Settings]
@@ -45,10 +55,15 @@ class Shop:
         rows = pa.table({"item_id": ["i"], "model_id": [model]})
         write_deltalake(self.items, rows, mode="overwrite", commit_properties=properties)
 
-    def read(self) -> tuple[str, str]:
-        """model_id of items and queries, as a reader finds them."""
+    @property
+    def live(self) -> Published:
         found = live(self.settings.layout)
         assert found is not None
+        return found
+
+    def read(self) -> tuple[str, str]:
+        """model_id of items and queries, as a reader finds them."""
+        found = self.live
         [items] = found.items(["model_id"])
         [queries] = found.queries(["model_id"])
         return items["model_id"][0].as_py(), queries["model_id"][0].as_py()
@@ -105,6 +120,48 @@ def test_going_back_to_what_is_live_commits_nothing(make_settings: MakeSettings)
     roll_back(shop.settings, version)
     assert DeltaTable(shop.items).version() == version
     assert read_record(shop.settings.layout, SCORE_CATALOG).metrics.model_id == "a"
+
+
+@pytest.mark.fault("B11", "recovered", "a rollback ended right after its commit: run again, it goes no further")
+def test_a_rollback_that_was_ended_half_way_does_the_rest(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Shop(make_settings)
+    for model in ("a", "b", "c"):
+        shop.publish(model)
+        write_record(shop.settings.layout, shop.live.to_record())
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as ending:
+        ending.setattr(published, "write_record", end)
+        with pytest.raises(KeyboardInterrupt):
+            roll_back(shop.settings)
+    assert shop.read() == ("b", "b")
+    assert read_record(shop.settings.layout, SCORE_CATALOG).metrics.model_id == "c"
+    roll_back(shop.settings)
+    assert shop.read() == ("b", "b")
+    assert read_record(shop.settings.layout, SCORE_CATALOG).metrics.model_id == "b"
+    roll_back(shop.settings)
+    assert shop.read() == ("a", "a")
+
+
+@pytest.mark.fault("B11", "recovered", "days after a rollback: they score with the model that was brought back")
+def test_the_records_of_a_models_training_come_back_with_it(make_settings: MakeSettings) -> None:
+    shop = Shop(make_settings)
+    layout = shop.settings.layout
+    kept = {}
+    for model in ("a", "b"):
+        write_record(layout, RunRecord(TRAIN.name, TrainMetrics(model, f"{layout.models}/{model}", "abc")))
+        write_record(layout, RunRecord(VALIDATE.name, ValidateMetrics(model, "recall@10")))
+        kept[model] = [read_record(layout, stage) for stage in (TRAIN, VALIDATE)]
+        keep_makers(layout, model)
+        keep_makers(layout, "of another training")
+        shop.publish(model)
+    roll_back(shop.settings)
+    assert [read_record(layout, stage) for stage in (TRAIN, VALIDATE)] == kept["a"]
+    assert {path.name for path in Path(layout.models).iterdir()} == {"a", "b"}
 
 
 @pytest.mark.parametrize("table", ["items", "queries"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 from jobs.runtime import gates
 from schemas.errors import GateError, InputError
 from schemas.metrics import ItemMetrics, ScoreMetrics
+from schemas.published import Published
 from schemas.records import RunRecord, TableVersion, write_record
 from schemas.settings import GateSettings, Settings
 from schemas.storage import write_bytes
@@ -91,6 +93,43 @@ def test_other_ids_than_are_published_or_logged_stop() -> None:
     with pytest.raises(GateError, match=r"41% of the 5 items in item_counts .*; found 2 of them \(40\.0%\)"):
         gates.require_known_ids(counts, GateSettings(**limits | {"min_log_coverage": 0.41}))
     gates.require_known_ids(gates.IdCounts(), GateSettings())
+
+
+@pytest.mark.fault("B11", "refused", "what was rolled back from, published again: at once, and after other runs")
+def test_what_was_rolled_back_from_is_not_published_again(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opens(model_id: str, *versions: tuple[str, str, int | None], as_of: str = "2026-03-09") -> bool:
+        """versions: model, date, and the version that it was rolled back from; the first is version 1."""
+        known: list[Published] = []
+        for number, (model, date, back_from) in enumerate(versions, 1):
+            note: dict[str, Any] = {"run_id": f"run {number}", "as_of": date}
+            if back_from:
+                left = known[back_from - 1]
+                note["rolled_back_from"] = {"version": back_from, "model_id": left.model_id, "run_id": left.run_id}
+            metrics = ScoreMetrics(model, "float32", published_id=model)
+            known.append(Published(settings.layout, number, datetime.now(timezone.utc), note, metrics))
+        monkeypatch.setattr(gates, "published_versions", lambda _: known[::-1])
+        try:
+            gates.require_not_rolled_back(make_settings(dates={"as_of": as_of}), model_id)
+        except GateError:
+            return False
+        return True
+
+    settings = make_settings()
+    back = [("a", "2026-03-01", None), ("b", "2026-03-02", None), ("a", "2026-03-01", 2)]
+    assert not opens("b", *back)
+    assert opens("a", *back)
+    assert opens("c", *back)
+    later = [*back, ("a", "2026-03-03", None)]
+    assert not opens("b", *later), "somebody has published since"
+    assert opens("a", *later)
+    assert opens("b", *later, ("b", "2026-03-04", None)), "published in spite of the gate"
+    assert opens("b", *back, ("b", "2026-03-02", 3)), "brought back by name"
+    assert not opens("a", *back, ("b", "2026-03-02", 3))
+    items_alone = [("a", "2026-03-01", None), ("a", "2026-03-02", None), ("a", "2026-03-01", 2)]
+    assert not opens("a", *items_alone, as_of="2026-03-02")
+    assert opens("a", *items_alone, as_of="2026-03-03")
 
 
 @pytest.mark.fault("D5b", "refused", "the record of what is published damaged")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,9 +13,13 @@ from deltalake import write_deltalake
 
 from jobs.runtime import litter
 from pipeline import doctor
-from schemas.metrics import Removed, TrainMetrics
+from schemas.candidate import Candidate, keep_candidate
+from schemas.commits import Staged, commit_note
+from schemas.metrics import Removed, ScoreMetrics, TrainMetrics
+from schemas.published import PUBLISHED
 from schemas.records import RunRecord, write_record
 from schemas.settings import Settings, load_settings
+from schemas.tables import ITEM_EMBEDDINGS, QUERY_VECTORS
 from tests.pipeline.shop import write_shop
 
 
@@ -55,6 +60,23 @@ def test_what_nothing_reads_is_listed_with_its_size(settings: Settings, capsys: 
     said = capsys.readouterr().out
     assert "look  models that no record names: 1 files, 0.0 MB, which nothing reads; to remove: rm -r" in said
     assert "look  files of replaced versions and of failed runs: 1 files, 0.0 MB, which nothing reads" in said
+
+
+@pytest.mark.fault("F6", "recovered", "maintenance while a rolled back model is live, and a candidate waits for weeks")
+def test_what_a_reader_or_a_publication_needs_is_no_litter(settings: Settings) -> None:
+    root = Path(settings.layout.uri)
+    metrics = ScoreMetrics("old", "float32", published_id="old")
+    published = {"metrics": asdict(metrics), "rows": 1, "query_vectors": {"version": 0, "rows": 0}}
+    note = {"run_id": "r", "as_of": "2026-03-01", PUBLISHED: published}
+    commit_note(f"{root}/item_embeddings", note)
+    assert "models" not in {one.what.split()[0] for one in litter.find_litter(settings)}
+    # Of another kind of rows; what counts is the name.
+    file = {"path": "orphan.parquet", "bytes": 7, "modified_ms": 0, "rows": 1}
+    items, answers = (
+        Staged(table, settings.table_uri(table.name), [file], 0) for table in (ITEM_EMBEDDINGS, QUERY_VECTORS)
+    )
+    keep_candidate(settings.layout, Candidate(items, answers, note, metrics))
+    assert litter.unread_in_tables(settings) == Removed(0, 0)
 
 
 def test_a_warehouse_that_is_not_there_has_no_litter(tmp_path: Path) -> None:
