@@ -48,8 +48,9 @@ def steps_of(spark: SparkSession, settings: Settings, stages: list[str], passed:
     steps: list[Step] = []
     if prepare:
         script, *extra = shlex.split(prepare)
-        if not is_within(str(ROOT / script), [str(ROOT)]):
-            settings.require_allowed("--prepare", script)
+        place = str(ROOT / script)
+        if not is_within(place, [str(ROOT)]):
+            settings.require_allowed("--prepare", place)
         steps.append((Path(script).stem, partial(run_script, script, [*passed, *extra])))
     for stage in map(stage_named, stages):
         if stage is TRAIN and (spark.sparkContext.master or "").startswith("local"):

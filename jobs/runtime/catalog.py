@@ -160,7 +160,10 @@ def _is_same(first: str, second: str) -> bool:
     return Warehouse(first).place() == Warehouse(second.removeprefix("file://")).place()
 
 
-def _refused(name: str, expected: str, error: Exception) -> InputError:
-    found = str(error).splitlines()[0] if str(error) else type(error).__name__
+def _refused(name: str, expected: str, error: PySparkException) -> InputError:
+    """What Spark says of a name; what it has no word of its own for, such as a metastore that is down, as it is."""
+    if not error.getCondition():
+        raise error
+    found = str(error).splitlines()[0]
     cure = "Correct the name, or give Spark the catalog (docs/cluster.md)."
     return InputError(f"table {name}", "", expected=expected, found=found, cure=cure)

@@ -1,7 +1,7 @@
 """A job script for tests of a Hive metastore: tables of a warehouse saved by name, or rows of named tables counted.
 
 spark-submit ... tests/scripts/hive_shop.py --settings shop.toml --save FROM     managed tables of all named inputs
-spark-submit ... tests/scripts/hive_shop.py --settings shop.toml --show          one JSON object: table -> its rows, by SQL
+spark-submit ... tests/scripts/hive_shop.py --settings shop.toml --show          JSON: table -> its rows, by SQL
 """
 
 from __future__ import annotations

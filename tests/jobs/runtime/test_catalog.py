@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 from uuid import uuid4
 
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 
 from jobs.runtime import catalog
@@ -139,6 +141,18 @@ def test_a_catalog_that_spark_does_not_know_is_refused(spark: SparkSession, make
         count_words(spark, make_settings(inputs={"items": "nowhere.shop.items"}))
 
 
+def test_a_catalog_that_does_not_answer_is_no_fault_of_the_settings() -> None:
+    class Down:
+        @property
+        def catalog(self) -> Any:
+            raise AnalysisException(
+                "Unable to instantiate org.apache.hadoop.hive.ql.metadata.SessionHiveMetaStoreClient"
+            )
+
+    with pytest.raises(AnalysisException, match="Unable to instantiate"):  # exit code 1: a retry may help
+        catalog.find(cast(SparkSession, Down()), "spark_catalog.shop.items")
+
+
 def test_rows_that_the_catalog_does_not_show_are_not_read_in_silence(
     spark: SparkSession, make_settings: MakeSettings, shop: str, tmp_path: Path
 ) -> None:
@@ -257,3 +271,27 @@ def test_records_hold_names_and_places_and_nothing_else_of_the_catalog(made: Set
     record = json.loads(Path(made.layout.record("build_vocabulary")).read_text())
     assert record["settings"]["inputs"]["items"] == made.inputs.items
     assert record["outputs"][0]["uri"] == "vocabulary"
+
+
+@pytest.fixture
+def second(spark: SparkSession) -> str:
+    """A second catalog plugin, of which Spark knows no more than its class: it finds the tables of the first."""
+    spark.conf.set("spark.sql.catalog.second", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
+    catalogs = spark._jsparkSession.sessionState().catalogManager()
+    catalogs.catalog("second").setDelegateCatalog(catalogs.v2SessionCatalog())
+    return "second"
+
+
+def test_another_catalog_than_sparks_own_is_read_and_written_as_well(
+    spark: SparkSession, make_settings: MakeSettings, shop: str, second: str
+) -> None:
+    schema = f"{second}.{shop.partition('.')[2]}"
+    place = save(spark, f"{schema}.items", "delta")
+    settings = by_name(make_settings, schema, inputs={"items": f"{schema}.items"})
+    try:
+        assert len(count_words(spark, settings)) == 3
+        assert read_record(settings.layout, BUILD_VOCABULARY).inputs[0].uri == place
+        assert spark.table(f"{settings.warehouse.name}.vocabulary").count() == 1
+        assert count_words(spark, settings.model_copy(update={"rerun": True}))  # the name is there, and is ours
+    finally:
+        spark.sql("DROP SCHEMA IF EXISTS IDENTIFIER(:name) CASCADE", {"name": settings.warehouse.name})
