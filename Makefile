@@ -10,10 +10,11 @@ RUN := $(BIN)/itemsage run
 PIP_TIMEOUT ?= 30
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --timeout $(PIP_TIMEOUT) --retries 2 --no-deps --require-hashes
 
-.PHONY: help demo pipeline online-retail online-retail-cold complete-journey doctor test faults check bench quality package requirements sentence-transformers clean
+.PHONY: help demo demo-by-name pipeline online-retail online-retail-cold complete-journey doctor test faults check bench quality package requirements sentence-transformers clean
 
 help:
 	@echo "make demo                                 the whole pipeline on a synthetic shop, into ./demo-warehouse"
+	@echo "make demo-by-name                         the same with all of its tables in a Hive metastore, known by name only"
 	@echo "make pipeline SETTINGS=shop.toml [FROM=train] [SET='a.b=c ...']   the same on your own tables"
 	@echo "make online-retail DATA=by-day.tar.xz     the same on the UCI Online Retail log"
 	@echo "make online-retail-cold DATA=...          a cold slice of it: few pairs, half of the items never bought in training"
@@ -40,6 +41,19 @@ ready: .venv/installed
 
 demo: ready
 	@$(RUN) --settings demo.toml --prepare jobs/make_demo_world.py $(foreach s,$(SET),--set $(s))
+
+# A Hive metastore in a folder of its own: embedded Derby, which one process at a time may open.
+CATALOG := $(CURDIR)/demo-catalog
+HIVE := --conf spark.sql.catalogImplementation=hive --conf 'spark.sql.warehouse.dir=$(CATALOG)/tables' \
+	--conf 'spark.hadoop.javax.jdo.option.ConnectionURL=jdbc:derby:;databaseName=metastore;create=true' \
+	--conf 'spark.hadoop.hive.exec.scratchdir=$(CATALOG)/scratch' \
+	--conf 'spark.driver.defaultJavaOptions=-Dderby.system.home="$(CATALOG)"'
+NAMES := warehouse.uri=./demo-by-name-warehouse warehouse.name=spark_catalog.itemsage \
+	$(foreach table,items item_images queries engagement_logs,inputs.$(table)=spark_catalog.shop.$(table))
+
+demo-by-name: export ITEMSAGE_SPARK_SUBMIT := $(ITEMSAGE_SPARK_SUBMIT) $(HIVE)
+demo-by-name: ready
+	@$(RUN) --settings demo.toml --prepare jobs/make_demo_world.py $(foreach s,$(NAMES) $(SET),--set $(s))
 
 pipeline: ready
 	@$(RUN) --settings $(SETTINGS) $(if $(FROM),--from $(FROM)) $(foreach s,$(SET),--set $(s))
@@ -91,4 +105,4 @@ requirements: ## Resolve all requirements files anew from pyproject.toml (needs 
 			> requirements-$$extra.txt && rm requirements-all.txt || exit 1; done
 
 clean:
-	@rm -rf .venv dist quality demo-warehouse online-retail-warehouse online-retail-cold-warehouse complete-journey-warehouse
+	@rm -rf .venv dist quality demo-warehouse demo-by-name-warehouse demo-catalog online-retail-warehouse online-retail-cold-warehouse complete-journey-warehouse

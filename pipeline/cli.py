@@ -3,6 +3,7 @@
     run                                 all stages, or those from one on (--from), and the summary
     train | validate | score | evaluate one stage
     doctor                              what would go wrong, before anything runs
+    names                               where Spark's catalog has the tables that [inputs] names
     publish                             make a candidate live (score.publish = "candidate")
     versions | rollback                 what was published, and going back to it (--to VERSION)
     metrics                             how stages ended, for Prometheus
@@ -43,6 +44,7 @@ _WATCH = [sys.executable, "-I", "-S", str(ROOT / "pipeline" / "watch.py")]
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _QUICK = ("doctor", "metrics", "versions")
 _POINTER = ("publish", "rollback")
+_NAMES = "names"
 _SINGLE: dict[str, Stage[Any]] = {
     "train": TRAIN, "validate": VALIDATE, "score": SCORE_CATALOG, "evaluate": EVALUATE,
 }  # fmt: skip
@@ -114,7 +116,7 @@ def stages_from(first: str) -> list[str]:
 def main() -> None:
     """Entry point of the console command."""
     command, *rest = sys.argv[1:] or ["--help"]
-    if command not in ("run", *_QUICK, *_POINTER, *_SINGLE):
+    if command not in ("run", _NAMES, *_QUICK, *_POINTER, *_SINGLE):
         print(__doc__)
         sys.exit(0 if command in ("-h", "--help") else EXIT_SETTINGS)
     parser = settings_parser(f"itemsage {command}", __doc__)
@@ -136,6 +138,9 @@ def main() -> None:
         try:
             if command in _POINTER:
                 _move_pointer(settings, command, getattr(arguments, "to", None))
+            elif command == _NAMES:
+                log = Path(settings.layout.logs) / "names.log"
+                run_command(spark_submit("pipeline/resolve_names.py", passed_on(arguments)), log)
             else:
                 run_pipeline(command, arguments, settings)
         finally:

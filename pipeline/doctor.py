@@ -23,12 +23,12 @@ from pipeline.findings import Finding, Sample
 from pipeline.sampled_rows import content_findings, reject_findings
 from schemas.arrow import arrow_type
 from schemas.columns import Table
-from schemas.errors import EXIT_INPUT, InputError
+from schemas.errors import EXIT_INPUT, DeadlineError, InputError
 from schemas.input_files import CORRECT_URI
 from schemas.input_rows import stored_rows
 from schemas.input_tables import InputTable, look_at_input
 from schemas.settings import Settings
-from schemas.tables import ENGAGEMENT_LOGS, ITEM_IMAGES, ITEMS, QUERIES
+from schemas.tables import ENGAGEMENT_LOGS, INPUTS, ITEM_IMAGES
 
 SAMPLE_ROWS, SAMPLE_EVENTS = 10_000, 500_000
 """Rows of a table, and of the log, whose rows are short, that are looked at: the first of its first files."""
@@ -50,9 +50,10 @@ def all_findings(settings: Settings) -> Iterator[Finding]:
     yield from machine_findings()
     yield from version_findings()
     yield Finding("ok", "settings", f"{len(settings.tasks)} tasks; logs from {settings.dates.train_start:%Y-%m-%d} up "
-                  f"to {settings.dates.end:%Y-%m-%d}; warehouse {settings.layout.uri}")  # fmt: skip
+                  f"to {settings.dates.end:%Y-%m-%d}; warehouse {settings.layout.uri}"
+                  + (f", registered as {settings.warehouse.name}" if settings.warehouse.name else ""))  # fmt: skip
     samples: dict[str, Sample] = {}
-    for table in (ITEMS, ITEM_IMAGES, QUERIES, ENGAGEMENT_LOGS):
+    for table in INPUTS:
         if table is ITEM_IMAGES and not settings.inputs.has_images:
             continue
         sample = yield from table_findings(settings, table)
@@ -128,11 +129,12 @@ def table_findings(settings: Settings, table: Table) -> Generator[Finding, None,
     Returns:
         A sample of its rows; None where there is none.
     """
-    uri, subject = settings.table_uri(table.name), f"table {table.name}"
+    uri, subject = settings.input_name(table.name), f"table {table.name}"
     try:
+        uri = settings.table_uri(table.name)
         found = look_at_input(uri, table)
         sample, unread = _sample(found)
-    except (InputError, OSError, ValueError, DeltaError) as error:
+    except (InputError, DeadlineError, OSError, ValueError, DeltaError) as error:
         cause = " ".join(str(error).removeprefix(f"table {table.name}, column (all): ").split())[:500]
         # Another place cures nothing but a table that is not at this one.
         key = f" (inputs.{table.name})" if getattr(error, "cure", "") == CORRECT_URI else ""

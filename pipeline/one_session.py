@@ -27,6 +27,7 @@ from jobs.runtime.session import open_session
 from pipeline.commands import ROOT, environment, train_command
 from schemas.command_line import exit_code_of_errors, passed_on, settings_of, settings_parser
 from schemas.errors import EXIT_FAILED
+from schemas.places import is_within
 from schemas.results import noted
 from schemas.settings import Settings
 from schemas.stages import TRAIN, Stage, stage_named
@@ -47,6 +48,9 @@ def steps_of(spark: SparkSession, settings: Settings, stages: list[str], passed:
     steps: list[Step] = []
     if prepare:
         script, *extra = shlex.split(prepare)
+        place = str(ROOT / script)
+        if not is_within(place, [str(ROOT)]):
+            settings.require_allowed("--prepare", place)
         steps.append((Path(script).stem, partial(run_script, script, [*passed, *extra])))
     for stage in map(stage_named, stages):
         if stage is TRAIN and (spark.sparkContext.master or "").startswith("local"):

@@ -18,7 +18,7 @@ from deltalake.exceptions import DeltaError
 
 from itemsage_model.evaluation.floor import comparisons, hardest_rivals
 from schemas.contracts import agreed, run_again
-from schemas.errors import InputError
+from schemas.errors import DeadlineError, InputError
 from schemas.input_rows import input_rows
 from schemas.input_tables import find_input
 from schemas.metrics import EvaluationMetrics
@@ -52,7 +52,9 @@ def print_summary(settings: Settings) -> None:
         print("\nnot live yet: `itemsage publish` with the same settings makes the vectors live that were evaluated")
         return
     _print_neighbours(settings, published)
-    print(f"\nembeddings: {published.uri}, Delta version {published.version}, {published.rows:,} rows")
+    name = settings.table_name(ITEM_EMBEDDINGS.name)
+    print(f"\nembeddings: {published.uri}, Delta version {published.version}, {published.rows:,} rows"
+          + (f", by name {name}" if name else ""))  # fmt: skip
     print(f"read them without Spark:\n  {_how_to_read(published)}")
 
 
@@ -168,7 +170,7 @@ def _print_neighbours(settings: Settings, published: TableVersion) -> None:
     print("\nnearest neighbours")
     try:
         titles = _titles(settings, set(ids))
-    except (InputError, OSError, DeltaError) as error:  # of a table that has changed since the run
+    except (InputError, DeadlineError, OSError, DeltaError) as error:  # of a table that has changed since the run
         print(f"  by item_id, as titles cannot be read: {error}")
         titles = {}
     named = [row for row in range(0, len(ids), max(1, len(ids) // 50)) if titles.get(ids[row]) or not titles]

@@ -59,18 +59,20 @@ def _is_same_work(settings: Settings, stage: Stage[Any], last: RunRecord[Any]) -
     return all(
         (record := find_record(settings.layout, stage_named(name))) is not None and record.sha256 == sha256
         for name, sha256 in last.made_after.items()
-    ) and all(_is_unchanged(read, last, stage) for read in last.inputs if maker_of(read.table) is None)
+    ) and all(_is_unchanged(read, last, stage, settings) for read in last.inputs if maker_of(read.table) is None)
 
 
 def _but_rerun(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "rerun"}
 
 
-def _is_unchanged(read: TableVersion, last: RunRecord[Any], stage: Stage[Any]) -> bool:
+def _is_unchanged(read: TableVersion, last: RunRecord[Any], stage: Stage[Any], settings: Settings) -> bool:
     """Whether a table of the shop's is what the stage read; where nobody can tell, it is not."""
     known = last.table_ids.get(read.table, "")
     table = next(table for table in stage.reads if table.name == read.table)
     with suppress(InputError):
+        if settings.input_name(read.table) and settings.table_uri(read.table) != read.uri:
+            return False  # the name is that of another table now
         found = find_input(read.uri, table)
         return bool(known) and (found.table_id, found.version) == (known, read.version)
     return False

@@ -155,6 +155,9 @@ ENGAGEMENT_LOGS = Table(
     key=("event_id",),
 )
 
+INPUTS = (ITEMS, ITEM_IMAGES, QUERIES, ENGAGEMENT_LOGS)
+"""The shop's own tables, in the order in which a run meets them."""
+
 # ---------------------------------------------------------------- written by the jobs
 
 SOURCE_HASH = "source_hash"

@@ -4,6 +4,7 @@
 <warehouse>/_runs/<stage>.json         the record of each stage's last complete run
 <warehouse>/_runs/candidate            scored vectors that are not live yet; schemas/candidate.py
 <warehouse>/_runs/lease                who writes the warehouse now; schemas/lease.py
+<warehouse>/_names/                    where tables lie that the settings know by name; schemas/names.py
 <warehouse>/_logs/                     what Spark and Python said while `itemsage run` ran; local warehouses only
 <warehouse>/models/<model_id>/         model.safetensors and model.json of every trained model; of a published one the
                                        records of its training and validation, which a rollback brings back
@@ -107,4 +108,6 @@ class Warehouse:
 
     def query_projection(self, embedding_space: str) -> str:
         """Folder of the projection of one space's queries to the length of all query embeddings."""
-        return self.place("query_projections", quote(embedding_space, safe=""))
+        folder = quote(embedding_space, safe="")
+        # Quoting leaves dots alone, and `..` would be the warehouse.
+        return self.place("query_projections", folder if folder.strip(".") else folder.replace(".", "%2E"))

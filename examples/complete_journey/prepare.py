@@ -140,6 +140,8 @@ def build_accounting(rows_of: dict[str, tuple[DataFrame, DataFrame]]) -> DataFra
 
 def run(spark: SparkSession, settings: Settings, folder: str | None) -> None:
     """Read both files, split their rows, write the input tables and the accounting."""
+    if folder:
+        settings.require_allowed("--data", folder)
     place = Path(folder) if folder else installed_folder()
     with JobRun(spark, settings, STAGE) as job:
         products = checked_products(_read(job, place, PRODUCTS)).persist()

@@ -135,6 +135,7 @@ def run(spark: SparkSession, settings: Settings, archive: str | None, *, is_cold
     """Read the archive, split its rows, write the input tables (or a cold slice of the log) and the accounting."""
     if archive is None:
         raise SettingsError("--data: name the archive of daily CSV files, by-day.tar.xz")
+    settings.require_allowed("--data", archive)
     with JobRun(spark, settings, STAGE) as job:
         raw_rows = read_archive(archive)
         job.count_input(TableVersion(RAW_ROWS.name, archive, None, raw_rows.num_rows))

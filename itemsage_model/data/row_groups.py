@@ -3,6 +3,9 @@
 Petastorm's reader deals out the row groups; its worker and pool are parts that it takes from the caller. Its own worker
 copies every row group twice on the way to numpy objects. Of its own pools, the thread pool of 0.13.1 ends early
 and loses rows in silence, and the dummy pool sleeps for a tenth of a second whenever it is asked too early.
+
+Of a folder with a file `_common_metadata` Petastorm unpickles the schema, behind a list of modules that lets `exec`
+pass (SECURITY.md). It is told files, never folders; and where it would unpickle all the same, it is refused here.
 """
 
 from __future__ import annotations
@@ -10,10 +13,11 @@ from __future__ import annotations
 import queue
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import unquote
 
 import pyarrow as pa
+from petastorm.etl import dataset_metadata
 from petastorm.fs_utils import get_filesystem_and_path_or_paths
 from petastorm.reader import Reader
 from petastorm.workers_pool import EmptyResultError
@@ -22,11 +26,25 @@ from petastorm.workers_pool.worker_base import WorkerBase
 from itemsage_model.data.parquet_files import being_read, naming_the_file, open_parquet
 from schemas.checksums import require_undamaged
 from schemas.columns import Table
+from schemas.errors import InputError
 
 _WAIT_SECONDS = 0.002
 
 _COMPARED: set[tuple[str, int]] = set()
 """Row groups that this process has compared with their checksums. In every epoch it would slow the reading by half."""
+
+
+def _refuse_pickle(_: bytes) -> NoReturn:
+    raise InputError(
+        "a table's folder",
+        "_common_metadata",
+        expected="Parquet files alone",
+        found="a pickled schema, which may hold any code",
+        cure="Nothing of ours writes such a file: find out who did, and remove it.",
+    )
+
+
+dataset_metadata.depickle_legacy_package_name_compatible = _refuse_pickle
 
 
 def open_reader(urls: list[str], columns: tuple[str, ...], seed: int, table: Table) -> Reader:

@@ -28,8 +28,14 @@ _MAX_NAMED = 32
 _COUNT_BY_LOG = "spark.databricks.delta.optimizeMetadataQuery.enabled"
 
 
-def read_input(spark: SparkSession, found: InputTable) -> DataFrame:
+def read_input(spark: SparkSession, found: InputTable, name: str = "") -> DataFrame:
     """The rows of an input table in its declared shape; the union of its files' columns, by name.
+
+    Args:
+        spark: The session.
+        found: What the table consists of.
+        name: Its name, as SQL takes it. A Delta table is then read through the catalog, whose leave it needs; Parquet
+            files are read as they were found whatever their table is called.
 
     Raises:
         TableError: as of `conform`.
@@ -37,7 +43,7 @@ def read_input(spark: SparkSession, found: InputTable) -> DataFrame:
     if found.version is not None or found.unproven:
         reader = spark.read.format("delta")
         reader = reader if found.version is None else reader.option("versionAsOf", found.version)
-        rows = reader.load(found.uri)
+        rows = reader.table(name) if name else reader.load(found.uri)
         return conform(rows if found.unproven else rows.select(*_columns(found, found.sources)), found.table)
     parts = [
         _read_files(spark, found, files, sources).select(*_columns(found, sources)) for sources, files in _kinds(found)

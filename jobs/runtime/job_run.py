@@ -22,7 +22,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.runtime import input_tables, publish, table_io
+from jobs.runtime import catalog, input_tables, publish, table_io
 from jobs.runtime.deadline import TaskDeadline
 from jobs.runtime.lost_worker import lost_worker
 from jobs.runtime.worker_rows import Place, WorkerRows
@@ -79,6 +79,7 @@ class JobRun(Generic[Metrics]):
         work = lease.WHOLE_RUN if self.stage.is_alone else self.stage.name
         self._held.enter_context(lease.hold(self.settings.layout, work, date))
         try:
+            catalog.bind(self.spark, self.settings, self.stage)
             stop_if_done(self.settings, self.stage)
             self.require_agreement([stage for stage in PIPELINE if self._reads_from(stage)])
         except BaseException:
@@ -186,10 +187,14 @@ class JobRun(Generic[Metrics]):
             found = find_input(uri, table)
             require_no_older(self.settings.layout, self.stage, found, self.settings.gates.override)
             self._table_ids |= {table.name: found.table_id} if found.table_id else {}
-            version, rows = found.version, input_tables.read_input(self.spark, found)
+            name = self.settings.input_name(table.name)
+            version, rows = found.version, input_tables.read_input(self.spark, found, name)
             count = input_tables.count_rows(self.spark, rows)
             input_tables.require_all_rows(self.spark, found, count)
-            print(f"  read {table.name}: {found}\n", end="", flush=True)
+            if name and found.files:
+                catalog.require_same_rows(self.spark, name, found, count)
+            called = f"{table.name} ({name})" if name else table.name
+            print(f"  read {called}: {found}\n", end="", flush=True)
         if not count and not may_be_empty:
             raise TableError(
                 table.name,
@@ -305,6 +310,7 @@ class JobRun(Generic[Metrics]):
             {name: record.sha256 for name, record in sorted(self._records.items())},
         )
         lease.require_held()
+        catalog.register(self.spark, self.settings, self._outputs)
         write_record(self.settings.layout, record)
 
 

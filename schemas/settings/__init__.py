@@ -13,7 +13,10 @@ from typing import Any, Literal
 from pydantic import ValidationError, model_validator
 
 from schemas.elements import FROZEN_TEXT, IMAGES, TEXT, SizedElement
-from schemas.errors import SettingsError
+from schemas.errors import InputError, SettingsError
+from schemas.names import is_name, locate, parts_of, quoted
+from schemas.places import is_within, plain
+from schemas.settings.access import CatalogSettings, SecuritySettings
 from schemas.settings.data import (
     DateSettings,
     DemoWorldSettings,
@@ -32,7 +35,7 @@ from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
 from schemas.settings.section import Section
 from schemas.settings.serving import CanarySettings, EvaluateSettings, FloorSettings, GateSettings, ScoreSettings
 from schemas.storage import absolute_uri
-from schemas.tables import EMBEDDING_DIM, ENGAGEMENT_LOGS, ITEM_IMAGES, ITEMS, QUERIES
+from schemas.tables import EMBEDDING_DIM, INPUTS
 from schemas.tasks import PAPER_TASKS, Task
 from schemas.warehouse import Warehouse
 
@@ -71,6 +74,8 @@ class Settings(Section):
     warehouse: WarehouseSettings
     dates: DateSettings
     inputs: InputSettings = InputSettings()
+    catalog: CatalogSettings = CatalogSettings()
+    security: SecuritySettings = SecuritySettings()
     max_reject_share: RejectShareSettings = RejectShareSettings()
     tasks: tuple[TaskSettings, ...] = tuple(
         TaskSettings(query_kind=task.query_kind, engagement=task.engagement) for task in PAPER_TASKS
@@ -108,7 +113,29 @@ class Settings(Section):
             )
         if self.negatives:
             self._require_usable_negatives()
+        places = {"warehouse.uri": self.warehouse.uri, "query_encoder.folder": self.query_encoder.folder}
+        given = {f"inputs.{table.name}": getattr(self.inputs, table.name) for table in INPUTS}
+        for key, place in (places | {key: text for key, text in given.items() if not is_name(text)}).items():
+            if place:
+                self.require_allowed(key, place)
         return self
+
+    def require_allowed(self, key: str, place: str) -> None:
+        """Refuse a place outside of `security.allowed_roots`, where there are any.
+
+        Args:
+            key: The setting or argument that names it.
+            place: A path or URI.
+
+        Raises:
+            SettingsError: links, `..` and all, it lies below none of them.
+        """
+        roots = self.security.allowed_roots
+        if roots and not is_within(place, roots):
+            raise SettingsError(
+                f"{key}: expected a place below one of security.allowed_roots ({', '.join(roots)}); found {place}, "
+                f"which is {plain(place) or 'no plain URI'}. Name another, or have the settings file allow it."
+            )
 
     def _require_usable_negatives(self) -> None:
         names = [entry.name for entry in self.negatives]
@@ -147,20 +174,47 @@ class Settings(Section):
         is_long = self.preset != "paper" and self.dates.train_days > _AUTO_HALF_LIFE_DAYS
         return _AUTO_HALF_LIFE_DAYS if is_long else 0.0
 
+    def input_name(self, name: str) -> str:
+        """The catalog's name of a table that [inputs] has by name; empty for all others."""
+        named = str(getattr(self.inputs, name, ""))
+        return named if is_name(named) else ""
+
+    def table_name(self, name: str) -> str:
+        """The catalog's name of a table, registered or not; empty = it is known by its place alone."""
+        if getattr(self.inputs, name, "") or not self.warehouse.name:
+            return self.input_name(name)
+        return quoted(*parts_of(self.warehouse.name), name)
+
     def table_uri(self, name: str) -> str:
-        """Where a table lies: the URI named in [inputs], else `<warehouse>/<name>`."""
-        named = getattr(self.inputs, name, "")
-        return absolute_uri(named) if named else self.layout.table(name)
+        """Where a table lies: the URI, or the place of the name, in [inputs]; else `<warehouse>/<name>`.
+
+        Raises:
+            InputError: as of `locate`, or the place of the name lies outside of security.allowed_roots.
+            DeadlineError: as of `locate`.
+        """
+        named, given = self.input_name(name), getattr(self.inputs, name, "")
+        if not given:
+            return self.layout.table(name)
+        place = locate(named, self.layout, self.catalog.unity_uri) if named else absolute_uri(given)
+        try:
+            self.require_allowed(f"inputs.{name}", place)
+        except SettingsError as error:
+            cure = "Name another table, or have the settings file allow its place."
+            expected = f"a place below security.allowed_roots ({', '.join(self.security.allowed_roots)})"
+            where = (f"table {named or name}", f"inputs.{name}")
+            raise InputError(*where, expected=expected, found=place, cure=cure) from error
+        return place
 
     def with_absolute_places(self) -> Settings:
         """The same settings with every relative path made absolute: for a process that runs in another folder."""
-        tables = (ITEMS, ITEM_IMAGES, QUERIES, ENGAGEMENT_LOGS)
-        named = {table.name: absolute_uri(uri) for table in tables if (uri := getattr(self.inputs, table.name))}
-        folder = self.query_encoder.folder
+        given = {table.name: getattr(self.inputs, table.name) for table in INPUTS}
+        named = {name: absolute_uri(place) for name, place in given.items() if place and not is_name(place)}
+        folder, roots = self.query_encoder.folder, tuple(map(absolute_uri, self.security.allowed_roots))
         return self.model_copy(
             update={
                 "warehouse": self.warehouse.model_copy(update={"uri": absolute_uri(self.warehouse.uri)}),
                 "inputs": self.inputs.model_copy(update=named),
+                "security": self.security.model_copy(update={"allowed_roots": roots}),
                 "query_encoder": self.query_encoder.model_copy(update={"folder": folder and absolute_uri(folder)}),
             }
         )
@@ -199,6 +253,8 @@ def _override(values: dict[str, Any], override: str) -> None:
     *sections, name = key.strip().split(".")
     if not separator or not all([*sections, name]) or not (sections or name in ("preset", "rerun")):
         raise SettingsError(f"--set {override}: write section.key=value, such as train.steps=500")
+    if sections[:1] == ["security"]:
+        raise SettingsError(f"--set {override}: what is allowed stands in the settings file alone; change it there")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
@@ -234,9 +290,8 @@ def _explain(error: Any) -> str:
 
 
 __all__ = [
-    "DateSettings", "DeadlineSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings", "FloorSettings",
-    "GateSettings", "InputSettings", "LossSettings", "ModelSettings", "NegativeSettings", "QueryEncoderSettings",
-    "RejectShareSettings",
-    "ScoreSettings", "Section", "Settings", "TaskSettings", "TrainSettings", "TrainingTableSettings",
-    "WarehouseSettings", "item_elements", "load_settings",
+    "CatalogSettings", "DateSettings", "DeadlineSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings",
+    "FloorSettings", "GateSettings", "InputSettings", "LossSettings", "ModelSettings", "NegativeSettings",
+    "QueryEncoderSettings", "RejectShareSettings", "ScoreSettings", "Section", "SecuritySettings", "Settings",
+    "TaskSettings", "TrainSettings", "TrainingTableSettings", "WarehouseSettings", "item_elements", "load_settings",
 ]  # fmt: skip

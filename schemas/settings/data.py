@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import unicodedata
 from datetime import date, datetime, timedelta, timezone
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from schemas.names import is_name, is_schema_name
+from schemas.places import opened_by_all
 from schemas.settings.section import Section, without_secret
-from schemas.storage import absolute_uri
 from schemas.tables import EMBEDDING_DIM, TEXT_FEATURES
 from schemas.tasks import Task
 
@@ -40,39 +40,48 @@ class NegativeSettings(Section):
         return Task(self.query_kind, self.engagement).name
 
 
-_REFUSED = "#?%`\\[]^|"
-"""What delta-rs, Spark's Delta or Petastorm read as the end of a path, as an escape or not at all."""
+def _folder(uri: str) -> str:
+    if is_name(uri):
+        raise ValueError(
+            f"names a table or a schema; records, models and logs need a folder: write ./{uri} if it is one, and give "
+            "the schema in which the tables shall be registered as warehouse.name"
+        )
+    return opened_by_all(uri)
 
 
-def _opened_by_all(uri: str) -> str:
-    """A path or URI that Spark, Delta, delta-rs, pyarrow and Petastorm take for the same place."""
-    place = absolute_uri(uri) if uri else ""
-    refused = {one for one in place if one in _REFUSED or unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp")}
-    if refused:
-        found = " ".join(one if one.isprintable() else ascii(one) for one in sorted(refused))
-        where = "" if place == uri else f" in {place}"
-        text = f"not every engine reads a path with {found}{where} alike: rename the folder, or name another"
-        raise ValueError(f"{text} (none of {' '.join(_REFUSED)}, no tab, no line break)")
-    return uri
+def _place_or_name(text: str) -> str:
+    return text if is_name(text) else opened_by_all(text)
 
 
-Place = Annotated[str, AfterValidator(without_secret), AfterValidator(_opened_by_all)]
+def _schema_name(name: str) -> str:
+    if name and not is_schema_name(name):
+        raise ValueError("write catalog.schema, or schema alone; other than letters, digits and _ between backticks")
+    return name
+
+
+Folder = Annotated[str, AfterValidator(without_secret), AfterValidator(_folder)]
+TablePlace = Annotated[str, AfterValidator(without_secret), AfterValidator(_place_or_name)]
 
 
 class WarehouseSettings(Section):
-    """Where everything lies that the pipeline writes: tables at `<uri>/<table name>`."""
+    """Where everything lies that the pipeline writes: tables at `<uri>/<table name>`, by name `<name>.<table name>`.
 
-    uri: Place = Field(min_length=1)
+    A folder is needed beside the names: records, models and the lease are files, and a process without Spark, which
+    cannot ask a catalog, finds them there. As the tables lie in it too, who has the place of one has the warehouse.
+    """
+
+    uri: Folder = Field(min_length=1)
+    name: Annotated[str, AfterValidator(_schema_name)] = ""
     single_writer: bool = False
 
 
 class InputSettings(Section):
-    """URIs of the input tables, Delta or Parquet; empty = `<warehouse>/<table name>`."""
+    """URIs or names of the input tables, Delta or Parquet; empty = `<warehouse>/<table name>`."""
 
-    items: Place = ""
-    item_images: Place = ""
-    queries: Place = ""
-    engagement_logs: Place = ""
+    items: TablePlace = ""
+    item_images: TablePlace = ""
+    queries: TablePlace = ""
+    engagement_logs: TablePlace = ""
     has_images: bool = True
     event_id_is: Literal["event", "order"] = "event"
 

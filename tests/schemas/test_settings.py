@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.errors import SettingsError
+from schemas.errors import InputError, SettingsError
 from schemas.settings import Settings, load_settings
 
 MINIMAL = """
@@ -255,3 +255,95 @@ def test_settings_travel_with_absolute_places(tmp_path: Path, monkeypatch: pytes
     assert sent.table_uri("items") == f"{tmp_path}/in/items"
     assert sent.table_uri("queries") == "s3://shop/queries"
     assert sent.table_uri("engagement_logs") == f"{tmp_path}/w/engagement_logs"
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_an_input_may_be_named_and_a_warehouse_registered(load: Load) -> None:
+    settings = load(
+        '[inputs]\nitems = "main.shop.items"\nqueries = "s3://shop/queries"\n', "warehouse.name=main.`my shop`"
+    )
+    assert settings.table_name("items") == "main.shop.items"
+    assert settings.table_name("queries") == ""  # known by its place alone
+    assert settings.table_name("engagement_logs") == "`main`.`my shop`.`engagement_logs`"
+    assert settings.table_name("training_closeup_click") == "`main`.`my shop`.`training_closeup_click`"
+    assert settings.with_absolute_places().inputs.items == "main.shop.items"
+    plain = load()
+    assert [plain.table_name(name) for name in ("items", "item_embeddings")] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("warehouse.uri=main.itemsage", r"warehouse\.uri: names a table or a schema; .* write \./main\.itemsage if"),
+        ("warehouse.name=a.b.c", r"warehouse\.name: write catalog\.schema"),
+        ("warehouse.name=my-shop", r"warehouse\.name: write catalog\.schema"),
+        ("warehouse.name=main/shop", r"warehouse\.name: write catalog\.schema"),
+        ("inputs.items=main.shop.`a\tb`", r"inputs\.items: not every engine reads a path with"),
+        ("catalog.unity_uri=http://example.org", r"catalog\.unity_uri: write https://host; http:// is taken"),
+        ("catalog.unity_uri=https://me:secret@example.org", r"catalog\.unity_uri: holds a key or a password"),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_none_is_refused(load: Load, override: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said) as caught:
+        load("", override)
+    assert "secret" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- allowed roots
+
+
+@pytest.fixture
+def bounded(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Settings that allow the folder `shop` alone, in which the process runs."""
+    (tmp_path / "shop" / "warehouse").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "shop" / "link").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "shop")
+
+    def write_and_load(*overrides: str) -> Settings:
+        return load('[security]\nallowed_roots = [".", "s3://lake/shop"]\n', *overrides)
+
+    return write_and_load
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["in/items", "./items.parquet", "../shop/in", "s3://lake/shop/items", "s3a://lake/shop/items", "main.shop.items"],
+)
+def test_what_lies_below_an_allowed_root_is_taken(bounded: Load, place: str) -> None:
+    assert bounded(f"inputs.items={place}").inputs.items == place
+    assert Settings.model_validate_json(bounded().with_absolute_places().model_dump_json()) is not None
+
+
+@pytest.mark.parametrize(
+    ("key", "place", "found"),
+    [
+        ("inputs.items", "../elsewhere", "/elsewhere"),
+        ("inputs.queries", "/etc/passwd", "/etc/passwd"),
+        ("inputs.item_images", "file:///etc", "/etc"),
+        ("inputs.engagement_logs", "link/log", "/elsewhere/log"),
+        ("warehouse.uri", "in/../../elsewhere", "/elsewhere"),
+        ("warehouse.uri", "s3://lake/shop/../else", "no plain URI"),
+        ("inputs.items", "s3://another/shop", "s3://another/shop"),
+        ("query_encoder.folder", "link", "/elsewhere"),
+    ],
+)
+def test_what_leads_out_of_the_allowed_roots_is_refused(bounded: Load, key: str, place: str, found: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{re.escape(key)}: expected a place below one of security\.allowed_roots "
+                       rf"\(\., s3://lake/shop\); found {re.escape(place)}, which is \S*{found}\."):  # fmt: skip
+        bounded(f"{key}={place}")
+
+
+def test_no_argument_changes_what_is_allowed(bounded: Load) -> None:
+    for override in ('security.allowed_roots=["/"]', "security.allowed_roots=[]"):
+        with pytest.raises(SettingsError, match="what is allowed stands in the settings file alone"):
+            bounded(override)
+
+
+def test_a_name_that_became_a_path_is_held_to_the_roots_too(bounded: Load, tmp_path: Path) -> None:
+    settings = bounded("inputs.items=link.items")
+    (tmp_path / "shop" / "link.items").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"table items, inputs\.items: expected a place below security\.allowed_roots"):
+        settings.table_uri("items")

@@ -71,3 +71,5 @@ def test_a_warehouse_is_laid_out_alike_however_it_is_named(tmp_path: Path, monke
     store = Warehouse("s3://bucket/shop/")
     assert (store.models, store.tensorboard("run")) == ("s3://bucket/shop/models", "")
     assert store.query_projection("clip/vit b").endswith("/query_projections/clip%2Fvit%20b")
+    assert store.query_projection("clip-1.0").endswith("/query_projections/clip-1.0")
+    assert store.query_projection("..").endswith("/query_projections/%2E%2E")
