@@ -17,7 +17,7 @@ from schemas.arrow import arrow_schema
 from schemas.columns import Table
 from schemas.errors import TableError
 from schemas.lease import require_held
-from schemas.storage import file_system, files_checksum, is_unchanged_since
+from schemas.storage import file_system, files_checksum, is_unchanged_since, reader_features
 from schemas.tables import ITEM_EMBEDDINGS
 
 Note = Mapping[str, Any]
@@ -171,8 +171,8 @@ def _replace_files(
 
 def _refuse_rules(stored: deltalake.DeltaTable, table: Table) -> None:
     """Partitions and rules that somebody gave the stored table, and that files written by workers would not keep."""
-    metadata, protocol = stored.metadata(), stored.protocol()
-    features = {*(protocol.reader_features or []), *(protocol.writer_features or [])}
+    metadata = stored.metadata()
+    features = {*reader_features(stored), *(stored.protocol().writer_features or [])}
     found = [f"partitioned by {name}" for name in metadata.partition_columns]
     found += [name for name in sorted(metadata.configuration) if name.startswith("delta.constraints.")]
     # Whoever replaces all files of a table whose rows were deleted by vectors leaves none.

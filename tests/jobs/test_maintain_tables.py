@@ -109,7 +109,7 @@ def test_what_nothing_reads_goes_and_what_a_record_names_stays(
     assert (again.tables, again.others) == ({}, {})
 
 
-@pytest.mark.fault("B8", "refused", "VACUUM with less than seven days, a damaged record, a run that writes meanwhile")
+@pytest.mark.fault("B8", "loud", "VACUUM with less than seven days, a damaged record, a run that writes meanwhile")
 def test_what_may_be_in_use_is_not_removed(spark: SparkSession, make_settings: MakeSettings, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"maintenance\.retention_hours"):
         load_settings(write_shop(tmp_path / "shop"), ["maintenance.retention_hours=24"])

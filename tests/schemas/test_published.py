@@ -108,7 +108,7 @@ def test_going_back_to_what_is_live_commits_nothing(make_settings: MakeSettings)
 
 
 @pytest.mark.parametrize("table", ["items", "queries"])
-@pytest.mark.fault("B11", "refused", "a rollback to a version of which VACUUM has removed files: nothing is committed")
+@pytest.mark.fault("B11", "loud", "a rollback to a version of which VACUUM has removed files: nothing is committed")
 def test_a_version_whose_files_are_gone_is_refused(make_settings: MakeSettings, table: str) -> None:
     shop = Shop(make_settings)
     shop.publish("a")
@@ -132,7 +132,7 @@ def test_a_version_that_was_not_published_is_named_with_those_that_were(make_set
         published_version(shop.settings.layout, 99)
 
 
-@pytest.mark.fault("B11", "refused", "queries of another space, or the adapter of another model, than the live items")
+@pytest.mark.fault("B11", "loud", "queries of another space, or the adapter of another model, than the live items")
 def test_queries_of_another_space_and_another_models_adapter_are_refused(make_settings: MakeSettings) -> None:
     shop = Shop(make_settings)
     shop.publish("a", spaces={"search": "lsa-1"})

@@ -31,6 +31,7 @@ def test_a_path_is_made_absolute_and_a_uri_stays(tmp_path: Path, monkeypatch: py
     assert absolute_uri("shop") == f"{tmp_path}/shop"
 
 
+@pytest.mark.fault("D4", "loud", "a file that cannot be synced: the old one stays, and no part of the new one")
 def test_a_write_that_dies_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"{tmp_path}/file"
     write_bytes(uri, b"old")
@@ -74,7 +75,7 @@ def cut(path: Path) -> None:
 LOG = "_delta_log/0000000000000000000"
 
 
-@pytest.mark.fault("B7", "refused", "a log's JSON or checkpoint cut short or lost; a log that was cleaned up")
+@pytest.mark.fault("B7", "loud", "a log's JSON or checkpoint cut short or lost; a log that was cleaned up")
 @pytest.mark.parametrize(
     ("damage", "version", "said"),
     [

@@ -29,7 +29,7 @@ def made(without_text: int = 0, without_images: int = 0) -> ItemMetrics:
 
 
 @pytest.mark.parametrize(("row_count", "opens"), [(800, True), (1500, True), (799, False), (1501, False), (1, False)])
-@pytest.mark.fault("F3", "refused", "a catalog of which most is gone, or that is much larger than the published one")
+@pytest.mark.fault("F3", "loud", "a catalog of which most is gone, or that is much larger than the published one")
 def test_another_number_of_items_stops(make_settings: MakeSettings, row_count: int, opens: bool) -> None:
     if opens:
         gates.require_sound_catalog(published(), made(), row_count, make_settings())
@@ -45,7 +45,7 @@ def test_another_number_of_items_stops(make_settings: MakeSettings, row_count: i
 
 
 @pytest.mark.parametrize(("lost", "name"), [((150, 0), "text"), ((0, 150), "images")])
-@pytest.mark.fault("F3", "refused", "all texts or all images of many items gone")
+@pytest.mark.fault("F3", "loud", "all texts or all images of many items gone")
 def test_a_rise_of_items_without_text_or_images_stops(
     make_settings: MakeSettings, lost: tuple[int, int], name: str
 ) -> None:
@@ -58,7 +58,7 @@ def test_a_rise_of_items_without_text_or_images_stops(
     gates.require_sound_catalog(published(), made(*lost), 1000, make_settings())
 
 
-@pytest.mark.fault("B2", "refused", "an older logical date published over a newer one")
+@pytest.mark.fault("B2", "loud", "an older logical date published over a newer one")
 def test_an_older_date_stops(make_settings: MakeSettings, capsys: pytest.CaptureFixture[str]) -> None:
     gates.require_newer_date(published(), make_settings())
     gates.require_newer_date(None, make_settings())
@@ -81,7 +81,7 @@ def ids(spark: SparkSession, *names: str) -> DataFrame:
     return spark.createDataFrame([(name,) for name in names], "item_id string")
 
 
-@pytest.mark.fault("F3", "refused", "ids written another way; the log's items gone from the catalog")
+@pytest.mark.fault("F3", "loud", "ids written another way; the log's items gone from the catalog")
 def test_ids_are_counted_and_compared(spark: SparkSession) -> None:
     new, previous, logged = ids(spark, *"abcd"), ids(spark, *"cdex"), ids(spark, "a", "a", "b", "x", "y", "z")
     counts = gates.count_ids(new, previous, logged)
@@ -96,7 +96,7 @@ def test_ids_are_counted_and_compared(spark: SparkSession) -> None:
     gates.require_known_ids(gates.count_ids(new, None, ids(spark)), GateSettings())
 
 
-@pytest.mark.fault("D5b", "refused", "the record of what is published damaged")
+@pytest.mark.fault("D5b", "loud", "the record of what is published damaged")
 def test_a_damaged_record_of_what_is_published_stops(make_settings: MakeSettings) -> None:
     settings = make_settings()
     assert gates.published(settings) is None

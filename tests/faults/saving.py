@@ -1,0 +1,43 @@
+"""Saving a checkpoint, and training, to be killed and starved of disk: functions of plain values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from itemsage_model.train import train_on_this_rank
+from itemsage_model.training.checkpoint import save_checkpoint
+from schemas.command_line import exit_code_of_errors
+from schemas.settings import Settings
+from tests.faults.publishing import limit_files
+
+torch.set_num_threads(1)
+
+
+def state_after(step: int) -> tuple[dict[str, torch.Tensor], torch.optim.Optimizer]:
+    """Weights, and an optimiser, that tell of their step."""
+    weight = torch.full((50_000,), float(step), requires_grad=True)
+    optimizer = torch.optim.AdamW([weight], lr=0.0, foreach=False)
+    weight.grad = torch.full((50_000,), float(step))
+    optimizer.step()
+    return {"weight": torch.full((50_000,), float(step)), "step": torch.tensor(step)}, optimizer
+
+
+def save(folder: str, step: int) -> None:
+    """Save the checkpoint of a step."""
+    tensors, optimizer = state_after(step)
+    facts: dict[str, Any] = {"run_id": "r"}
+    save_checkpoint(folder, step, tensors, optimizer, facts)
+
+
+def save_on_a_full_disk(folder: str, step: int, most_bytes: int) -> None:
+    """No file may grow beyond some bytes."""
+    limit_files(most_bytes)
+    save(folder, step)
+
+
+def train(settings_json: str) -> None:
+    """Train to the end, as `python -m itemsage_model.train` does in one process."""
+    with exit_code_of_errors():
+        train_on_this_rank(Settings.model_validate_json(settings_json))
