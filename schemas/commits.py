@@ -135,6 +135,8 @@ def replace_files(stored: deltalake.DeltaTable, table: Table, files: list[dict[s
     try:
         return _replace_files(stored, deltalake.Schema.from_arrow(arrow_schema(table)), files, note)
     except CommitFailedError as error:
+        if deltalake.DeltaTable(stored.table_uri).version() == stored.version():
+            raise  # not for another run's sake: such as for want of room
         raise OvertakenError(
             f"table {table.name} at {stored.table_uri}: expected version {stored.version()}, as when this run began; "
             "found a newer one, of another run. Nothing was committed. See that no two runs write one warehouse; run "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import zlib
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -85,6 +86,17 @@ def publish_and_abort(settings_json: str, model: str) -> None:
 def publish_on_a_full_disk(settings_json: str, model: str, most_bytes: int) -> None:
     """No file may grow beyond some bytes."""
     limit_files(most_bytes)
+    publish(settings_json, model)
+
+
+def commit_on_a_full_disk(settings_json: str, model: str, most_bytes: int) -> None:
+    """The same from where all is written but the commits and the record."""
+
+    def limited(settings: Settings) -> Any:
+        limit_files(most_bytes)
+        return candidates.publish_candidate(settings)
+
+    globals()["publish_candidate"] = limited
     publish(settings_json, model)
 
 

@@ -126,19 +126,14 @@ def test_aborted_after_the_commit(settings: Settings, publishing: Killer, tmp_pa
 def test_a_full_disk_leaves_what_was_published(
     settings: Settings, publishing: Killer, tmp_path: Path, trials: Trials
 ) -> None:
-    sizes = [1, 300, *np.geomspace(500, 200_000, 14).astype(int).tolist()]
-    with killer("tests.faults.publishing:publish_on_a_full_disk", tmp_path / "full") as full:
-        refused = 0
-        for most_bytes in sizes:
-            status, seconds = full.ask(settings.model_dump_json(), f"m{most_bytes}", most_bytes)
-            assert status in (0, 1), full.said[-3000:]
-            assert read_whole(settings) == (f"m{most_bytes}" if not status else "m-1")
-            if not status:
-                break
-            refused += 1
-            trials.add(loud=1, seconds=seconds)
-        assert refused >= 10
-        print(full.said)
+    sizes = [1, 300, *np.geomspace(500, 150_000, 10).astype(int).tolist()]
+    for act, most in (("publish_on_a_full_disk", sizes), ("commit_on_a_full_disk", [1, 300, 600, 1_200])):
+        with killer(f"tests.faults.publishing:{act}", tmp_path / act) as full:
+            for most_bytes in most:
+                trials.add(loud=1, seconds=full.ends_with(1, settings.model_dump_json(), "other", most_bytes))
+                assert "File too large" in full.said
+                assert "found a newer one" not in full.said, "nobody else has committed"
+                assert read_whole(settings) == "m-1"
     publishing.run(settings.model_dump_json(), "after")
     assert read_whole(settings) == "after"
     require_one_model_in_every_version(settings)

@@ -213,6 +213,25 @@ def test_from_every_step_the_batches_are_those_of_an_unbroken_run(tmp_path: Path
         trials.add(recovered=1)
 
 
+@pytest.mark.fault("F2", "recovered", "a training killed before each line that it prints, one run after the other")
+def test_a_training_killed_between_any_two_lines_comes_to_the_same_weights(tmp_path: Path, trials: Trials) -> None:
+    def prepared(name: str) -> Settings:
+        return make_warehouse(tmp_path / name, {"click": [30, 20]}, train={"checkpoint_every": 3, "steps": 9})
+
+    whole, broken = prepared("whole"), prepared("broken")
+    with killer("tests.faults.saving:train", tmp_path / "log") as training:
+        training.run(whole.model_dump_json())
+    with killer("tests.faults.saving:train_until_line", tmp_path / "lines") as ending:
+        for number in range(100):
+            status, _ = ending.ask(broken.model_dump_json(), number)
+            if status == 0:
+                break
+            assert status == -signal.SIGKILL, ending.said[-3000:]
+            trials.add(recovered=1)
+        assert number > 5, "nothing is printed: this test looks at nothing"
+    require_equal(broken, trained_weights(whole))
+
+
 @pytest.mark.fault("F5", "recovered", "SIGTERM and SIGKILL at random moments of a training, and the same run again")
 def test_a_training_ended_at_any_moment_comes_to_the_same_weights(tmp_path: Path, kills: int, trials: Trials) -> None:
     def prepared(name: str) -> Settings:
