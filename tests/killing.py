@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -36,7 +37,7 @@ class Killer:
         self.log = log
         with log.open("w") as output:
             self._parent = subprocess.Popen(
-                [sys.executable, __file__, function], cwd=ROOT, text=True, start_new_session=True,
+                [sys.executable, "-m", "tests.killing", function], cwd=ROOT, text=True, start_new_session=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
                 env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             )  # fmt: skip
@@ -98,6 +99,8 @@ def _child(function: Any, arguments: list[Any]) -> None:
     try:
         function(*arguments)
     except BaseException:
+        # Where an act has limited its files, the log is one.
+        resource.setrlimit(resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE)[1:] * 2)
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)

@@ -1,6 +1,6 @@
 """A Spark driver that publishes without end, by a whole write and by a MERGE, to be killed: see test_spark.py.
 
-python driver.py WAREHOUSE FIRST       says `<generation> <seconds>` after each
+python -m tests.faults.driver WAREHOUSE FIRST       says `<generation> <seconds>` after each
 """
 
 from __future__ import annotations

@@ -103,3 +103,6 @@ def commit_on_a_full_disk(settings_json: str, model: str, most_bytes: int) -> No
 def limit_files(most_bytes: int) -> None:
     """As a full disk does: what goes beyond is an error, and what was written so far stays."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
+
+
+items_of("")  # what Arrow imports when it first sees arrays, each child would import anew, and be killed there

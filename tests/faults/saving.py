@@ -27,6 +27,9 @@ def state_after(step: int) -> tuple[dict[str, torch.Tensor], torch.optim.Optimiz
     return {"weight": torch.full((50_000,), float(step)), "step": torch.tensor(step)}, optimizer
 
 
+state_after(0)  # what torch imports when an optimiser is first used, each child would import anew
+
+
 def save(folder: str, step: int) -> None:
     """Save the checkpoint of a step."""
     tensors, optimizer = state_after(step)

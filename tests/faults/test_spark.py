@@ -78,7 +78,7 @@ def test_a_driver_killed_at_any_moment(spark: SparkSession, tmp_path: Path, kill
     for _ in range(max(1, kills // 40)):
         with (tmp_path / "log").open("w") as log:
             driver = subprocess.Popen(
-                [sys.executable, "tests/faults/driver.py", warehouse.uri, str(first)], cwd=ROOT, text=True,
+                [sys.executable, "-m", "tests.faults.driver", warehouse.uri, str(first)], cwd=ROOT, text=True,
                 stdout=subprocess.PIPE, stderr=log, start_new_session=True,
                 env=os.environ | {"PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": sys.executable},
             )  # fmt: skip
