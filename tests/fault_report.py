@@ -82,13 +82,21 @@ def trials(request: pytest.FixtureRequest) -> Trials:
     return found
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Send what each test's marker says with its report, also from another process."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Send what each test's marker says with its report, also from another process; leave out what takes long."""
+    if is_whole(config) and config.option.markexpr != "fault":
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
     for item in items:
         for marker in item.iter_markers("fault"):
             fault, outcome, injected = marker.args
             assert outcome in OUTCOMES, f"{item.nodeid}: {outcome}"
             item.user_properties.append(("fault", f"{fault}\t{outcome}\t{injected}"))
+
+
+def is_whole(config: pytest.Config) -> bool:
+    """Whether nobody has asked for some tests by name."""
+    return config.args_source == pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
 
 
 def count_trials(kind: str, report: Any) -> list[tuple[str, str, Trials]]:
@@ -159,6 +167,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
                 of_fault.add(recovered=trials.recovered, loud=trials.loud, silent=trials.silent, seconds=trials.seconds)
                 of_fault.why += trials.why
     terminalreporter.section("faults")
-    is_whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
-    for line in lines_of(found, is_whole=is_whole):
+    for line in lines_of(found, is_whole=is_whole(config)):
         terminalreporter.write_line(line)

@@ -66,6 +66,7 @@ def generations(warehouse: Warehouse) -> tuple[int, int]:
     return whole, generation
 
 
+@pytest.mark.long
 @pytest.mark.fault("C1", "recovered", "kill -9 of a Spark driver at random moments of a write and of a MERGE")
 @pytest.mark.fault("B6", "recovered", "the same: item_embeddings is of one generation, by Spark's MERGE")
 def test_a_driver_killed_at_any_moment(spark: SparkSession, tmp_path: Path, kills: int, trials: Trials) -> None:
@@ -198,7 +199,7 @@ def test_a_model_too_large_to_broadcast(monkeypatch: pytest.MonkeyPatch) -> None
         score_catalog._refuse_large(weights)
 
 
-@pytest.mark.fault("C4", "recovered", "40 tasks that ask for the model: no worker process builds it twice")
+@pytest.mark.fault("C4", "recovered", "12 tasks that ask for the model: no worker process builds it twice")
 @pytest.mark.fault("C6", "recovered", "a worker's torch with more threads than its one core: one is left")
 def test_a_worker_builds_the_model_once_and_computes_in_one_thread(spark: SparkSession) -> None:
     model = SavedModel("m", model_bytes(SPEC.build(seed=1)), SPEC, {})
@@ -213,9 +214,9 @@ def test_a_worker_builds_the_model_once_and_computes_in_one_thread(spark: SparkS
                 {"process": os.getpid(), "scorer": id(found), "threads": torch.get_num_threads()}
             ])  # fmt: skip
 
-    rows = spark.range(0, 40, 1, 40).mapInArrow(load, "process long, scorer long, threads long").collect()
-    assert len(rows) == 40
-    assert len({(row["process"], row["scorer"]) for row in rows}) == len({row["process"] for row in rows}) < 40
+    rows = spark.range(0, 12, 1, 12).mapInArrow(load, "process long, scorer long, threads long").collect()
+    assert len(rows) == 12
+    assert len({(row["process"], row["scorer"]) for row in rows}) == len({row["process"] for row in rows}) < 12
     assert {row["threads"] for row in rows} == {1}
 
 
@@ -231,8 +232,10 @@ def test_a_huge_row_is_cut_in_bounded_memory(spark: SparkSession, make_settings:
     embeddings = spark.createDataFrame([], struct_type(ITEM_TEXT_EMBEDDINGS))
     built = build_item_features.build(rows, None, embeddings, pack_vocabulary(*vocabulary), settings).features
 
+    make = built.make
+
     def measured(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in built.make(batches):
+        for batch in make(batches):
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1_024
             tokens = batch.column("text_token_ids")
             yield pa.RecordBatch.from_arrays(

@@ -122,6 +122,7 @@ def test_a_killed_rank_ends_the_run_and_the_next_one_goes_on(tmp_path: Path, unb
     require_equal(settings, unbroken)
 
 
+@pytest.mark.long
 @pytest.mark.fault("D1", "loud", "the data of one process of two ends at step 7: both end, with exit code 1")
 def test_a_rank_without_data_ends_both(tmp_path: Path) -> None:
     settings = warehouse(tmp_path / "w")
@@ -133,6 +134,7 @@ def test_a_rank_without_data_ends_both(tmp_path: Path) -> None:
     assert find_record(settings.layout, TRAIN) is None
 
 
+@pytest.mark.long
 @pytest.mark.fault("D3", "recovered", "kill -9 of one process of two at step 7, which torchrun starts again")
 def test_torchrun_restarts_and_the_weights_are_the_same(tmp_path: Path, unbroken: dict[str, torch.Tensor]) -> None:
     settings = warehouse(tmp_path / "w")
@@ -232,6 +234,7 @@ def test_a_training_killed_between_any_two_lines_comes_to_the_same_weights(tmp_p
     require_equal(broken, trained_weights(whole))
 
 
+@pytest.mark.long
 @pytest.mark.fault("F5", "recovered", "SIGTERM and SIGKILL at random moments of a training, and the same run again")
 def test_a_training_ended_at_any_moment_comes_to_the_same_weights(tmp_path: Path, kills: int, trials: Trials) -> None:
     def prepared(name: str) -> Settings:
