@@ -155,7 +155,7 @@ def _order(entry: tuple[str, str]) -> tuple[bool, str, int, str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print the faults, if the run was asked for them alone."""
-    if config.option.markexpr != "fault":
+    if config.option.markexpr != "fault" or config.option.collectonly:
         return
     found: dict[tuple[str, str], Trials] = {}
     for kind in ("passed", "failed", "error", "skipped"):
