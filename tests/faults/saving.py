@@ -20,11 +20,11 @@ torch.set_num_threads(1)
 
 def state_after(step: int) -> tuple[dict[str, torch.Tensor], torch.optim.Optimizer]:
     """Weights, and an optimiser, that tell of their step."""
-    weight = torch.full((50_000,), float(step), requires_grad=True)
+    weight = torch.full((400_000,), float(step), requires_grad=True)
     optimizer = torch.optim.AdamW([weight], lr=0.0, foreach=False)
-    weight.grad = torch.full((50_000,), float(step))
+    weight.grad = torch.full((400_000,), float(step))
     optimizer.step()
-    return {"weight": torch.full((50_000,), float(step)), "step": torch.tensor(step)}, optimizer
+    return {"weight": torch.full((400_000,), float(step)), "step": torch.tensor(step)}, optimizer
 
 
 state_after(0)  # what torch imports when an optimiser is first used, each child would import anew

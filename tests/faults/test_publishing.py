@@ -81,7 +81,7 @@ def test_killed_at_any_moment(
         trials.add(recovered=1)
         before = model
     print(f"{in_time} of {kills} kills came before the end")
-    assert in_time > kills / 2
+    assert in_time > kills / 10
     require_one_model_in_every_version(settings)
     untroubled = make_settings(warehouse={"uri": str(tmp_path / "untroubled")})
     publishing.run(untroubled.model_dump_json(), before)

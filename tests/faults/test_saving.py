@@ -50,7 +50,7 @@ def test_killed_at_any_moment(tmp_path: Path, kills: int, trials: Trials) -> Non
             load(folder, step)
             trials.add(recovered=1)
     print(f"{in_time} of {kills} kills came before the end")
-    assert in_time > kills / 2
+    assert in_time > kills / 10
 
 
 @pytest.mark.fault("D4", "loud", "no room for any part of a checkpoint: those before it load, and nothing is left")
