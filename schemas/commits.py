@@ -17,7 +17,7 @@ from schemas.arrow import arrow_schema
 from schemas.columns import Table
 from schemas.errors import TableError
 from schemas.lease import require_held
-from schemas.storage import file_system, files_checksum, is_unchanged_since
+from schemas.storage import file_system, files_checksum, is_unchanged_since, reader_features
 from schemas.tables import MERGED
 
 Note = Mapping[str, Any]
@@ -148,6 +148,8 @@ def replace_files(stored: deltalake.DeltaTable, table: Table, files: list[dict[s
     try:
         return _replace_files(stored, deltalake.Schema.from_arrow(arrow_schema(table)), files, note)
     except CommitFailedError as error:
+        if deltalake.DeltaTable(stored.table_uri).version() == stored.version():
+            raise  # not for another run's sake: such as for want of room
         raise OvertakenError(
             f"table {table.name} at {stored.table_uri}: expected version {stored.version()}, as when this run began; "
             "found a newer one, of another run. Nothing was committed. See that no two runs write one warehouse; run "
@@ -184,8 +186,8 @@ def _replace_files(
 
 def _refuse_rules(stored: deltalake.DeltaTable, table: Table) -> None:
     """Partitions and rules that somebody gave the stored table, and that files written by workers would not keep."""
-    metadata, protocol = stored.metadata(), stored.protocol()
-    features = {*(protocol.reader_features or []), *(protocol.writer_features or [])}
+    metadata = stored.metadata()
+    features = {*reader_features(stored), *(stored.protocol().writer_features or [])}
     found = [f"partitioned by {name}" for name in metadata.partition_columns]
     found += [name for name in sorted(metadata.configuration) if name.startswith("delta.constraints.")]
     # Whoever replaces all files of a table whose rows were deleted by vectors leaves none.

@@ -29,6 +29,7 @@ from schemas.feed import ALL, REMOVED, SOME, begin_version, recorded_changes
 from schemas.lease import require_held
 from schemas.metrics import ScoreMetrics
 from schemas.records import RunRecord, TableVersion, find_record, write_record
+from schemas.retention import why_gone
 from schemas.settings import Settings
 from schemas.stages import SCORE_CATALOG, TRAIN, VALIDATE, Stage
 from schemas.storage import is_file, is_unchanged_since, read_batches, read_bytes, version_files, write_bytes
@@ -313,7 +314,7 @@ def _require_files(target: Published) -> None:
                     f"table {output.table}",
                     f"version {output.version}",
                     expected=f"its file {file.path}",
-                    found="no such file: VACUUM removes those of replaced versions after maintenance.retention_hours",
+                    found=f"no such file: {why_gone(output.uri, output.version)}",
                     cure="Go back to a younger version (`itemsage versions`), or train and score again.",
                 )
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,10 @@ def file_system(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Write a file so that a reader finds the old content or the new, never a part: temporary file, fsync, rename."""
+    """Write a file so that a reader finds the old content or the new, never a part.
+
+    Temporary file, fsync, rename, and fsync of the folder, without which a power cut may undo the rename.
+    """
     system, path = file_system(uri)
     system.create_dir(path.rpartition("/")[0], recursive=True)
     if not isinstance(system, fs.LocalFileSystem):
@@ -59,11 +63,21 @@ def write_bytes(uri: str, content: bytes) -> None:
             stream.write(content)
         return
     staged = f"{path}.{uuid4().hex}.staged"
-    with open(staged, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
+    try:
+        with open(staged, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+    except OSError:  # a full disk, which the rest of the file would keep full
+        with suppress(OSError):
+            os.remove(staged)
+        raise
+    folder = os.open(path.rpartition("/")[0], os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -118,7 +132,7 @@ class VersionFiles:
     Attributes:
         version: The version.
         files: Its files.
-        reader_features: What a reader must know beside Parquet, such as deletionVectors.
+        reader_features: What a reader must know beside Parquet, such as deletionVectors; see `reader_features`.
         checksum: See `files_checksum`.
     """
 
@@ -134,8 +148,13 @@ _CHANGE_NO_ROW = {"VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "UPGRADE PR
 def is_unchanged_since(table_uri: str, version: int) -> bool:
     """Whether no row of a Delta table has changed since a version: only VACUUM and changes of properties came after."""
     delta = DeltaTable(table_uri)
-    after = [one["operation"] for one in delta.history() if int(one["version"]) > version]
-    return delta.version() - version == len(after) and all(name in _CHANGE_NO_ROW for name in after)
+    after = [one for one in delta.history() if int(one["version"]) > version]
+    return delta.version() - version == len(after) and all(changes_no_row(one) for one in after)
+
+
+def changes_no_row(commit: Mapping[str, Any]) -> bool:
+    """Whether a commit of a table's history leaves its rows as they were."""
+    return commit["operation"] in _CHANGE_NO_ROW
 
 
 def files_checksum(files: Iterable[tuple[str, int, int | None]]) -> str:
@@ -184,7 +203,15 @@ def files_of(delta: DeltaTable) -> VersionFiles:
         values = {key.removeprefix("partition."): action[key] for key in keys}
         files.append(DataFile(uri, action["num_records"], deleted, values))
     checksum = files_checksum((unquote(a["path"]), a["size_bytes"], a["num_records"]) for a in actions)
-    return VersionFiles(delta.version(), tuple(files), frozenset(delta.protocol().reader_features or []), checksum)
+    return VersionFiles(delta.version(), tuple(files), reader_features(delta), checksum)
+
+
+def reader_features(delta: DeltaTable) -> frozenset[str]:
+    """What a reader of a table must know beside Parquet; tables of before features name column mapping otherwise."""
+    features = set(delta.protocol().reader_features or [])
+    if delta.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
+        features.add("columnMapping")
+    return frozenset(features)
 
 
 def _uri_of(found: str) -> str:

@@ -117,9 +117,7 @@ def test_a_cluster_does_what_one_machine_does(tmp_path: Path, monkeypatch: pytes
         assert rows_of(tmp_path / "spread" / table.name, table.key) == expected, table.name
 
 
-@pytest.mark.fault(
-    "exit", "refused", "a rank on a cluster that fails: its own words and code, not those of who lost it"
-)
+@pytest.mark.fault("exit", "loud", "a rank on a cluster that fails: its own words and code, not those of who lost it")
 def test_the_rank_at_fault_is_heard() -> None:
     fine, lost, bad, killed = Ended(0, 0, "a"), Ended(1, 1, "lost"), Ended(2, 3, "bad input"), Ended(3, -9, "killed")
     assert at_fault([fine, lost, bad, killed]) == bad

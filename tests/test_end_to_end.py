@@ -255,7 +255,7 @@ def test_published_query_vectors_are_what_the_model_makes_of_the_frozen_ones(por
         assert not np.allclose(adapted, adapt_queries(model, kind, embeddings[known], 0 * keys[known]), atol=1e-6)
 
 
-@pytest.mark.fault("S2", "refused", "whoever reaches a port of a whole run: none is open but on the loopback interface")
+@pytest.mark.fault("S2", "loud", "whoever reaches a port of a whole run: none is open but on the loopback interface")
 def test_no_stage_of_a_run_listens_off_the_loopback_interface(portal: Settings):
     assert portal.train.processes == 1
     assert "java" in {name for _, name in LISTENED}
@@ -288,6 +288,7 @@ def test_every_job_as_its_own_command_gives_the_same_rows_as_all_in_one_session(
     assert {table: content_hash(portal, table) for table in tables} == before
 
 
+@pytest.mark.fault("C9", "recovered", "repeated, late, unknown and null events among sound ones: each is counted")
 def test_every_event_is_counted_or_rejected_with_a_reason(portal: Settings):
     events = asdict(read_record(portal.layout, BUILD_TRAINING_TABLES).metrics.events)
     assert events["read_events"] == sum(v for k, v in events.items() if k != "read_events")
@@ -310,7 +311,7 @@ def changed_metrics(settings: Settings, stage: Stage[Any], **metrics: Any) -> Ru
     return replace(record, metrics=replace(record.metrics, **metrics))
 
 
-@pytest.mark.fault("danger 1", "refused", "features of another vocabulary than the model's; then score, then evaluate")
+@pytest.mark.fault("danger 1", "loud", "features of another vocabulary than the model's; then score, then evaluate")
 def test_scoring_with_another_vocabulary_is_refused(spark: Any, portal: Settings) -> None:
     with replaced_record(portal, changed_metrics(portal, BUILD_ITEM_FEATURES, vocabulary_hash="another")):
         for job in ("score_catalog", "evaluate"):
@@ -320,7 +321,7 @@ def test_scoring_with_another_vocabulary_is_refused(spark: Any, portal: Settings
                 run_jobs(spark, portal, (job,))
 
 
-@pytest.mark.fault("B11", "refused", "queries of another space than the model's; then score, then evaluate")
+@pytest.mark.fault("B11", "loud", "queries of another space than the model's; then score, then evaluate")
 def test_a_model_of_another_space_is_neither_published_nor_evaluated(spark: Any, portal: Settings) -> None:
     version = DeltaTable(f"{portal.warehouse.uri}/evaluation").version()
     spaces = {"search": "lsa-another", "closeup": "lsa-another"}
@@ -333,7 +334,7 @@ def test_a_model_of_another_space_is_neither_published_nor_evaluated(spark: Any,
     assert DeltaTable(f"{portal.warehouse.uri}/evaluation").version() == version
 
 
-@pytest.mark.fault("B11", "refused", "a query encoder left behind by a run that ended before its tables were written")
+@pytest.mark.fault("B11", "loud", "a query encoder left behind by a run that ended before its tables were written")
 def test_a_query_encoder_that_no_record_names_is_refused(spark: Any, portal: Settings) -> None:
     with (
         replaced_record(portal, changed_metrics(portal, EMBED_QUERIES, encoder="lsa-0")),
@@ -342,7 +343,7 @@ def test_a_query_encoder_that_no_record_names_is_refused(spark: Any, portal: Set
         run_jobs(spark, portal, ("evaluate",))
 
 
-@pytest.mark.fault("F3", "refused", "a catalog of one item scored over one of 200; an older date over a newer one")
+@pytest.mark.fault("F3", "loud", "a catalog of one item scored over one of 200; an older date over a newer one")
 def test_a_shrunken_catalog_and_an_older_date_are_not_published(spark: Any, portal: Settings) -> None:
     record, folder = read_record(portal.layout, BUILD_ITEM_FEATURES), Path(portal.warehouse.uri)
     features, published = DeltaTable(folder / "item_features"), DeltaTable(folder / "item_embeddings").version()
@@ -376,6 +377,7 @@ def test_a_copied_warehouse_publishes_from_its_own_files(spark: Any, portal: Set
         hidden.rename(original)
 
 
+@pytest.mark.fault("B12", "recovered", "features rewritten by a run that ended between two of its tables")
 def test_a_version_that_no_record_names_is_not_read(spark: Any, portal: Settings):
     tables = ("training_search_inquiry", "item_embeddings", "evaluation")
     before = {table: content_hash(portal, table) for table in tables}

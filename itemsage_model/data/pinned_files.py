@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import heapq
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from deltalake.exceptions import TableNotFoundError
 
-from itemsage_model.data.parquet_files import gone, row_group_rows
+from itemsage_model.data.parquet_files import row_group_rows
 from schemas.elements import IMAGES
 from schemas.errors import InputError, TableError
 from schemas.metrics import ItemMetrics
 from schemas.records import TableVersion
+from schemas.retention import first_gone, version_gone
 from schemas.stages import remade, rerun
 from schemas.storage import version_files
 from schemas.tables import ITEM_FEATURES
@@ -105,7 +105,8 @@ def pin_files(table: str, uri: str, version: int | None = None) -> TableFiles:
     """Resolve one version of a Delta table, the newest by default, to its files.
 
     Raises:
-        TableError: there is no such table, it is empty, has deletion vectors, or its log names no row counts.
+        TableError: there is no such table, it is empty, has deletion vectors or column mapping, its log names no row
+            counts, or files of the version are gone.
         InputError: a file of its log is damaged or gone.
     """
     try:
@@ -115,15 +116,18 @@ def pin_files(table: str, uri: str, version: int | None = None) -> TableFiles:
         raise InputError(f"table {table}", uri, expected=error.expected, found=error.found, cure=cure) from error
     except TableNotFoundError as error:
         raise unreadable(table, uri, "a Delta table", "none at", "Run the job that writes it.") from error
-    if "deletionVectors" in found.reader_features:
-        raise unreadable(table, uri, "no deletion vectors", "a table that has them", "Rewrite it without them.")
+    if unknown := found.reader_features & {"deletionVectors", "columnMapping"}:
+        what = {"deletionVectors": "deletion vectors", "columnMapping": "column mapping"}
+        names = " and ".join(sorted(what[name] for name in unknown))
+        cure = f"Somebody gave it them. Move it away and make the table anew: {rerun(table)}."
+        raise unreadable(table, uri, "a table of plain Parquet files", f"one with {names} at", cure)
     if any(file.rows is None for file in found.files):
         raise unreadable(table, uri, "row counts in the Delta log", "files without", "Write it with Delta statistics.")
     kept = [(file.uri, file.rows) for file in found.files if file.rows]
     if not kept:
         raise unreadable(table, uri, "at least one row", "an empty table", "Check [dates] and [[tasks]].")
     if missing := first_gone([file.path for file in found.files]):
-        raise gone(table, missing)
+        raise version_gone(table, uri, found.version, missing)
     uris, rows = tuple(name for name, _ in kept), tuple(rows for _, rows in kept)
     return TableFiles(table, found.version, uris, rows, found.checksum)
 
@@ -136,11 +140,6 @@ def some_files(files: TableFiles, rows: int, seed: int) -> TableFiles:
     held = np.cumsum([files.rows[i] for i in order])
     chosen = sorted(order[: int(np.searchsorted(held, rows)) + 1])
     return replace(files, uris=tuple(files.uris[i] for i in chosen), rows=tuple(files.rows[i] for i in chosen))
-
-
-def first_gone(files: list[str]) -> str | None:
-    """The first of some local files that is not there; files of an object store are not asked for one by one."""
-    return next((file for file in files if file.startswith("/") and not os.path.exists(file)), None)
 
 
 def require_image_length(made: ItemMetrics, length: int) -> None:

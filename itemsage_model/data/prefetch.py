@@ -50,8 +50,10 @@ class Prefetch(Generic[Item]):
                 ) from None
             if item is _END:
                 return
-            if isinstance(item, BaseException):
+            if isinstance(item, Exception):
                 raise item
+            if isinstance(item, BaseException):  # a SystemExit would end this process too, with any exit code
+                raise RuntimeError(f"reading ended with {item!r}") from item
             yield item
 
     def close(self) -> None:

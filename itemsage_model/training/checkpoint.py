@@ -22,12 +22,18 @@ def save_checkpoint(
 ) -> None:
     """Write the state after `step` steps to `<folder>/step_<step>/`; keeps the two newest.
 
+    What was written is read back and compared with its checksums before an older checkpoint is removed.
+
     Args:
         folder: Folder of all checkpoints of a run.
         step: Steps taken.
         tensors: Weights and buffers by name.
         optimizer: Its state is stored by parameter number.
         facts: Plain values to check when resuming, such as the settings.
+
+    Raises:
+        OSError: it could not be written, as on a full disk; the older checkpoints are as they were.
+        CheckpointError: what was read back is not what was written.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     files = {"weights.safetensors": save_tensors(plain)}
@@ -38,6 +44,7 @@ def save_checkpoint(
     }
     files["optimizer.safetensors"] = save_tensors(state)
     save_folder(f"{folder}/step_{step:09d}", files, "checkpoint.json", {"step": step, "facts": facts})
+    load_folder(f"{folder}/step_{step:09d}", "checkpoint.json")
     for old in checkpoint_steps(folder)[:-2]:
         system, path = file_system(f"{folder}/step_{old:09d}")
         system.delete_dir(path)
@@ -53,8 +60,8 @@ def checkpoint_steps(folder: str) -> list[int]:
 
 def remove_checkpoints(folder: str) -> None:
     """Delete the checkpoints of a run that has ended."""
-    if checkpoint_steps(folder):
-        system, path = file_system(folder)
+    system, path = file_system(folder)
+    if system.get_file_info(path).type == fs.FileType.Directory:
         system.delete_dir(path)
 
 

@@ -60,15 +60,25 @@ def start(timeout_seconds: int = 300) -> torch.device:
         torch.cuda.set_device(device)
     if ranks > 1:
         backend = "nccl" if device.type == "cuda" else "gloo"
-        meeting_place = os.environ.get(MEETING_PLACE)
-        dist.init_process_group(
-            backend,
-            init_method=f"file://{meeting_place}" if meeting_place else "env://",
-            rank=int(os.environ["RANK"]),
-            world_size=ranks,
-            timeout=timedelta(seconds=timeout_seconds),
-        )
+        wait = timedelta(seconds=timeout_seconds)
+        if meeting_place := os.environ.get(MEETING_PLACE):
+            rank = int(os.environ["RANK"])
+            place = f"file://{meeting_place}"
+            dist.init_process_group(backend, init_method=place, rank=rank, world_size=ranks, timeout=wait)
+        else:
+            store = _store_of_torchrun(wait)
+            dist.init_process_group(backend, store=store, rank=int(os.environ["RANK"]), world_size=ranks, timeout=wait)
     return device
+
+
+def _store_of_torchrun(wait: timedelta) -> Any:
+    """The store in which the ranks of torchrun find each other, where those of a start before left their addresses.
+
+    torchrun keeps one store over its restarts, and torch 2.12 does not tell them apart: every other restart on one
+    machine ended with `connection refused`, by an address of a process that was killed.
+    """
+    store, _, _ = next(iter(dist.rendezvous("env://", timeout=wait)))  # type: ignore[attr-defined]
+    return dist.distributed_c10d.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 @contextmanager

@@ -6,8 +6,10 @@ validation window, measured on that window, and then one over the whole period w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, cast
 
 import torch
@@ -26,9 +28,10 @@ from itemsage_model.training.inputs import Inputs, make_batches, make_objective
 from itemsage_model.training.item_memory import ItemMemory
 from itemsage_model.training.progress import Progress
 from itemsage_model.training.start import Strength, start_spectral
-from itemsage_model.training.trainer import StepReport, Trainer
+from itemsage_model.training.trainer import StepReport, Trainer, TrainingError
 from itemsage_model.training.validation import Recall, Validation
 from schemas.settings import Settings
+from schemas.storage import write_bytes
 from schemas.tables import EMBEDDING_DIM
 
 _HOPE = 0.75
@@ -101,7 +104,11 @@ class Outcome:
 
 
 def run_pass(one: Pass, device: torch.device) -> Outcome:
-    """Train from fresh weights, or from the newest intact checkpoint of the same pass, to the end of the pass."""
+    """Train from fresh weights, or from the newest intact checkpoint of the same pass, to the end of the pass.
+
+    Raises:
+        TrainingError: too many steps in a row cannot be taken; the keys of each rank's last batch are on disk then.
+    """
     settings, inputs, is_first = one.settings, one.inputs, distributed.rank() == 0
     tower = inputs.spec.build(seed=settings.train.seed).to(device)
     tower.remember(torch.from_numpy(inputs.item_keys), torch.from_numpy(inputs.query_keys))
@@ -128,6 +135,10 @@ def run_pass(one: Pass, device: torch.device) -> Outcome:
         is_enough()  # what the frozen vectors reach, where training starts from them
     try:
         trainer.fit(batches, progress or (lambda _: None), save, is_enough)
+    except TrainingError as error:
+        place = _keep_keys(error, one.checkpoints, names)
+        message = f"{error} The keys of this process's last batch, and the loss of each pair, stand in {place}."
+        raise TrainingError(message, error.step, error.batch, error.losses) from error
     finally:
         batches.close()
         if progress:
@@ -142,6 +153,20 @@ def run_pass(one: Pass, device: torch.device) -> Outcome:
         trained, inputs.spec, steps, stopping.best, stopping.history, pull, strength, reports, trainer.skipped_steps,
         trainer.precision,
     )  # fmt: skip
+
+
+def _keep_keys(error: TrainingError, folder: str, tasks: list[str]) -> str:
+    """Write which pairs a batch held that cannot be trained on, beside the checkpoints; returns where."""
+    batch, place = error.batch, f"{folder}/bad_batch_of_rank_{distributed.rank()}.json"
+    columns = {
+        "task": [tasks[number] for number in batch.task.tolist()],
+        "query_key": batch.query_key.tolist(),
+        "item_key": batch.item_key[batch.positive].tolist(),
+        "loss": [loss if isfinite(loss) else str(loss) for loss in error.losses.tolist()],
+    }
+    pairs = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    write_bytes(place, (json.dumps({"step": error.step, "pairs": pairs}, indent=2) + "\n").encode())
+    return place
 
 
 def _pulled(one: Pass, tower: ItemTower, step: int, device: torch.device) -> float:

@@ -26,9 +26,20 @@ MAX_BAD_STEPS = 10
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: the loss is not a number, step after step; a retry would meet the same steps."""
+    """Training cannot go on: the loss is not a number, step after step; a retry would meet the same steps.
+
+    Args:
+        message: What happened, and what to do.
+        step: The step at which it ended.
+        batch: This rank's last batch.
+        losses: Of its pairs.
+    """
 
     exit_code = EXIT_SETTINGS
+
+    def __init__(self, message: str, step: int, batch: PairBatch, losses: Tensor) -> None:
+        super().__init__(message)
+        self.step, self.batch, self.losses = step, batch, losses.detach()
 
 
 @dataclass
@@ -162,11 +173,11 @@ class Trainer:
             losses, objective = self.objective(queries, items, batch, self.tower.temperature())
             objective.backward()
         norm = float(gradient_norm(self.tower))
-        self._update(norm)
+        self._update(norm, batch, losses)
         self.step += 1
         return losses, norm
 
-    def _update(self, norm: float) -> None:
+    def _update(self, norm: float, batch: PairBatch, losses: Tensor) -> None:
         """Apply the gradient, the same on all ranks; skip it where it is not finite, which all ranks see alike."""
         if not torch.isfinite(torch.tensor(norm)):
             self._bad_steps += 1
@@ -174,7 +185,10 @@ class Trainer:
             if self._bad_steps >= MAX_BAD_STEPS:
                 raise TrainingError(
                     f"the gradient was not finite in {MAX_BAD_STEPS} steps in a row, up to step {self.step}: lower "
-                    "train.learning_rate or set train.clip_norm"
+                    "train.learning_rate or set train.clip_norm.",
+                    self.step,
+                    batch,
+                    losses,
                 )
         else:
             self._bad_steps = 0

@@ -25,6 +25,7 @@ from schemas.commits import Note
 from schemas.errors import TableError
 from schemas.input_tables import find_input
 from schemas.lease import require_held
+from schemas.retention import require_files
 from schemas.spark import conform, struct_type
 
 
@@ -57,7 +58,7 @@ def read(spark: SparkSession, uri: str, table: Table, *, version: int | None = N
         version: Delta version; None = what is there now, Delta or Parquet, found as an input table is.
 
     Raises:
-        TableError: there is no table, a column is missing or has another type.
+        TableError: there is no table, a column is missing or has another type, or VACUUM removed the version's files.
     """
     if version is None:
         return read_input(spark, find_input(uri, table))
@@ -71,6 +72,7 @@ def read(spark: SparkSession, uri: str, table: Table, *, version: int | None = N
             found=str(error).splitlines()[0],
             cure="Run the job that writes it, or correct the URI in the settings.",
         ) from error
+    require_files(table.name, uri, version)
     return conform(raw, table)
 
 

@@ -111,6 +111,7 @@ def test_an_item_becomes_ids_counts_and_images_by_position(spark: SparkSession, 
     }  # fmt: skip
 
 
+@pytest.mark.fault("E5", "recovered", "texts that are null, empty, blank, lists of null")
 def test_missing_texts_and_images_are_empty_never_none(spark: SparkSession, make_settings: MakeSettings) -> None:
     settings = make_settings(features=FEATURES | {"max_tokens_per_feature": 1})
     items = [("null", None, None), ("empty", "", []), ("nulls", " ", [None]), ("text", "red", None)]
@@ -202,6 +203,7 @@ def test_every_image_may_be_unusable(spark: SparkSession, make_settings: MakeSet
     assert feature_rows(result)[0]["image_embeddings"] == b""
 
 
+@pytest.mark.fault("C10", "recovered", "items and images in 1, 3 and 8 partitions, in two orders")
 def test_partitions_do_not_matter(spark: SparkSession, make_settings: MakeSettings) -> None:
     items = [(str(n % 9), f"red mug {n}", ["tea"] * n) for n in range(12)]
     images = [(str(n % 10), n % 4, vector(n + 1)) for n in range(60)]
@@ -217,6 +219,8 @@ def test_partitions_do_not_matter(spark: SparkSession, make_settings: MakeSettin
 @hypothesis_settings(
     max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
+@pytest.mark.fault("E1", "recovered", "any Unicode text: a Spark worker and a direct call give the same ids")
+@pytest.mark.fault("E4", "recovered", "the same")
 def test_the_job_and_a_direct_call_give_the_same_ids(
     spark: SparkSession, make_settings: MakeSettings, texts: list[str]
 ) -> None:
@@ -285,8 +289,8 @@ NOT_A_NUMBER = [(name, 0, vector(float("nan"))) for name in NAMES]
 VARIANTS = [("P00", "red", None), ("P00", "blue", None), ("P00", "green", None)]
 
 
-@pytest.mark.fault("t09", "refused", "image vectors of 512 numbers where 256 are declared")
-@pytest.mark.fault("F3", "refused", "all images NaN, half of the ids null, ids in another case, variants under one id")
+@pytest.mark.fault("t09", "loud", "image vectors of 512 numbers where 256 are declared")
+@pytest.mark.fault("F3", "loud", "all images NaN, half of the ids null, ids in another case, variants under one id")
 @pytest.mark.parametrize(
     ("items", "images", "message"),
     [

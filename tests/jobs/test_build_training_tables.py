@@ -258,6 +258,8 @@ def test_negatives_that_nobody_logged_are_said(
     assert [row[9:11] for row in content(spark, settings)[CLICK.training_table]] == [(0, 0.0)] * 2
 
 
+@pytest.mark.fault("C10", "recovered", "other partitions, and a second run")
+@pytest.mark.fault("C13", "recovered", "a session in another time zone")
 def test_partitions_zones_and_reruns_change_no_row(spark: SparkSession, shop: Shop) -> None:
     crowd = [event(f"x{n % 50}", "lampe 🪔", f"i{n % 12}") for n in range(60)]
     recent = {"recency_half_life_days": 3.0, "max_pairs_per_query": 7}
@@ -341,6 +343,7 @@ def test_files_are_even_and_hold_one_row_group(spark: SparkSession, shop: Shop) 
 
 
 @given(rows=st.integers(1, 200_000), most=st.integers(1, 4_096))
+@pytest.mark.fault("A7", "recovered", "any number of pairs: files that differ by a twentieth at most")
 def test_file_sizes_differ_by_a_twentieth_at_most(rows: int, most: int) -> None:
     size = even_file_rows(rows, most)
     last = rows - size * (-(-rows // size) - 1)
@@ -365,6 +368,7 @@ def test_files_are_sized_for_the_table(rows: int, files: int) -> None:
         (QUERY_EMBEDDINGS, ("photo", "closeup", vector(2), "space", None), "query_id"),
     ],
 )
+@pytest.mark.fault("C9", "loud", "an item, and a query, that stands twice in the table joined with")
 def test_a_repeated_key_stops_the_job(
     spark: SparkSession, shop: Shop, table: Table, row: tuple[Any, ...], name: str
 ) -> None:
@@ -376,6 +380,7 @@ def test_a_repeated_key_stops_the_job(
         job.run(spark, settings)
 
 
+@pytest.mark.fault("C11", "loud", "3 of 10 events null, in the year 2099, of no item")
 def test_a_log_that_is_mostly_bad_stops_the_job(spark: SparkSession, shop: Shop) -> None:
     broken = [
         event("n1", "photo", "i1") | {"item_id": None},
@@ -393,7 +398,7 @@ def test_a_log_that_is_mostly_bad_stops_the_job(spark: SparkSession, shop: Shop)
     assert stored(spark, settings, REJECTED_EVENTS).count() == 4
 
 
-@pytest.mark.fault("t08", "refused", "event_id is the order's id, one row per order line")
+@pytest.mark.fault("t08", "loud", "event_id is the order's id, one row per order line")
 def test_a_log_whose_ids_are_of_orders_stops_the_job_or_is_counted(spark: SparkSession, shop: Shop) -> None:
     lines = [event(f"order{n // 3}", "lampe 🪔", f"i{n}") for n in range(12)]
     settings = shop(lines, tasks=TASKS[:1])
@@ -404,7 +409,7 @@ def test_a_log_whose_ids_are_of_orders_stops_the_job_or_is_counted(spark: SparkS
     assert read_record(settings.layout, job.STAGE).metrics.tasks["search_click"].training_pairs == 12
 
 
-@pytest.mark.fault("t09", "refused", "the log names items and queries in another letter case")
+@pytest.mark.fault("t09", "loud", "the log names items and queries in another letter case")
 def test_ids_in_another_case_are_said(spark: SparkSession, shop: Shop) -> None:
     shouted = [event(f"e{n}", "lampe 🪔 ", f"I{n}") | {"engagement": "click"} for n in range(3)]
     with pytest.raises(TableError, match=r"found 3 of 3: unknown_query 3 .*1 query_ids match without case and blanks"):
@@ -420,11 +425,13 @@ def test_a_task_without_training_pairs_stops_the_job(spark: SparkSession, shop: 
         job.run(spark, settings)
 
 
+@pytest.mark.fault("F3", "loud", "a log of no row")
 def test_an_empty_log_stops_the_job(spark: SparkSession, shop: Shop) -> None:
     with pytest.raises(TableError, match=r"table engagement_logs.*at least one row"):
         job.run(spark, shop([]))
 
 
+@pytest.mark.fault("C9", "loud", "a join that loses one event")
 def test_a_lost_event_stops_the_job(spark: SparkSession, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = shop(PLAIN)
     complete = job.build_pairs
@@ -434,7 +441,7 @@ def test_a_lost_event_stops_the_job(spark: SparkSession, shop: Shop, monkeypatch
     assert records(settings) == INPUT_RECORDS
 
 
-@pytest.mark.fault("t08", "refused", "a log of which hardly an event lies in the windows")
+@pytest.mark.fault("t08", "loud", "a log of which hardly an event lies in the windows")
 def test_a_log_of_which_hardly_anything_is_left_stops_the_job(
     spark: SparkSession, shop: Shop, capsys: pytest.CaptureFixture[str]
 ) -> None:

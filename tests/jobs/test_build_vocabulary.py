@@ -87,9 +87,9 @@ def test_counts_that_are_handed_on_with_the_last_batch_leave_empty_counters_of_t
     ("columns", "found"),
     [
         pytest.param("item_id string, Titel string", "found none of these columns; columns that nothing reads: Titel",
-                     marks=pytest.mark.fault("t07", "refused", "texts under a name that no feature has")),
+                     marks=pytest.mark.fault("t07", "loud", "texts under a name that no feature has")),
         pytest.param("item_id string, title string", "found no word in title.",
-                     marks=pytest.mark.fault("t07", "refused", "a catalog whose texts are all null or blank")),
+                     marks=pytest.mark.fault("t07", "loud", "a catalog whose texts are all null or blank")),
     ],
 )  # fmt: skip
 def test_a_catalog_without_a_word_is_refused_where_the_model_reads_text(
@@ -107,7 +107,7 @@ def test_a_catalog_without_a_word_is_refused_where_the_model_reads_text(
     assert read_record(settings.layout, build_vocabulary.STAGE).outputs[0].rows == 0
 
 
-@pytest.mark.fault("t06", "refused", "a catalog whose titles are all Latin-1, for the vocabulary")
+@pytest.mark.fault("t06", "loud", "a catalog whose titles are all Latin-1, for the vocabulary")
 def test_a_catalog_in_latin_1_is_refused_by_its_encoding(
     spark: SparkSession, make_settings: Callable[..., Settings]
 ) -> None:
@@ -129,6 +129,7 @@ def test_a_run_writes_the_table_and_its_record(spark: SparkSession, make_setting
     assert record.outputs[0].rows == 23
 
 
+@pytest.mark.fault("F3", "loud", "a catalog of no row")
 def test_an_empty_catalog_is_refused_by_name(spark: SparkSession, make_settings: Callable[..., Settings]) -> None:
     settings = make_settings()
     items_of(spark, []).write.parquet(settings.table_uri("items"))

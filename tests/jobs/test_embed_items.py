@@ -121,7 +121,7 @@ def test_without_an_encoder_every_cell_is_empty(spark: SparkSession, make_settin
     assert identities(record) == {ITEM_TEXT: "none"}
 
 
-@pytest.mark.fault("B11", "refused", "item texts embedded by an encoder that no record of embed_queries names")
+@pytest.mark.fault("B11", "loud", "item texts embedded by an encoder that no record of embed_queries names")
 def test_an_encoder_that_no_record_names_is_refused(
     spark: SparkSession, make_settings: MakeSettings, encoder: LsaEncoder
 ) -> None:

@@ -153,7 +153,7 @@ def test_groups_are_bounded_by_their_characters(spark: SparkSession, monkeypatch
     assert count_texts(accepted(rows)).groups == 5
 
 
-@pytest.mark.fault("t24", "refused", "queries bring embeddings, and the column embedding_space is left out")
+@pytest.mark.fault("t24", "loud", "queries bring embeddings, and the column embedding_space is left out")
 def test_a_kind_of_which_no_query_is_usable_stops_the_run(
     spark: SparkSession, make_settings: Callable[..., Settings]
 ) -> None:
@@ -171,7 +171,7 @@ def test_a_kind_of_which_no_query_is_usable_stops_the_run(
     assert load_if_saved(settings.layout.query_encoder) is None
 
 
-@pytest.mark.fault("F3", "refused", "half of the queries name no id")
+@pytest.mark.fault("F3", "loud", "half of the queries name no id")
 def test_too_many_rejected_queries_stop_the_run(spark: SparkSession, make_settings: Callable[..., Settings]) -> None:
     settings = make_settings()
     rows = [{"query_id": None if n % 2 else f"q{n}", "text": "red mug"} for n in range(8)]
@@ -266,7 +266,7 @@ def test_a_catalog_without_text_is_refused(spark: SparkSession, make_settings: C
 
 
 @pytest.mark.fault("t06", "recovered", "titles of the catalog in Latin-1: an item's other texts are used")
-@pytest.mark.fault("t06", "refused", "titles of the catalog in Latin-1, and no other text")
+@pytest.mark.fault("t06", "loud", "titles of the catalog in Latin-1, and no other text")
 def test_texts_of_the_catalog_in_latin_1_are_left_out_counted_and_named(
     spark: SparkSession, make_settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
 ) -> None:

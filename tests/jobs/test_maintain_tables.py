@@ -94,6 +94,7 @@ def test_a_dry_run_lists_and_removes_nothing(
     assert (shop.root / "checkpoints/gone/step_1/w").exists()
 
 
+@pytest.mark.fault("B8", "recovered", "a VACUUM while a record names an older version, which stays readable")
 @pytest.mark.fault("F6", "recovered", "files of versions that no record names, and of a training that will not go on")
 def test_what_nothing_reads_goes_and_what_a_record_names_stays(
     spark: SparkSession, make_settings: MakeSettings
@@ -110,7 +111,7 @@ def test_what_nothing_reads_goes_and_what_a_record_names_stays(
     assert (again.tables, again.others) == ({}, {})
 
 
-@pytest.mark.fault("B8", "refused", "VACUUM with less than seven days, a damaged record, a run that writes meanwhile")
+@pytest.mark.fault("B8", "loud", "VACUUM with less than seven days, a damaged record, a run that writes meanwhile")
 def test_what_may_be_in_use_is_not_removed(spark: SparkSession, make_settings: MakeSettings, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"maintenance\.retention_hours"):
         load_settings(write_shop(tmp_path / "shop"), ["maintenance.retention_hours=24"])

@@ -214,7 +214,7 @@ def recorded(settings: Any, *, verdicts_on: str, gate_then: str = "fallback") ->
     write_record(settings.layout, RunRecord("validate", found, settings={"floor": {"gate": gate_then}}))
 
 
-@pytest.mark.fault("B9", "refused", "a model below a rival on the validation window, with floor.gate = refuse")
+@pytest.mark.fault("floor", "loud", "a model below a rival on the validation window, with floor.gate = refuse")
 def test_the_floor_refuses_or_warns_or_is_off(
     spark: SparkSession, make_settings: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,7 +230,7 @@ def test_the_floor_refuses_or_warns_or_is_off(
     assert off.lines == ('not compared with simple rivals: floor.gate is "off"',)
 
 
-@pytest.mark.fault("B10", "refused", "verdicts of validate on another model than the one to be published")
+@pytest.mark.fault("floor", "loud", "verdicts of validate on another model than the one to be published")
 def test_verdicts_on_another_model_or_of_a_run_without_the_gate_are_refused(
     spark: SparkSession, make_settings: Any
 ) -> None:

@@ -47,7 +47,7 @@ def test_without_a_validated_model_it_says_so_and_asks_spark_nothing(
     assert DeltaTable(settings.table_uri("validation")).to_pyarrow_table().num_rows == 0
 
 
-@pytest.mark.fault("B13", "refused", "training tables cut again between training and validate")
+@pytest.mark.fault("floor", "loud", "training tables cut again between training and validate")
 def test_another_window_than_the_one_that_training_left_out_is_refused(spark: Any, make_settings: Any) -> None:
     settings = make_settings()
     recorded(settings, "/models/fitted", trained_on=3, cut=4)

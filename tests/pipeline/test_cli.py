@@ -70,7 +70,7 @@ def test_what_is_wrong_with_the_command_line_is_said_with_exit_code_2(tmp_path: 
         assert said in done.stdout
 
 
-@pytest.mark.fault("exit", "refused", "bad input for a training of one and of two processes: exit code 3 from both")
+@pytest.mark.fault("exit", "loud", "bad input for a training of one and of two processes: exit code 3 from both")
 def test_a_stage_that_fails_gives_its_exit_code(tmp_path: Path) -> None:
     """Training before any other stage: bad input, without Spark."""
     path = str(write_shop(tmp_path))
@@ -81,7 +81,7 @@ def test_a_stage_that_fails_gives_its_exit_code(tmp_path: Path) -> None:
         assert f"further messages: {tmp_path}/warehouse/_logs/train.log" in done.stdout
 
 
-@pytest.mark.fault("F1", "refused", "a whole run while another one writes the warehouse")
+@pytest.mark.fault("F1", "loud", "a whole run while another one writes the warehouse")
 def test_a_second_run_is_refused_and_says_who_has_the_warehouse(tmp_path: Path, settings: Settings) -> None:
     with hold(settings.layout, WHOLE_RUN, "2026-02-27"):
         done = itemsage("run", "--settings", str(tmp_path / "shop.toml"))
@@ -89,7 +89,7 @@ def test_a_second_run_is_refused_and_says_who_has_the_warehouse(tmp_path: Path, 
     assert f"found itemsage run of 2026-02-27, process {os.getpid()} on" in done.stdout
 
 
-@pytest.mark.fault("F1", "refused", "one stage while another run writes the warehouse: its log stays as it is")
+@pytest.mark.fault("F1", "loud", "one stage while another run writes the warehouse: its log stays as it is")
 def test_a_refused_stage_does_not_touch_the_log_of_the_one_that_runs(tmp_path: Path, settings: Settings) -> None:
     logs = tmp_path / "warehouse" / "_logs"
     logs.mkdir(parents=True)
@@ -120,7 +120,7 @@ def test_stages_of_one_date_that_run_side_by_side_have_logs_of_their_own(
     assert [log.name for log in logs] == ["train.log", "score_catalog.log", "evaluate.log"]
 
 
-@pytest.mark.fault("B2", "refused", "a whole run of an older date than the published one")
+@pytest.mark.fault("B2", "loud", "a whole run of an older date than the published one")
 def test_a_run_of_an_older_date_is_refused_before_its_work(tmp_path: Path, settings: Settings) -> None:
     newer = RunRecord("score_catalog", ScoreMetrics("m", "float32"), settings={"dates": {"as_of": "2026-03-02"}})
     write_record(settings.layout, newer)

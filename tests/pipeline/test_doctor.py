@@ -80,7 +80,7 @@ def many(count: int, **columns: list[str]) -> pa.Table:
     return log_of(END, event_ts=when, engagement=["click"] * count, **(ids | columns))
 
 
-@pytest.mark.fault("rejects", "refused", "rows by which a run stops: doctor says so before it")
+@pytest.mark.fault("rejects", "loud", "rows by which a run stops: doctor says so before it")
 @pytest.mark.parametrize(
     ("table", "spoiled", "said"),
     [
@@ -217,7 +217,7 @@ def test_rows_that_only_newer_engines_read_are_no_fault(
     assert "look table queries: only Spark can read its rows: Expected all lists" in " ".join(text.split())
 
 
-@pytest.mark.fault("t04", "refused", "a foreign file beside Parquet files: doctor names it")
+@pytest.mark.fault("t04", "loud", "a foreign file beside Parquet files: doctor names it")
 def test_a_foreign_file_is_named_and_no_other_place_is_its_cure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

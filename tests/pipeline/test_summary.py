@@ -153,7 +153,7 @@ def test_the_line_that_reads_the_embeddings_does(folder: str, tmp_path: Path) ->
     assert len(names["rows"]) == 1
 
 
-@pytest.mark.fault("F1", "refused", "a summary of figures that are not of the published embeddings, or of a mixture")
+@pytest.mark.fault("F1", "loud", "a summary of figures that are not of the published embeddings, or of a mixture")
 def test_figures_of_other_embeddings_are_not_shown(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     evaluated = read_record(settings.layout, EVALUATE)
     older = TableVersion("item_embeddings", f"{settings.layout.uri}/item_embeddings", 7, 60)

@@ -66,7 +66,7 @@ class JavaError(Exception):
         (ValueError("\n  first\nsecond"), "ValueError: first", 1),
     ],
 )  # fmt: skip
-@pytest.mark.fault("F4", "refused", "disk full, a missing module, memory, permission: the cause is the first line")
+@pytest.mark.fault("F4", "loud", "disk full, a missing module, memory, permission: the cause is the first line")
 def test_the_innermost_useful_message_is_the_cause(error: Exception, line: str, code: int) -> None:
     said, found = cause_of(error)
     assert said.startswith(line), said
@@ -123,7 +123,7 @@ def division(spark: Any) -> None:
         (division, "DIVIDE_BY_ZERO", 1),
     ],
 )
-@pytest.mark.fault("exit", "refused", "a Spark job that fails in a worker, in Java or in a file")
+@pytest.mark.fault("exit", "loud", "a Spark job that fails in a worker, in Java or in a file")
 def test_what_spark_raises_comes_down_to_its_cause(
     act: Callable[[Any], None], line: str, code: int, spark: Any
 ) -> None:

@@ -65,7 +65,7 @@ def test_what_agrees_is_handed_on(tmp_path: Path) -> None:
     assert agreed(tmp_path, "train", *read) == {SPACE: "a", "vocabulary": "v"}
 
 
-@pytest.mark.fault("B12", "refused", "vocabulary and features rebuilt, training tables not; then train")
+@pytest.mark.fault("B12", "loud", "vocabulary and features rebuilt, training tables not; then train")
 def test_tables_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
     read = record("build_item_features", "new"), record("build_training_tables", "old", "a")
     with pytest.raises(InputError) as caught:
@@ -78,7 +78,7 @@ def test_tables_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.fault("B11", "refused", "item texts embedded by another encoder than the model was trained with")
+@pytest.mark.fault("B11", "loud", "item texts embedded by another encoder than the model was trained with")
 def test_features_of_another_item_text_encoder_are_refused(tmp_path: Path) -> None:
     texts = RunRecord("embed_items", ItemTextMetrics("lsa-2"))
     assert contracts.identities(texts) == {contracts.ITEM_TEXT: "lsa-2"}
@@ -90,7 +90,7 @@ def test_features_of_another_item_text_encoder_are_refused(tmp_path: Path) -> No
         agreed(tmp_path, "score_catalog", features, trained)
 
 
-@pytest.mark.fault("B11", "refused", "queries embedded in another space than the model was trained with")
+@pytest.mark.fault("B11", "loud", "queries embedded in another space than the model was trained with")
 def test_a_model_of_another_space_is_refused(tmp_path: Path) -> None:
     read = (
         record("embed_queries", space="today"), record("build_item_features", "v"),
@@ -128,7 +128,7 @@ def test_spaces_of_queries_that_no_task_has_do_not_matter(tmp_path: Path) -> Non
     assert agreed(tmp_path, "train", record("embed_queries", space="a"), tables) == {SPACE: "a", "vocabulary": "v"}
 
 
-@pytest.mark.fault("B12", "refused", "features rebuilt with the same vocabulary, training tables not; then train")
+@pytest.mark.fault("B12", "loud", "features rebuilt with the same vocabulary, training tables not; then train")
 def test_tables_cut_from_another_version_of_the_features_are_refused() -> None:
     features, queries = record("build_item_features", "v"), record("embed_queries", space="a")
     older = TableVersion("item_features", "item_features", 4, 10)

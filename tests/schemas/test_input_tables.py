@@ -79,21 +79,21 @@ def brotli(folder: Path) -> None:
     ("write", "parts"),
     [
         pytest.param(write_bytes("items.csv", b"visit_id,country\na,de\n"), ["items.csv, a file that begins with",
-                     "CSV and JSON are not read"], marks=pytest.mark.fault("t04", "refused", "a CSV file")),
+                     "CSV and JSON are not read"], marks=pytest.mark.fault("t04", "loud", "a CSV file")),
         pytest.param(write_bytes("manifest", b'{"entries": []}'), ["/manifest, a file that begins with", "Move it"],
-                     marks=pytest.mark.fault("t04", "refused", "a manifest beside Parquet files")),
+                     marks=pytest.mark.fault("t04", "loud", "a manifest beside Parquet files")),
         pytest.param(write_bytes("x/part-1.parquet", b""), ["/x/part-1.parquet, a file of 0 bytes"],
-                     marks=pytest.mark.fault("t04", "refused", "a file of 0 bytes")),
+                     marks=pytest.mark.fault("t04", "loud", "a file of 0 bytes")),
         pytest.param(truncated, ["/part-1.parquet, a damaged one"],
-                     marks=pytest.mark.fault("t04", "refused", "a file whose end is missing")),
+                     marks=pytest.mark.fault("t04", "loud", "a file whose end is missing")),
         pytest.param(in_delta, ["found a Delta table at inner", "Name a Delta table itself"],
-                     marks=pytest.mark.fault("door", "refused", "a Delta table inside the named folder")),
+                     marks=pytest.mark.fault("door", "loud", "a Delta table inside the named folder")),
         pytest.param(write_bytes(".hoodie/hoodie.properties", b"x"), ["an Apache Hudi table", "export"],
-                     marks=pytest.mark.fault("door", "refused", "a Hudi table as a folder of Parquet files")),
+                     marks=pytest.mark.fault("door", "loud", "a Hudi table as a folder of Parquet files")),
         pytest.param(brotli, ["BROTLI in", "zstd or snappy"],
-                     marks=pytest.mark.fault("door", "refused", "a compression that Spark cannot read")),
+                     marks=pytest.mark.fault("door", "loud", "a compression that Spark cannot read")),
         pytest.param(lambda folder: (folder / "_delta_log").mkdir(), ["_delta_log without a commit", "Restore"],
-                     marks=pytest.mark.fault("t04", "refused", "a Delta log without a commit")),
+                     marks=pytest.mark.fault("t04", "loud", "a Delta log without a commit")),
         (lambda folder: None, ["no file of data in the folder", "correct the URI"]),
     ],
 )  # fmt: skip
@@ -106,7 +106,7 @@ def test_what_is_no_table_is_refused_by_file(write: Callable[[Path], Any], parts
     assert all(part in said for part in parts), said
 
 
-@pytest.mark.fault("C5", "refused", "too little memory for a footer, which is not a damaged one")
+@pytest.mark.fault("C5", "loud", "too little memory for a footer, which is not a damaged one")
 def test_want_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise pa.ArrowMemoryError("malloc of size 4096 failed")
@@ -117,7 +117,7 @@ def test_want_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyP
         look_at_input(str(tmp_path), VISITS)
 
 
-@pytest.mark.fault("door", "refused", "a partition's folder of a Delta table, named as if it were the table")
+@pytest.mark.fault("door", "loud", "a partition's folder of a Delta table, named as if it were the table")
 def test_a_part_of_a_delta_table_is_refused(tmp_path: Path) -> None:
     rows = pa.table({"visit_id": ["a"], "country": ["de"]})
     write_deltalake(str(tmp_path), rows, partition_by=["country"])
@@ -137,22 +137,22 @@ def test_a_place_that_is_not_there_and_a_uri_that_nobody_opens_are_named(tmp_pat
     [
         pytest.param({"visit_id": ["a"], "Country": ["de"], "country": ["fr"]}, "country",
                      ["found Country and country", "Rename or drop"],
-                     marks=pytest.mark.fault("t07", "refused", "two columns that differ by letter case only")),
+                     marks=pytest.mark.fault("t07", "loud", "two columns that differ by letter case only")),
         pytest.param({"visit": ["a"]}, "visit_id", ["no such column among visit.", "Add or rename"],
-                     marks=pytest.mark.fault("t07", "refused", "an id column under another name")),
+                     marks=pytest.mark.fault("t07", "loud", "an id column under another name")),
         pytest.param({"visit_id": [1.0]}, "visit_id", ["type double", "no ids: cast them to bigint and then to string"],
-                     marks=pytest.mark.fault("door", "refused", "ids that pandas has made floats")),
+                     marks=pytest.mark.fault("door", "loud", "ids that pandas has made floats")),
         pytest.param({"visit_id": pa.nulls(2)}, "visit_id", ["found type null: not one value"],
-                     marks=pytest.mark.fault("t03", "refused", "an id column of nulls only")),
+                     marks=pytest.mark.fault("t03", "loud", "an id column of nulls only")),
         pytest.param({"visit_id": ["a"], "visit_ts": [datetime(2026, 1, 1)]}, "visit_ts", ["which zone"],
-                     marks=pytest.mark.fault("t02", "refused", "times without a zone")),
+                     marks=pytest.mark.fault("t02", "loud", "times without a zone")),
         pytest.param({"visit_id": ["a"], "visit_ts": pa.array([NOON], pa.timestamp("ns"))}, "visit_ts",
                      ["type timestamp[ns]", "which zone"],
-                     marks=pytest.mark.fault("t02", "refused", "nanoseconds without a zone")),
+                     marks=pytest.mark.fault("t02", "loud", "nanoseconds without a zone")),
         pytest.param({"visit_id": ["a"], "visit_ts": [date(2026, 1, 1)]}, "visit_ts", ["no time of day"],
-                     marks=pytest.mark.fault("door", "refused", "a date where an instant is meant")),
+                     marks=pytest.mark.fault("door", "loud", "a date where an instant is meant")),
         pytest.param({"visit_id": ["a"], "visit_ts": [1_767_225_600]}, "visit_ts", ["timestamp_seconds"],
-                     marks=pytest.mark.fault("door", "refused", "seconds where an instant is meant")),
+                     marks=pytest.mark.fault("door", "loud", "seconds where an instant is meant")),
     ],
 )  # fmt: skip
 def test_a_column_at_fault_is_named_with_its_cure(
@@ -165,7 +165,7 @@ def test_a_column_at_fault_is_named_with_its_cure(
     assert all(part in str(caught.value) for part in parts), str(caught.value)
 
 
-@pytest.mark.fault("t01b", "refused", "text ids in one file of a folder and integers in another")
+@pytest.mark.fault("t01b", "loud", "text ids in one file of a folder and integers in another")
 def test_files_that_contradict_each_other_are_named(tmp_path: Path) -> None:
     put(tmp_path, "part-0.parquet", visit_id=["a"])
     put(tmp_path, "part-1.parquet", visit_id=[1])
@@ -197,7 +197,7 @@ def test_a_text_that_is_no_utf8_does_not_stop_a_reader(tmp_path: Path) -> None:
     assert [(row[0], row[3]) for row in rows_of(tmp_path)] == [("a", ["a"]), ("caf�", ["caf�"])]
 
 
-@pytest.mark.fault("door", "refused", "a link to nothing, and a link by which a folder holds itself")
+@pytest.mark.fault("door", "loud", "a link to nothing, and a link by which a folder holds itself")
 def test_links_that_hide_or_repeat_rows_are_refused(tmp_path: Path) -> None:
     put(tmp_path, visit_id=["a"])
     (tmp_path / "part-9.parquet").symlink_to(tmp_path / "gone.parquet")

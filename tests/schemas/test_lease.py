@@ -47,7 +47,7 @@ def holders(warehouse: Warehouse) -> list[str]:
     return [holder["work"] for holder in json.loads(Path(warehouse.lease).read_text())["holders"]]
 
 
-@pytest.mark.fault("F1", "refused", "a second whole run, of another date, on a warehouse that one is writing")
+@pytest.mark.fault("F1", "loud", "a second whole run, of another date, on a warehouse that one is writing")
 def test_of_two_runs_one_wins_and_the_other_says_who_has_it(warehouse: Warehouse) -> None:
     with start(warehouse, lease.WHOLE_RUN) as first:
         assert first.stdout
@@ -94,7 +94,7 @@ def test_a_killed_run_does_not_keep_the_warehouse(warehouse: Warehouse) -> None:
             assert holders(warehouse) == [lease.WHOLE_RUN]
 
 
-@pytest.mark.fault("B3", "refused", "kill -9 of a whole run; the stage that it leaves behind is about to commit")
+@pytest.mark.fault("B3", "loud", "kill -9 of a whole run; the stage that it leaves behind is about to commit")
 def test_an_orphan_does_not_commit(warehouse: Warehouse) -> None:
     with start(warehouse, lease.WHOLE_RUN) as run:
         assert run.stdout
@@ -111,7 +111,7 @@ def test_an_orphan_does_not_commit(warehouse: Warehouse) -> None:
     assert "left this stage behind. Nothing was committed" in errors
 
 
-@pytest.mark.fault("B3", "refused", "a run that was stopped, and taken for dead, goes on after another took its place")
+@pytest.mark.fault("B3", "loud", "a run that was stopped, and taken for dead, goes on after another took its place")
 def test_a_zombie_does_not_commit(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
     with lease.hold(warehouse, lease.WHOLE_RUN, "2026-03-01"):
         with monkeypatch.context() as patch:

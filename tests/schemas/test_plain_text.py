@@ -21,7 +21,7 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("uri", SECRETS)
-@pytest.mark.fault("S5", "refused", "a URI with a key in the settings, and in an error")
+@pytest.mark.fault("S5", "loud", "a URI with a key in the settings, and in an error")
 def test_a_key_is_refused_in_settings_and_never_repeated(uri: str) -> None:
     assert holds_secret(uri)
     for text in (without_secrets(uri), str(InputError("w", "uri", expected="a", found=uri, cure="c")),

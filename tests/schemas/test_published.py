@@ -165,7 +165,7 @@ def test_the_records_of_a_models_training_come_back_with_it(make_settings: MakeS
 
 
 @pytest.mark.parametrize("table", ["items", "queries"])
-@pytest.mark.fault("B11", "refused", "a rollback to a version of which VACUUM has removed files: nothing is committed")
+@pytest.mark.fault("B11", "loud", "a rollback to a version of which VACUUM has removed files: nothing is committed")
 def test_a_version_whose_files_are_gone_is_refused(make_settings: MakeSettings, table: str) -> None:
     shop = Shop(make_settings)
     shop.publish("a")
@@ -189,7 +189,7 @@ def test_a_version_that_was_not_published_is_named_with_those_that_were(make_set
         published_version(shop.settings.layout, 99)
 
 
-@pytest.mark.fault("B11", "refused", "queries of another space, or the adapter of another model, than the live items")
+@pytest.mark.fault("B11", "loud", "queries of another space, or the adapter of another model, than the live items")
 def test_queries_of_another_space_and_another_models_adapter_are_refused(make_settings: MakeSettings) -> None:
     shop = Shop(make_settings)
     shop.publish("a", spaces={"search": "lsa-1"})

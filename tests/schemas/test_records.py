@@ -67,7 +67,7 @@ def test_a_record_of_version_0_1_is_read(tmp_path: Path) -> None:
     assert read_record(Warehouse(str(tmp_path)), EMBED_QUERIES) == expected
 
 
-@pytest.mark.fault("copy", "refused", "a warehouse copied whose records, of version 0.1, name the original's files")
+@pytest.mark.fault("copy", "loud", "a warehouse copied whose records, of version 0.1, name the original's files")
 def test_a_record_of_version_0_1_in_a_copied_warehouse_is_refused(tmp_path: Path) -> None:
     write_bytes(f"{tmp_path}/copy/_runs/embed_queries.json", json.dumps(old_record(tmp_path / "original")).encode())
     with pytest.raises(
@@ -95,7 +95,7 @@ def test_a_copied_warehouse_is_whole(tmp_path: Path) -> None:
     assert record.input("log") == outside
 
 
-@pytest.mark.fault("D5b", "refused", "any byte of a run record changed: 400 of them")
+@pytest.mark.fault("D5b", "loud", "any byte of a run record changed: 400 of them")
 def test_a_record_with_any_byte_changed_is_refused_or_says_the_same(tmp_path: Path) -> None:
     warehouse = Warehouse(str(tmp_path))
     write_record(warehouse, RECORD)

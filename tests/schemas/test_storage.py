@@ -12,6 +12,8 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from itemsage_model.data.pinned_files import pin_files
+from schemas.columns import Column, Table
+from schemas.commits import Staged, open_or_create
 from schemas.errors import InputError
 from schemas.storage import (
     absolute_uri,
@@ -31,6 +33,7 @@ def test_a_path_is_made_absolute_and_a_uri_stays(tmp_path: Path, monkeypatch: py
     assert absolute_uri("shop") == f"{tmp_path}/shop"
 
 
+@pytest.mark.fault("D4", "loud", "a file that cannot be synced: the old one stays, and no part of the new one")
 def test_a_write_that_dies_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"{tmp_path}/file"
     write_bytes(uri, b"old")
@@ -74,7 +77,7 @@ def cut(path: Path) -> None:
 LOG = "_delta_log/0000000000000000000"
 
 
-@pytest.mark.fault("B7", "refused", "a log's JSON or checkpoint cut short or lost; a log that was cleaned up")
+@pytest.mark.fault("B7", "loud", "a log's JSON or checkpoint cut short or lost; a log that was cleaned up")
 @pytest.mark.parametrize(
     ("damage", "version", "said"),
     [
@@ -101,6 +104,27 @@ def test_what_is_wrong_with_a_log_is_named_with_the_cure(
         version_files(f"{tmp_path}/t", version)
     with pytest.raises(InputError, match=rf"table item_features, .*{said}.*FROM=build_item_features"):
         pin_files("item_features", f"{tmp_path}/t", version)
+
+
+@pytest.mark.fault("B7", "loud", "a publication on top of a log whose checkpoint is cut short: nothing is committed")
+def test_nothing_is_published_on_top_of_a_damaged_log(tmp_path: Path) -> None:
+    uri, table = f"{tmp_path}/t", Table("t", "one row", (Column("a", "int64", "a number"),))
+    for number in range(3):
+        stored = open_or_create(uri, table)
+        pq.write_table(pa.table({"a": [number]}), f"{uri}/{number}.parquet")
+        file = {"path": f"{number}.parquet", "bytes": 1, "modified_ms": 0, "rows": 1}
+        Staged(table, uri, [file], stored.version()).commit({})
+    DeltaTable(uri).create_checkpoint()
+    base = DeltaTable(uri).version()
+    cut(tmp_path / "t" / f"{LOG}{base}.checkpoint.parquet")
+    for number in range(base):
+        (tmp_path / "t" / f"{LOG}{number}.json").unlink()
+    names = sorted(path.name for path in (tmp_path / "t" / "_delta_log").iterdir())
+    with pytest.raises(Exception, match=r"(?i)parquet|checkpoint"):
+        open_or_create(uri, table)
+    with pytest.raises(Exception, match=r"(?i)parquet|checkpoint"):
+        Staged(table, uri, [file], base).commit({})
+    assert sorted(path.name for path in (tmp_path / "t" / "_delta_log").iterdir()) == names
 
 
 def test_the_first_rows_are_read_without_the_files_behind_them(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def first_epoch(folder: Path, row_format, table: str) -> list[list[bytes]]:
     return [arrays_of(block) for block in stream._epoch(0)]
 
 
-@pytest.mark.fault("A14", "refused", "a bit flipped in a page of a training table, 100 times")
+@pytest.mark.fault("A14", "loud", "a bit flipped in a page of a training table, 100 times")
 def test_no_flipped_bit_of_a_training_table_reaches_the_trainer(tmp_path: Path) -> None:
     write_pairs(tmp_path / "training_a", [40])
     file = next((tmp_path / "training_a").glob("*.parquet"))
@@ -81,7 +81,7 @@ def test_no_flipped_bit_of_a_training_table_reaches_the_trainer(tmp_path: Path) 
         assert "FROM=build_training_tables" in text
 
 
-@pytest.mark.fault("A14", "refused", "a bit flipped in a page of item_features, 100 times, in training")
+@pytest.mark.fault("A14", "loud", "a bit flipped in a page of item_features, 100 times, in training")
 def test_no_flipped_bit_of_the_catalog_reaches_the_trainer(tmp_path: Path) -> None:
     write_catalog(tmp_path / "item_features", files=1)
     file = next((tmp_path / "item_features").glob("*.parquet"))
@@ -90,7 +90,7 @@ def test_no_flipped_bit_of_the_catalog_reaches_the_trainer(tmp_path: Path) -> No
     assert (unnoticed, refused > DAMAGES / 2) == (0, True)
 
 
-@pytest.mark.fault("A14", "refused", "a bit flipped in a page of item_features, 100 times, in scoring")
+@pytest.mark.fault("A14", "loud", "a bit flipped in a page of item_features, 100 times, in scoring")
 def test_no_flipped_bit_of_the_catalog_is_scored(tmp_path: Path) -> None:
     write_catalog(tmp_path / "item_features", files=1)
     file = next((tmp_path / "item_features").glob("*.parquet"))
@@ -104,7 +104,7 @@ def test_no_flipped_bit_of_the_catalog_is_scored(tmp_path: Path) -> None:
     assert all(file.name in text and "FROM=build_item_features" in text for text in said)
 
 
-@pytest.mark.fault("B8", "refused", "a file of the recorded version removed by VACUUM, in training and in scoring")
+@pytest.mark.fault("B8", "loud", "a file of the recorded version removed by VACUUM, in training and in scoring")
 def test_a_file_that_is_gone_is_named_with_what_makes_it_anew(tmp_path: Path) -> None:
     write_pairs(tmp_path / "training_a", [4, 4])
     files = pin_files("training_a", str(tmp_path / "training_a"), 0)
@@ -116,7 +116,7 @@ def test_a_file_that_is_gone_is_named_with_what_makes_it_anew(tmp_path: Path) ->
         list(file_batches((tmp_path / "gone.parquet").as_uri(), ["item_id"], 7, ITEM_FEATURES))
 
 
-@pytest.mark.fault("A14", "refused", "a file cut short, in training")
+@pytest.mark.fault("A14", "loud", "a file cut short, in training")
 def test_a_file_that_was_cut_short_is_named(tmp_path: Path) -> None:
     write_pairs(tmp_path / "training_a", [4, 4])
     files = pin_files("training_a", str(tmp_path / "training_a"), 0)
@@ -126,7 +126,7 @@ def test_a_file_that_was_cut_short_is_named(tmp_path: Path) -> None:
         list(RowStream(files, pair_format(ELEMENTS), 100, seed=3, stream=0, rank=0, ranks=1)._epoch(0))
 
 
-@pytest.mark.fault("A14", "refused", "a training table without checksums, as version 0.2 wrote it")
+@pytest.mark.fault("A14", "loud", "a training table without checksums, as version 0.2 wrote it")
 def test_rows_without_checksums_are_not_read(tmp_path: Path) -> None:
     write_pairs(tmp_path / "training_a", [4])
     (file,) = (tmp_path / "training_a").glob("*.parquet")

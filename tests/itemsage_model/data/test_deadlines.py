@@ -16,7 +16,7 @@ from schemas.errors import DeadlineError
 from tests.itemsage_model.warehouses import make_warehouse
 
 
-@pytest.mark.fault("A4", "refused", "a read of a training table that hangs in the storage, and a deadline of 2 s")
+@pytest.mark.fault("A4", "loud", "a read of a training table that hangs in the storage, and a deadline of 2 s")
 def test_a_read_that_hangs_is_named_within_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = make_warehouse(tmp_path, {"click": [30, 20]}, deadlines={"read_seconds": 2})
     (stuck,) = (tmp_path / "training_closeup_click").glob("part-00001.parquet")

@@ -29,7 +29,7 @@ def test_a_file_without_a_column_is_refused(tmp_path: Path) -> None:
         list(file_batches((tmp_path / "part.parquet").as_uri(), ["a", "b"], 2, NUMBERS))
 
 
-@pytest.mark.fault("C5", "refused", "too little memory for a file that is whole: exit code 1, and not a damaged file")
+@pytest.mark.fault("C5", "loud", "too little memory for a file that is whole: exit code 1, and not a damaged file")
 def test_want_of_memory_is_no_damage() -> None:
     with pytest.raises(MemoryError) as caught, naming_the_file("part.parquet", "numbers"):
         raise pa.ArrowMemoryError("malloc of size 4096 failed")

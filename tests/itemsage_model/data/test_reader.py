@@ -101,6 +101,7 @@ def test_a_number_that_is_not_finite_is_seen(value):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 5])
+@pytest.mark.fault("A12", "recovered", "files of other numbers of row groups than there are processes")
 def test_every_row_of_every_epoch_is_read_once_over_all_ranks(tmp_path: Path, ranks: int):
     write_pairs(tmp_path / "t", [7, 3, 12])
     files = pin_files("training_a", str(tmp_path / "t"), 0)
@@ -163,6 +164,7 @@ def test_the_newest_version_is_pinned_by_default_and_a_missing_table_is_named(tm
     assert [pq.read_metadata(uri.removeprefix("file://")).num_rows for uri in files.uris] == list(files.rows)
 
 
+@pytest.mark.fault("A12", "loud", "half of the row groups are passed over in silence")
 def test_lost_rows_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_pairs(tmp_path / "t", [5, 5])
     files = pin_files("training_a", str(tmp_path / "t"), 0)
@@ -197,6 +199,7 @@ def test_an_empty_table_and_too_few_rows_are_named(tmp_path: Path):
         ("query_key", None, "int64 without nulls"),
     ],
 )
+@pytest.mark.fault("A9", "loud", "a null, NaN, ragged or mis-sized cell in a training table")
 def test_a_poisoned_cell_is_an_error_that_names_the_column(tmp_path: Path, column, value, message):
     write_pairs(tmp_path / "t", [3])
     table = DeltaTable(tmp_path / "t").to_pyarrow_table()

@@ -166,7 +166,7 @@ def test_files_of_two_runs_are_refused(lsa: LsaEncoder, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["encoder.json", "encoder.safetensors", "sha256.json"])
-@pytest.mark.fault("S6", "refused", "one bit of a file of the frozen encoder flipped; the file gone")
+@pytest.mark.fault("S6", "loud", "one bit of a file of the frozen encoder flipped; the file gone")
 def test_a_damaged_encoder_is_refused(lsa: LsaEncoder, tmp_path: Path, name: str) -> None:
     save(lsa, str(tmp_path))
     content = bytearray((tmp_path / name).read_bytes())
@@ -180,7 +180,7 @@ def test_a_damaged_encoder_is_refused(lsa: LsaEncoder, tmp_path: Path, name: str
             load_if_saved(str(tmp_path))
 
 
-@pytest.mark.fault("C4", "refused", "another file in the sentence-transformers folder of one machine")
+@pytest.mark.fault("C4", "loud", "another file in the sentence-transformers folder of one machine")
 def test_a_model_folder_with_other_files_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sentence, "_load_sentence_transformer", lambda folder: StubModel(8))
     (tmp_path / "model.safetensors").write_bytes(b"weights")

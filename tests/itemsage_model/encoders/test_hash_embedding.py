@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import mmh3
+import pytest
 import torch
 
 from itemsage_model.encoders.hash_embedding import HashEmbedding, hash_slots
 
 
+@pytest.mark.fault("E2", "loud", "any change of the hash: each slot is compared with unsigned mmh3")
 def test_slots_are_the_documented_hashes():
     slots = hash_slots(1 << 17, 100_000, 3)
     for token in (0, 1, 255, 256, 65_535, 65_536, 99_999, 131_071):

@@ -36,6 +36,7 @@ def test_a_model_comes_back_with_its_weights_spec_and_facts(tmp_path: Path):
         assert torch.equal(tensor, tower.state_dict()[name]), name
 
 
+@pytest.mark.fault("D6", "loud", "a model of another kind in the place of the item tower")
 def test_a_model_of_another_kind_is_refused_by_name(tmp_path: Path):
     uri, _ = save_model(str(tmp_path), SPEC.build(), SPEC, {})
     assert json.loads(read_bytes(f"{uri}/model.json"))["kind"] == "item_tower"
@@ -50,6 +51,7 @@ def changed(uri: str, change: Any) -> None:
     write_bytes(f"{uri}/model.json", json.dumps(values).encode())
 
 
+@pytest.mark.fault("D6", "loud", "one field of a model's description changed")
 def test_weights_under_another_description_are_refused(tmp_path: Path):
     uri, _ = save_model(str(tmp_path), SPEC.build(), SPEC, {})
     changed(uri, lambda values: values["model"].update(heads=2))

@@ -68,6 +68,7 @@ GOLDEN = [
 
 
 @pytest.mark.parametrize(("text", "trigrams", "unigrams", "bigrams"), GOLDEN)
+@pytest.mark.fault("E4", "loud", "any change of the tokens of texts in many scripts")
 def test_golden_texts(text: str, trigrams: list[str], unigrams: list[str], bigrams: list[str]) -> None:
     assert token_kinds(text) == (trigrams, unigrams, bigrams)
 
@@ -80,6 +81,7 @@ def test_tokens_are_those_of_the_definition(text: str) -> None:
 
 @given(TEXTS)
 @settings(deadline=None)
+@pytest.mark.fault("E4", "recovered", "texts composed and decomposed, with zero-width characters and no-break spaces")
 def test_composed_and_decomposed_upper_and_lower_text_have_equal_tokens(text: str) -> None:
     assert token_kinds(unicodedata.normalize("NFD", text)) == token_kinds(unicodedata.normalize("NFC", text))
     assert token_kinds(f"\u200b{text}\ufeff") == token_kinds(f" {text}\n")

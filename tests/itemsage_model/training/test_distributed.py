@@ -243,6 +243,7 @@ def test_reductions_leave_their_argument_alone(two_ranks: list[dict[str, Any]]) 
         assert found["numbers"].tolist() == [1 + rank, 5 - rank]
 
 
+@pytest.mark.fault("D8", "loud", "another manifest on one rank of two")
 def test_a_difference_between_ranks_is_named_on_every_rank(two_ranks: list[dict[str, Any]]) -> None:
     for found in two_ranks:
         assert "settings: expected the same on all 2 processes" in found["error"]
@@ -287,7 +288,7 @@ def wait_for_a_frozen_rank() -> None:
         os._exit(7)
 
 
-@pytest.mark.fault("D7", "refused", "a frozen rank (SIGSTOP) and a deadline of 3 s")
+@pytest.mark.fault("D7", "loud", "a frozen rank (SIGSTOP) and a deadline of 3 s")
 def test_a_frozen_rank_is_named_within_the_deadline(tmp_path: Path) -> None:
     environment = environment_of_two(tmp_path)
     command = [sys.executable, __file__, "frozen"]

@@ -63,6 +63,7 @@ def test_a_batch_without_its_late_rows_is_a_smaller_batch(tmp_path: Path, form: 
 
 
 @pytest.mark.parametrize("form", ["sum", "literal", "mixed", "corrected", "full"])
+@pytest.mark.fault("A6", "recovered", "a batch of which the filter of the fit pass leaves nothing")
 def test_a_batch_of_late_rows_alone_changes_nothing(tmp_path: Path, form: str) -> None:
     batch, _ = batch_of(tmp_path, tuple(range(ROWS)), form)
     losses, gradient = losses_of(batch, CountMinSketch(2, 4096), form)

@@ -99,6 +99,7 @@ def test_a_pass_without_enough_to_stop_for_is_measured_after_its_last_step(tmp_p
 
 
 @pytest.mark.parametrize("model", [{}, BEYOND_THE_PAPER])
+@pytest.mark.fault("D3", "recovered", "a fit pass stopped between two measurements, and gone on with")
 def test_a_fit_pass_that_was_stopped_comes_to_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]
 ) -> None:

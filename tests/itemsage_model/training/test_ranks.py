@@ -35,12 +35,12 @@ def code_of(program: str, processes: int = 2) -> int:
         ("sys.exit(7 * rank)", 7),
     ],
 )
-@pytest.mark.fault("exit", "refused", "a rank that fails: its own exit code, 2 and 3 before the 1 of who lost it")
+@pytest.mark.fault("exit", "loud", "a rank that fails: its own exit code, 2 and 3 before the 1 of who lost it")
 def test_the_exit_code_is_that_of_the_rank_at_fault(program: str, code: int) -> None:
     assert code_of(program) == code
 
 
-@pytest.mark.fault("D3", "refused", "one rank of two killed: the other is ended, exit code 1, and the line says so")
+@pytest.mark.fault("D3", "loud", "one rank of two killed: the other is ended, exit code 1, and the line says so")
 def test_a_killed_rank_ends_the_others(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(ranks, "_OTHERS_SECONDS", 0.3)
     started = time.monotonic()
@@ -50,7 +50,7 @@ def test_a_killed_rank_ends_the_others(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.fault("D3", "refused", "the launcher of the ranks killed: no rank trains on as an orphan")
+@pytest.mark.fault("D3", "loud", "the launcher of the ranks killed: no rank trains on as an orphan")
 def test_no_rank_outlives_whoever_started_it(number: signal.Signals, tmp_path: Path) -> None:
     """Also where nothing but the launcher itself is killed."""
     of_rank = (
@@ -70,7 +70,7 @@ def test_no_rank_outlives_whoever_started_it(number: signal.Signals, tmp_path: P
     assert not alive
 
 
-@pytest.mark.fault("S1", "refused", "whoever reaches a port of the training: there is none off the loopback interface")
+@pytest.mark.fault("S1", "loud", "whoever reaches a port of the training: there is none off the loopback interface")
 def test_ranks_listen_on_loopback_alone() -> None:
     program = f"from itemsage_model.training.ranks import run_ranks\nrun_ranks([{__file__!r}], 2, {{}})"
     # Whoever has named another interface for jobs of many machines: ranks of one need none.

@@ -142,6 +142,7 @@ def test_paper_reads_no_window_and_comes_to_the_weights_of_a_warehouse_without_o
         assert torch.equal(tensor, trained_weights(without)[name]), name
 
 
+@pytest.mark.fault("D3", "recovered", "a run stopped between its two passes, and gone on with")
 def test_a_run_that_is_stopped_between_its_passes_comes_to_the_same_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

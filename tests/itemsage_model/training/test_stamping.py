@@ -38,7 +38,7 @@ def features_of(settings: Settings, vocabulary_hash: str, version: int = 0) -> R
     return RunRecord("build_item_features", ItemMetrics(VOCABULARY, vocabulary_hash), outputs=outputs)
 
 
-@pytest.mark.fault("danger 1", "refused", "vocabulary and features rebuilt, training tables not; then train")
+@pytest.mark.fault("danger 1", "loud", "vocabulary and features rebuilt, training tables not; then train")
 def test_training_tables_of_another_vocabulary_are_refused(settings: Settings) -> None:
     write_record(settings.layout, features_of(settings, "another", version=1))
     with pytest.raises(InputError, match=r"cut from version 1, .* found version 0\. .*FROM=build_training_tables"):
@@ -49,7 +49,7 @@ def test_training_tables_of_another_vocabulary_are_refused(settings: Settings) -
     assert not Path(settings.layout.models).exists()
 
 
-@pytest.mark.fault("danger 1", "refused", "features rebuilt while training runs, vocabularies of one size; then score")
+@pytest.mark.fault("danger 1", "loud", "features rebuilt while training runs, vocabularies of one size; then score")
 def test_a_model_is_stamped_with_what_was_read_at_the_start(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,7 +74,7 @@ def test_a_model_is_stamped_with_what_was_read_at_the_start(
             agreed(settings.layout, SCORE_CATALOG, [read, trained], ["closeup"])
 
 
-@pytest.mark.fault("B11", "refused", "queries embedded anew in another space, training tables not; then train")
+@pytest.mark.fault("B11", "loud", "queries embedded anew in another space, training tables not; then train")
 def test_training_tables_of_another_space_are_refused(settings: Settings) -> None:
     write_record(settings.layout, RunRecord("embed_queries", QueryMetrics(None, 0, {"closeup": "lsa-2"})))
     with pytest.raises(InputError, match=r"lsa-2 in what embed_queries wrote, and pinsage-1 in what build_train"):
@@ -95,7 +95,7 @@ def test_a_moved_warehouse_trains_and_a_copied_one_has_its_own_model(settings: S
     assert trained_weights(copied)
 
 
-@pytest.mark.fault("D5", "refused", "any byte of model.json changed: 300 of them")
+@pytest.mark.fault("D5", "loud", "any byte of model.json changed: 300 of them")
 def test_a_model_with_any_byte_of_its_json_changed_is_refused_or_says_the_same(settings: Settings) -> None:
     training.train(settings, CPU)
     uri = read_record(settings.layout, TRAIN).metrics.model_uri
@@ -112,7 +112,7 @@ def test_a_model_with_any_byte_of_its_json_changed_is_refused_or_says_the_same(s
     assert refused > 200
 
 
-@pytest.mark.fault("B3", "refused", "a trainer whose lease was given to another run saves neither model nor record")
+@pytest.mark.fault("B3", "loud", "a trainer whose lease was given to another run saves neither model nor record")
 def test_a_trainer_that_lost_the_warehouse_saves_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Trainer.fit
 

@@ -125,6 +125,7 @@ BUCKETED = {
 
 
 @pytest.mark.parametrize("sections", [*({"model": model} for model in MODELS), NEGATIVES, BUCKETED])
+@pytest.mark.fault("D3", "recovered", "a run of one process ended at step 11, and gone on with, in each form")
 def test_an_interrupted_run_resumes_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
 ):
@@ -186,6 +187,7 @@ def test_a_damaged_checkpoint_is_passed_over(
         assert torch.equal(tensor, left[0][name]), name
 
 
+@pytest.mark.fault("D2", "loud", "a gradient that is never a number, in one process")
 def test_a_gradient_that_is_never_finite_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = make_warehouse(tmp_path, {"click": [30]})
     monkeypatch.setattr("itemsage_model.training.trainer.gradient_norm", lambda _: torch.tensor(float("nan")))
@@ -220,6 +222,8 @@ def run_two_ranks(settings: Settings) -> str:
 
 
 @pytest.mark.parametrize("model", MODELS)
+@pytest.mark.fault("A7", "recovered", "two processes, a table of four uneven files and one of three rows")
+@pytest.mark.fault("D1", "recovered", "the same: both take the same number of steps")
 def test_two_ranks_finish_on_tables_of_very_unequal_sizes(tmp_path: Path, model: dict[str, Any]):
     rows = {"click": [40, 40, 40, 13], "checkout": [3]}
     train = {"processes": 2, "steps": 12, "checkpoint_every": 5}
@@ -243,6 +247,7 @@ def test_two_ranks_finish_with_buckets_of_their_own(tmp_path: Path):
     assert "step 6/6" in run_two_ranks(settings)
 
 
+@pytest.mark.fault("B12", "recovered", "a newer version of one training table, which no record names")
 def test_the_record_names_versions_and_a_new_version_is_not_read(tmp_path: Path):
     settings = make_warehouse(tmp_path, {"click": [30, 20]}, train={"steps": 2})
     table = DeltaTable(tmp_path / "training_closeup_click").to_pyarrow_table()

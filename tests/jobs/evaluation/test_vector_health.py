@@ -90,7 +90,7 @@ def test_of_two_canaries_of_one_item_both_must_find_theirs(spark: SparkSession) 
         ),
     ],
 )
-@pytest.mark.fault("B11", "refused", "a model that went wrong: collapsed, on each other, strange neighbours, canaries")
+@pytest.mark.fault("B11", "loud", "a model that went wrong: collapsed, on each other, strange neighbours, canaries")
 def test_sick_vectors_stop_before_they_are_published(
     make_settings: Callable[..., Settings], health: Health, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

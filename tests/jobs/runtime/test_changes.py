@@ -129,7 +129,7 @@ def test_other_engines_read_what_is_left(spark: SparkSession, tmp_path: Path) ->
     assert dict(found.iter_rows()) == NEW
 
 
-@pytest.mark.fault("B9", "refused", "an item that stands twice in the rows to be merged")
+@pytest.mark.fault("B9", "loud", "an item that stands twice in the rows to be merged")
 def test_an_item_that_stands_twice_in_the_new_rows_commits_nothing(spark: SparkSession, uri: str) -> None:
     changes = differing(spark, NEW, read(spark, uri, ITEM_EMBEDDINGS))
     twice = embeddings(spark, {"i7": "other"}).unionByName(embeddings(spark, {"i7": "another"}))
@@ -138,7 +138,7 @@ def test_an_item_that_stands_twice_in_the_new_rows_commits_nothing(spark: SparkS
     assert hashes_of(uri) == OLD
 
 
-@pytest.mark.fault("B3", "refused", "vectors staged before another run took rows away by deletion vectors alone")
+@pytest.mark.fault("B3", "loud", "vectors staged before another run took rows away by deletion vectors alone")
 def test_what_was_staged_before_rows_were_taken_away_is_refused(spark: SparkSession, uri: str) -> None:
     staged = Staged(ITEM_EMBEDDINGS, uri, [{"path": "part", "bytes": 1, "modified_ms": 0, "rows": 1}], 1)
     fewer = {name: text for name, text in OLD.items() if name != "i3"}

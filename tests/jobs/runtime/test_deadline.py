@@ -48,7 +48,7 @@ class Tasks:
         self.is_cancelled = True
 
 
-@pytest.mark.fault("C3", "refused", "a Python worker of Spark's stopped (SIGSTOP), and a deadline of 3 s")
+@pytest.mark.fault("C3", "loud", "a Python worker of Spark's stopped (SIGSTOP), and a deadline of 3 s")
 def test_a_stuck_worker_ends_the_job_within_the_deadline(spark: SparkSession) -> None:
     started = time.monotonic()
     message = r"a task to end within 3 s \(deadlines.task_seconds\); found none; running: 1 of 1 tasks of stage \d+"
@@ -72,7 +72,7 @@ def test_without_a_deadline_nothing_is_watched(spark: SparkSession) -> None:
         assert not deadline._thread.is_alive()
 
 
-@pytest.mark.fault("C7", "refused", "a Python worker that the system kills, as it does for want of memory")
+@pytest.mark.fault("C7", "loud", "a Python worker that the system kills, as it does for want of memory")
 def test_a_killed_worker_is_named_with_what_to_raise_or_lower(spark: SparkSession) -> None:
     with pytest.raises(Exception, match="worker") as raised:
         spark.range(1).coalesce(1).mapInArrow(die, "id long").collect()

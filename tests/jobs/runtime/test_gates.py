@@ -31,7 +31,7 @@ def made(without_text: int = 0, without_images: int = 0) -> ItemMetrics:
 
 
 @pytest.mark.parametrize(("row_count", "opens"), [(800, True), (1500, True), (799, False), (1501, False), (1, False)])
-@pytest.mark.fault("F3", "refused", "a catalog of which most is gone, or that is much larger than the published one")
+@pytest.mark.fault("F3", "loud", "a catalog of which most is gone, or that is much larger than the published one")
 def test_another_number_of_items_stops(make_settings: MakeSettings, row_count: int, opens: bool) -> None:
     if opens:
         gates.require_sound_catalog(published(), made(), row_count, make_settings())
@@ -47,7 +47,7 @@ def test_another_number_of_items_stops(make_settings: MakeSettings, row_count: i
 
 
 @pytest.mark.parametrize(("lost", "name"), [((150, 0), "text"), ((0, 150), "images")])
-@pytest.mark.fault("F3", "refused", "all texts or all images of many items gone")
+@pytest.mark.fault("F3", "loud", "all texts or all images of many items gone")
 def test_a_rise_of_items_without_text_or_images_stops(
     make_settings: MakeSettings, lost: tuple[int, int], name: str
 ) -> None:
@@ -60,7 +60,7 @@ def test_a_rise_of_items_without_text_or_images_stops(
     gates.require_sound_catalog(published(), made(*lost), 1000, make_settings())
 
 
-@pytest.mark.fault("B2", "refused", "an older logical date published over a newer one")
+@pytest.mark.fault("B2", "loud", "an older logical date published over a newer one")
 def test_an_older_date_stops(make_settings: MakeSettings, capsys: pytest.CaptureFixture[str]) -> None:
     gates.require_newer_date(published(), make_settings())
     gates.require_newer_date(None, make_settings())
@@ -83,7 +83,7 @@ def ids(spark: SparkSession, *names: str) -> DataFrame:
     return spark.createDataFrame([(name,) for name in names], "item_id string")
 
 
-@pytest.mark.fault("F3", "refused", "ids written another way; the log's items gone from the catalog")
+@pytest.mark.fault("F3", "loud", "ids written another way; the log's items gone from the catalog")
 def test_other_ids_than_are_published_or_logged_stop() -> None:
     counts = gates.IdCounts(4, 2, 5, 2)
     limits = {"min_id_overlap": 0.5, "min_log_coverage": 0.4}
@@ -95,7 +95,7 @@ def test_other_ids_than_are_published_or_logged_stop() -> None:
     gates.require_known_ids(gates.IdCounts(), GateSettings())
 
 
-@pytest.mark.fault("B11", "refused", "what was rolled back from, published again: at once, and after other runs")
+@pytest.mark.fault("B11", "loud", "what was rolled back from, published again: at once, and after other runs")
 def test_what_was_rolled_back_from_is_not_published_again(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +132,7 @@ def test_what_was_rolled_back_from_is_not_published_again(
     assert opens("a", *items_alone, as_of="2026-03-03")
 
 
-@pytest.mark.fault("D5b", "refused", "the record of what is published damaged")
+@pytest.mark.fault("D5b", "loud", "the record of what is published damaged")
 def test_a_damaged_record_of_what_is_published_stops(make_settings: MakeSettings) -> None:
     settings = make_settings()
     assert gates.published(settings) is None

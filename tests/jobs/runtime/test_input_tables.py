@@ -80,7 +80,7 @@ def test_mapped_columns_and_deleted_rows_are_the_same_to_all_readers(spark: Spar
     assert str(found).startswith("Delta version 1, 2 files, 7 rows, 3 of 5 columns")
 
 
-@pytest.mark.fault("t01", "refused", "a file that changes between the look at its footer and its reading")
+@pytest.mark.fault("t01", "loud", "a file that changes between the look at its footer and its reading")
 def test_rows_that_are_not_those_of_the_footers_are_refused_by_file(spark: SparkSession, tmp_path: Path) -> None:
     put(tmp_path, "part-0.parquet", visit_id=["a", "b"])
     put(tmp_path, "ein Laden/part-1.parquet", visit_id=["c", "d"])
@@ -93,7 +93,7 @@ def test_rows_that_are_not_those_of_the_footers_are_refused_by_file(spark: Spark
     assert f"found 3 rows read by Spark: {tmp_path}/ein Laden/part-1.parquet has 1 instead of 2." in str(caught.value)
 
 
-@pytest.mark.fault("t01", "refused", "a Delta log that counts other rows than its files hold")
+@pytest.mark.fault("t01", "loud", "a Delta log that counts other rows than its files hold")
 def test_rows_that_are_not_those_of_the_log_are_refused(spark: SparkSession, tmp_path: Path) -> None:
     write_deltalake(str(tmp_path), pa.table({"visit_id": ["a", "b"]}))
     (file,) = tmp_path.glob("*.parquet")

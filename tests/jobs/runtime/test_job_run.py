@@ -83,7 +83,7 @@ def test_a_run_that_fails_or_counts_nothing_leaves_no_record(
     assert not list(tmp_path.rglob("build_vocabulary.json"))
 
 
-@pytest.mark.fault("B3", "refused", "the stage before completes once more while a job runs")
+@pytest.mark.fault("B3", "loud", "the stage before completes once more while a job runs")
 def test_an_input_that_was_replaced_while_the_job_ran_stops_it(
     spark: SparkSession, make_settings: MakeSettings
 ) -> None:
@@ -119,7 +119,7 @@ def read_items(spark: SparkSession, settings: Settings) -> int:
     return version
 
 
-@pytest.mark.fault("B7", "refused", "the newest file of an input's Delta log is lost: an older version would be read")
+@pytest.mark.fault("B7", "loud", "the newest file of an input's Delta log is lost: an older version would be read")
 def test_an_input_that_went_back_to_an_older_version_is_refused(
     spark: SparkSession, make_settings: MakeSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,7 +142,7 @@ def test_an_input_that_went_back_to_an_older_version_is_refused(
     assert read_items(spark, settings) == 0
 
 
-@pytest.mark.fault("F1", "refused", "one stage started twice at once on one warehouse")
+@pytest.mark.fault("F1", "loud", "one stage started twice at once on one warehouse")
 def test_the_same_stage_twice_at_once_is_refused(spark: SparkSession, make_settings: MakeSettings) -> None:
     settings = make_settings()
     with JobRun(spark, settings, BUILD_VOCABULARY) as job:

@@ -48,7 +48,7 @@ def settings(tmp_path: Path) -> Settings:
     return settings
 
 
-@pytest.mark.fault("F6", "refused", "checkpoints, models and files of failed runs, which nothing would ever mention")
+@pytest.mark.fault("F6", "loud", "checkpoints, models and files of failed runs, which nothing would ever mention")
 def test_what_nothing_reads_is_listed_with_its_size(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     found = {one.what.split()[0]: one for one in litter.find_litter(settings)}
     assert {name: (len(one.paths), one.size) for name, one in found.items()} == {

@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 FLIPS = 20
 
 
-@pytest.mark.fault("A14", "refused", "a bit flipped in a page of a file that Spark wrote, 20 times")
+@pytest.mark.fault("A14", "loud", "a bit flipped in a page of a file that Spark wrote, 20 times")
 def test_no_flipped_bit_of_a_file_of_sparks_becomes_a_value(spark: SparkSession, tmp_path: Path) -> None:
     rows = spark.range(0, 400, 1, 1).selectExpr("id", "rand(7) AS number", "cast(id AS string) AS text")
     rows.write.option("compression", "none").parquet(str(tmp_path / "t"))

@@ -73,6 +73,7 @@ def test_the_log_says_who_wrote_workers_rows_and_how_many(spark: SparkSession, u
     assert (history["version"], json.loads(history["userMetadata"])["run_id"]) == (written.version, "build-1")
 
 
+@pytest.mark.fault("B10", "loud", "a null in one row of a worker's")
 def test_a_worker_that_breaks_the_declaration_publishes_nothing(spark: SparkSession, uri: str) -> None:
     publish.write_worker_rows(worker_prices(spark, ("a", 1)), uri, PRICES, note={"run_id": "one"})
     broken = worker_prices(spark, ("b", 2), (None, 3), partitions=2)
@@ -104,6 +105,7 @@ def test_no_rows_of_workers_empty_a_table(spark: SparkSession, uri: str) -> None
     assert (written.rows, written.sums, rows_at(spark, uri)) == (0, {"cents": 0}, [])
 
 
+@pytest.mark.fault("C2", "recovered", "a Python worker that dies once, after it has written its file")
 def test_a_worker_that_dies_is_replaced_and_no_row_is_there_twice(
     spark: SparkSession, uri: str, tmp_path: Path
 ) -> None:
@@ -123,7 +125,7 @@ def test_a_worker_that_dies_is_replaced_and_no_row_is_there_twice(
     assert {str(path) for path in Path(uri).glob("*.parquet")} > set(data_files(uri))
 
 
-@pytest.mark.fault("A2", "refused", "constraints, column mapping or deletion vectors given to a table of ours")
+@pytest.mark.fault("A2", "loud", "constraints, column mapping or deletion vectors given to a table of ours")
 @pytest.mark.parametrize(
     ("rule", "found"),
     [
@@ -165,6 +167,7 @@ def test_a_changed_table_replaces_the_old_one_by_workers_too(spark: SparkSession
 
 
 @pytest.mark.parametrize("start", ["absent", "full"])
+@pytest.mark.fault("B3", "loud", "a run that is held before its commit while another commits")
 def test_another_run_in_between_is_not_overwritten(
     spark: SparkSession, uri: str, monkeypatch: pytest.MonkeyPatch, start: str
 ) -> None:

@@ -22,7 +22,7 @@ from tests.sockets import off_loopback, watched
 
 @pytest.mark.parametrize("key", ["spark.sql.files.ignoreCorruptFiles", "spark.sql.files.ignoreMissingFiles"])
 @pytest.mark.parametrize("value", ["true", "TRUE"])
-@pytest.mark.fault("C12", "refused", "a Spark setting that drops rows of damaged files: exit code 2, not 1")
+@pytest.mark.fault("C12", "loud", "a Spark setting that drops rows of damaged files: exit code 2, not 1")
 def test_a_session_that_would_lose_rows_is_a_wrong_setting(spark: Any, key: str, value: str) -> None:
     spark.conf.set(key, value)
     try:
@@ -33,7 +33,7 @@ def test_a_session_that_would_lose_rows_is_a_wrong_setting(spark: Any, key: str,
 
 
 @pytest.mark.parametrize("scheme", ["s3", "s3a"])
-@pytest.mark.fault("B4", "refused", "a warehouse on S3 with Delta's log store for one writer")
+@pytest.mark.fault("B4", "loud", "a warehouse on S3 with Delta's log store for one writer")
 def test_a_warehouse_on_s3_needs_a_log_store_for_several_writers_or_a_word(spark: Any, scheme: str) -> None:
     uri, key = f"{scheme}://bucket/warehouse", f"spark.delta.logStore.{scheme}.impl"
     refused = rf"{uri}: expected {key} .*docs/cluster\.md.*warehouse\.single_writer = true"
@@ -50,7 +50,7 @@ def test_a_warehouse_on_s3_needs_a_log_store_for_several_writers_or_a_word(spark
             spark.conf.unset(key)
 
 
-@pytest.mark.fault("B4", "refused", "a job's command on a warehouse on S3: exit code 2 before it reads anything")
+@pytest.mark.fault("B4", "loud", "a job's command on a warehouse on S3: exit code 2 before it reads anything")
 def test_a_job_on_s3_ends_before_it_reads(tmp_path: Path) -> None:
     command = [*readme_line("build_vocabulary"), "--settings", str(write_shop(tmp_path))]
     command += ["--set", "warehouse.uri=s3://bucket/warehouse"]
@@ -74,7 +74,7 @@ def readme_line(job: str) -> list[str]:
     return ["spark-submit", "--properties-file", "spark-defaults.conf", *jars, f"jobs/{job}.py"]
 
 
-@pytest.mark.fault("S2", "refused", "the README's spark-submit line on a machine whose name is not loopback")
+@pytest.mark.fault("S2", "loud", "the README's spark-submit line on a machine whose name is not loopback")
 def test_a_job_started_as_the_readme_says_listens_on_loopback_alone(tmp_path: Path) -> None:
     environment = os.environ | {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": sys.executable,
@@ -90,7 +90,7 @@ def test_a_job_started_as_the_readme_says_listens_on_loopback_alone(tmp_path: Pa
     assert not off_loopback(found)
 
 
-@pytest.mark.fault("exit", "refused", "a value that Spark does not take: exit code 2 and Spark's own words")
+@pytest.mark.fault("exit", "loud", "a value that Spark does not take: exit code 2 and Spark's own words")
 def test_a_setting_that_spark_refuses_is_a_wrong_setting(tmp_path: Path) -> None:
     command = [*readme_line("build_vocabulary"), "--settings", str(write_shop(tmp_path))]
     command[1:1] = ["--conf", "spark.memory.fraction=7"]

@@ -41,6 +41,7 @@ def test_the_log_says_which_run_wrote_and_that_deletion_vectors_are_off(spark: S
     assert [field.nullable for field in written.schema().fields] == [False, True]
 
 
+@pytest.mark.fault("B10", "loud", "a null in one row of Spark's")
 def test_a_null_where_none_may_be_is_refused_and_the_old_rows_stay(spark: SparkSession, uri: str) -> None:
     table_io.write(prices(spark, ("a", 1)), uri, PRICES, note={"run_id": "one"})
     with pytest.raises(TableError, match=r"table prices, column item_id: expected a value in every row"):
@@ -108,7 +109,7 @@ def test_no_rows_in_place_of_none_are_no_commit(spark: SparkSession, uri: str) -
     assert table_io.write(prices(spark), uri, PRICES, note={"run_id": "two"}).version == DeltaTable(uri).version() == 0
 
 
-@pytest.mark.fault("B3", "refused", "a job whose lease was given to another run, by Spark and by workers")
+@pytest.mark.fault("B3", "loud", "a job whose lease was given to another run, by Spark and by workers")
 def test_a_run_that_lost_the_warehouse_commits_nothing(spark: SparkSession, uri: str, tmp_path: Path) -> None:
     warehouse, rows = Warehouse(str(tmp_path)), pa.table({"item_id": ["b"], "price": [2]})
     table_io.write(prices(spark, ("a", 1)), uri, PRICES, note={"run_id": "one"})

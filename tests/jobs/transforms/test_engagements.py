@@ -88,6 +88,7 @@ def test_a_null_is_named(check: Callable[..., DataFrame], column: str) -> None:
         ({"query_id": "nobody asked", "item_id": "none", "engagement": "none"}, "unknown_query"),
     ],
 )
+@pytest.mark.fault("C14", "recovered", "events of no task, too late, of the future")
 def test_an_event_that_no_task_takes_is_rejected(
     check: Callable[..., DataFrame], fields: dict[str, Any], reason: str
 ) -> None:
@@ -115,6 +116,7 @@ def test_windows_include_their_start_and_exclude_their_end(check: Callable[..., 
     assert checked.where("window = 'held_out'").count() == 2
 
 
+@pytest.mark.fault("C14", "recovered", "an event delivered several times")
 def test_of_repeated_deliveries_the_first_is_counted(check: Callable[..., DataFrame]) -> None:
     later, last = datetime(2026, 2, 2, tzinfo=timezone.utc), datetime(2026, 2, 3, tzinfo=timezone.utc)
     checked = check(event(event_ts=last), event(event_ts=later), event(), event(), event(event_id="e2"))
@@ -163,7 +165,7 @@ def test_without_a_validation_window_negatives_count_up_to_the_end_of_training(c
     assert reasons(check(last, dates={"validation_days": 0}, **NEGATIVES)) == [("e1", None)]
 
 
-@pytest.mark.fault("t08", "refused", "event_id is the order's id: rows that differ share it")
+@pytest.mark.fault("t08", "loud", "event_id is the order's id: rows that differ share it")
 @pytest.mark.parametrize("fields", [{"item_id": "i2"}, {"query_id": "photo"}, {"engagement": "save"},
                                     {"event_ts": HELD_OUT_DAY}])  # fmt: skip
 def test_rows_that_differ_are_no_repeats(check: Callable[..., DataFrame], fields: dict[str, Any]) -> None:
@@ -179,7 +181,7 @@ def test_rows_of_one_order_are_counted_each_that_differs(check: Callable[..., Da
     assert reasons(check(*rows, inputs={"event_id_is": "order"})) == [*[("e1", None)] * 3, ("e1", "duplicate_event")]
 
 
-@pytest.mark.fault("t08", "refused", "every event_id is blank")
+@pytest.mark.fault("t08", "loud", "every event_id is blank")
 @pytest.mark.parametrize("column", ["event_id", "query_id", "item_id", "engagement"])
 def test_a_blank_is_no_value(check: Callable[..., DataFrame], column: str) -> None:
     assert reasons(check(event(**{column: ""}), event(**{column: " \t"}))) == [
@@ -188,7 +190,7 @@ def test_a_blank_is_no_value(check: Callable[..., DataFrame], column: str) -> No
     ]
 
 
-@pytest.mark.fault("t22", "refused", "a query_id of 45,000 characters in the log")
+@pytest.mark.fault("t22", "loud", "a query_id of 45,000 characters in the log")
 @pytest.mark.parametrize("column", ["event_id", "query_id", "item_id", "engagement"])
 def test_a_long_id_is_named(check: Callable[..., DataFrame], column: str) -> None:
     assert [reason for _, reason in reasons(check(event(**{column: "x" * 513})))] == ["long_id"]
