@@ -28,8 +28,8 @@ def spark_defaults() -> dict[str, str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first: files are dealt out to the processes of `make test` in this order."""
-    items.sort(key=lambda item: "test_end_to_end" not in item.nodeid)
+    """The longest files first: files are dealt out to the processes of `make test` in this order."""
+    items.sort(key=lambda item: ("test_month" not in item.nodeid, "test_end_to_end" not in item.nodeid))
 
 
 @pytest.fixture(scope="session")
