@@ -160,7 +160,7 @@ def live_through(day: int, seed: int, plan: Plan, scheduler: Scheduler, settings
     if what:
         spoil(inputs, seed, day, what)
     scheduler.is_warm = day not in plan.cold
-    scheduler.kills = plan.unlucky.get(day, 0)
+    scheduler.kills += plan.unlucky.get(day, 0)
     if day == plan.taken_back:
         take_back(date, scheduler, settings, index)
     if day and day == plan.across:

@@ -69,7 +69,7 @@ class Scheduler:
         folder: For logs and Spark's own files.
         settings: The settings file.
         draw: When to kill.
-        kills: How many of the next tries are killed.
+        kills: How many of the next tries are killed; one that has ended before is not counted.
         is_warm: Whether commands are run by `warm_commands.py`, which spares them the start of Java.
         finished: The commands that ended by themselves, in order.
         killed: For each that was killed what it was to run, and after how many seconds.
@@ -134,7 +134,8 @@ class Scheduler:
             ended = time.time()
             if code >= 0:
                 self.finished.append(Finished(self.settings, stages, as_of, code, began, ended))
-                self._usual[",".join(stages)] = max(ended - began, self._usual.get(",".join(stages), 0.0))
+                if ended - began > 1:  # no mere repeat
+                    self._usual[",".join(stages)] = ended - began
             if code >= 0 and code != EXIT_FAILED and code < 128:
                 return code
         raise AssertionError(f"{command}: not done after {_TRIES} tries\n{self.log()}")
@@ -143,13 +144,13 @@ class Scheduler:
         """After how many seconds the next try is killed."""
         if not self.kills:
             return None
-        self.kills -= 1
-        return self.draw.uniform(0.05, 0.95) * self._usual.get(",".join(stages), 8.0)
+        return self.draw.uniform(0.05, 0.9) * self._usual.get(",".join(stages), 8.0)
 
     def _once(self, command: list[str], seconds: float | None) -> int:
         is_asked = self.is_warm and command[1] != "rollback"
         code = self._ask(command, seconds) if is_asked else self._start(command, seconds)
         if code < 0:
+            self.kills -= 1
             self.killed.append((" ".join(command[-4:]), round(seconds or 0.0, 2)))
         return code
 
