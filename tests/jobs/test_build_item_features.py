@@ -52,7 +52,7 @@ def built(
     partitions: int = 1,
     embeddings: list[Any] = [],  # noqa: B006  (never changed)
 ) -> ItemFeatures:
-    embedding_rows = spark.createDataFrame(embeddings, struct_type(ITEM_TEXT_EMBEDDINGS))
+    embedding_rows = spark.createDataFrame([(*row, None) for row in embeddings], struct_type(ITEM_TEXT_EMBEDDINGS))
     item_rows = conform(spark.createDataFrame(items, ITEM), ITEMS).repartition(partitions)
     if images is None:
         return build_item_features.build(item_rows, None, embedding_rows, vocabulary, settings)
@@ -250,7 +250,7 @@ def write_inputs(
     rows.write.format("delta").save(settings.table_uri("vocabulary"))
     version = TableVersion("vocabulary", settings.table_uri("vocabulary"), 0, len(vocabulary))
     write_record(settings.layout, RunRecord("build_vocabulary", VocabularyMetrics(), outputs=(version,)))
-    embeddings = [("1", np.float16(vector(1)).tobytes(), "lsa-1")]
+    embeddings = [("1", np.float16(vector(1)).tobytes(), "lsa-1", None)]
     uri = settings.table_uri(ITEM_TEXT_EMBEDDINGS.name)
     spark.createDataFrame(embeddings, struct_type(ITEM_TEXT_EMBEDDINGS)).write.format("delta").save(uri)
     version = TableVersion(ITEM_TEXT_EMBEDDINGS.name, uri, 0, 1)

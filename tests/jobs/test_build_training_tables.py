@@ -78,7 +78,10 @@ def shop(spark: SparkSession, make_settings: Callable[..., Settings]) -> Shop:
 
     def make(events: list[dict[str, Any]], **sections: Any) -> Settings:
         settings = make_settings(**({"tasks": TASKS} | sections))
-        queries = [("lampe 🪔", "search", vector(1), "space", None), ("photo", "closeup", vector(2), "space", "i1")]
+        queries = [
+            ("lampe 🪔", "search", vector(1), "space", None, None),
+            ("photo", "closeup", vector(2), "space", "i1", None),
+        ]
         items = [(f"i{n}", 100 + n, b"t%d" % n, b"c%d" % n, b"v%d" % n, b"f%d" % n, 0, "hash", 0) for n in range(12)]
         put(spark, settings, QUERY_EMBEDDINGS, queries)
         put(spark, settings, ITEM_FEATURES, items)
@@ -329,7 +332,7 @@ def test_a_cap_takes_a_pair_out_of_everything_but_what_is_measured(spark: SparkS
 def test_files_are_even_and_hold_one_row_group(spark: SparkSession, shop: Shop) -> None:
     many = [event(f"e{n}", f"lamp {n // 12}", f"i{n % 12}") for n in range(480)]
     settings = shop(many, tasks=TASKS[:1], training_tables={"rows_per_file": 50})
-    queries = [(f"lamp {n}", "search", vector(1), "space", None) for n in range(40)]
+    queries = [(f"lamp {n}", "search", vector(1), "space", None, None) for n in range(40)]
     put(spark, settings, QUERY_EMBEDDINGS, queries)
     with changed(spark, "spark.sql.shuffle.partitions", "3"):
         job.run(spark, settings)
@@ -365,7 +368,7 @@ def test_files_are_sized_for_the_table(rows: int, files: int) -> None:
     ("table", "row", "name"),
     [
         (ITEM_FEATURES, ("i1", 101, b"", b"", b"", b"", 0, "hash", 0), "item_id"),
-        (QUERY_EMBEDDINGS, ("photo", "closeup", vector(2), "space", None), "query_id"),
+        (QUERY_EMBEDDINGS, ("photo", "closeup", vector(2), "space", None, None), "query_id"),
     ],
 )
 @pytest.mark.fault("C9", "loud", "an item, and a query, that stands twice in the table joined with")
