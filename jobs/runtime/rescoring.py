@@ -12,7 +12,7 @@ from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
-from pyspark.sql import Column, DataFrame, Observation
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.runtime import table_io
@@ -105,26 +105,14 @@ def by_id(features: DataFrame, published: DataFrame | None, logged: DataFrame) -
 
 def count_ids(compared: DataFrame) -> IdCounts:
     """Count the ids in rows of `by_id`."""
-    row = compared.agg(*_counts()).first()
-    return IdCounts(**row.asDict()) if row else IdCounts()
-
-
-def changes_and_counts(compared: DataFrame) -> tuple[Changes, IdCounts]:
-    """What differs in rows of `by_id`, and their ids, counted on the way."""
-    counting = Observation()
-    changes = find_changes(compared.observe(counting, *_counts()).drop("is_logged"), "item_id")
-    return changes, IdCounts(**counting.get)
-
-
-def _counts() -> list[Column]:
     is_new, is_old, is_logged = F.col("new").isNotNull(), F.col("old").isNotNull(), F.col("is_logged")
-    which = {
-        "previous": is_old,
-        "previous_kept": is_old & is_new,
-        "logged": is_logged,
-        "logged_kept": is_logged & is_new,
-    }
-    return [F.count_if(condition).alias(name) for name, condition in which.items()]
+    row = compared.agg(
+        F.count_if(is_old).alias("previous"),
+        F.count_if(is_old & is_new).alias("previous_kept"),
+        F.count_if(is_logged).alias("logged"),
+        F.count_if(is_logged & is_new).alias("logged_kept"),
+    ).first()
+    return IdCounts(**row.asDict()) if row else IdCounts()
 
 
 def compare(
@@ -147,9 +135,10 @@ def compare(
     new = table_io.read(job.spark, features.uri, ITEM_FEATURES, version=features.version)
     published = _published_rows(job, previous)
     compared = by_id(new, published, logged)
+    ids = count_ids(compared)
     if kept is None:
-        return Comparison(published, count_ids(compared), None)
-    (changes, ids), most = changes_and_counts(compared), job.settings.score.max_changed_share
+        return Comparison(published, ids, None)
+    changes, most = find_changes(compared.drop("is_logged"), "item_id"), job.settings.score.max_changed_share
     share = changes.total / max(features.rows, 1)
     if share > most or share + deleted_share(kept.outputs[0].uri) > 2 * most:
         changes.forget()
