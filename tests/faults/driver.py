@@ -13,7 +13,8 @@ from itertools import count
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from jobs.runtime.changes import find_changes, merge
+from jobs.runtime.changes import find_changes
+from jobs.runtime.rescoring import by_id, merge_published
 from jobs.runtime.table_io import read, write
 from schemas.commits import open_or_create
 from schemas.spark import struct_type
@@ -36,7 +37,8 @@ def publish(spark: SparkSession, warehouse: Warehouse, generation: int) -> None:
     features = spark.createDataFrame(keys, "item_id string, item_key long, features_hash string")
     uri = warehouse.table(ITEM_EMBEDDINGS.name)
     open_or_create(uri, ITEM_EMBEDDINGS)
-    changes = find_changes(features, read(spark, uri, ITEM_EMBEDDINGS))
+    published = read(spark, uri, ITEM_EMBEDDINGS)
+    changes = find_changes(by_id(features, published, published.limit(0)), "item_id")
     scored = features.join(changes.rows.select("item_id", "change"), on="item_id", how="inner")
     now = datetime(2026, 3, 1, tzinfo=timezone.utc)
     vectors = scored.select(
@@ -47,7 +49,7 @@ def publish(spark: SparkSession, warehouse: Warehouse, generation: int) -> None:
         F.lit(now).alias("scored_ts"),
     )
     new = spark.createDataFrame(vectors.collect(), struct_type(ITEM_EMBEDDINGS))
-    merge(spark, warehouse, changes, new, {"run_id": f"run {generation}"})
+    merge_published(warehouse, changes, new, {"run_id": f"run {generation}"})
     changes.forget()
 
 

@@ -25,8 +25,9 @@ from itemsage_model.serving.scorer import load_once
 from itemsage_model.text.tokenizer import Tokenizer, pack_vocabulary
 from jobs import build_item_features, score_catalog
 from jobs.runtime import publish, table_io
-from jobs.runtime.changes import find_changes, merge
+from jobs.runtime.changes import find_changes
 from jobs.runtime.lost_worker import lost_worker
+from jobs.runtime.rescoring import by_id, merge_published
 from jobs.runtime.worker_rows import Place, WorkerRows
 from schemas import commits
 from schemas.errors import InputError, TableError
@@ -259,11 +260,11 @@ def test_a_null_key_commits_nothing(spark: SparkSession, tmp_path: Path) -> None
     uri = warehouse.table(ITEM_EMBEDDINGS.name)
     published = table_io.read(spark, uri, ITEM_EMBEDDINGS)
     features = published.selectExpr("item_id", "xxhash64(item_id) item_key", "'other' features_hash").limit(1)
-    changes = find_changes(features, published)
+    changes = find_changes(by_id(features, published, published.limit(0)), "item_id")
     nameless = published.limit(1).selectExpr("cast(null as string) item_id", "embedding", "model_id",
                                              "features_hash", "scored_ts")  # fmt: skip
     with pytest.raises(Exception, match=r"(?i)not null constraint violated for column: item_id"):
-        merge(spark, warehouse, changes, nameless, {})
+        merge_published(warehouse, changes, nameless, {})
     assert generations(warehouse) == (0, 0)
 
 
