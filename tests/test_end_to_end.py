@@ -491,8 +491,13 @@ def test_a_candidate_is_measured_made_live_and_rolled_back(
         .sort_by("item_id")
         .equals(rows_of(portal, "item_embeddings").sort_by("item_id"))
     )
+    # Runs that do not train go on with the model that was brought back; to train the other one again is refused.
+    front_door("score")
+    fourth = live(settings.layout)
+    assert fourth is not None
+    assert fourth.model_id == first.model_id
     said = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", "score", *arguments, *trained, "--set", "score.publish=live"],
+        [sys.executable, "-m", "pipeline.cli", "run", *arguments, "--from", "train", *trained[:2]],
         capture_output=True, text=True, check=False, cwd=commands.ROOT, env=commands.environment(), timeout=600,
     )  # fmt: skip
     assert said.returncode == 4, said.stdout
