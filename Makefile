@@ -87,7 +87,7 @@ package: .venv/installed
 
 check: .venv/installed
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports \
-		&& $(BIN)/bandit --quiet --recursive --configfile pyproject.toml schemas jobs itemsage_model pipeline examples
+		&& $(BIN)/bandit --quiet --recursive --configfile pyproject.toml schemas jobs itemsage_model retrieval pipeline examples
 
 .venv/sentence-transformers .venv/complete-journey: .venv/%: requirements-%.txt .venv/installed
 	@$(PIP) -r $<

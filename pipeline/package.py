@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.commands import ROOT
 
-PACKAGES = ("itemsage_model", "jobs", "pipeline", "schemas")
+PACKAGES = ("itemsage_model", "jobs", "pipeline", "retrieval", "schemas")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip can hold."""
 

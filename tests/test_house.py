@@ -16,7 +16,9 @@ from schemas.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
-    p for folder in ("schemas", "jobs", "itemsage_model", "pipeline") for p in (ROOT / folder).rglob("*.py")
+    p
+    for folder in ("schemas", "jobs", "itemsage_model", "retrieval", "pipeline")
+    for p in (ROOT / folder).rglob("*.py")
 )
 
 
@@ -34,7 +36,7 @@ def test_every_module_imports_without_a_word_or_a_file(tmp_path: Path):
 
 def test_every_package_is_installed():
     declared = set(re.search(r"^packages = \[(.*)\]", (ROOT / "pyproject.toml").read_text(), re.M)[1].split(", "))
-    tops = ("schemas", "itemsage_model", "jobs", "pipeline", "examples")
+    tops = ("schemas", "itemsage_model", "retrieval", "jobs", "pipeline", "examples")
     there = {".".join(p.relative_to(ROOT).parent.parts) for top in tops for p in (ROOT / top).rglob("__init__.py")}
     assert {name.strip('"') for name in declared} == there
 

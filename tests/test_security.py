@@ -21,7 +21,16 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
     path
-    for folder in ("schemas", "jobs", "itemsage_model", "pipeline", "examples", "experiments", "benchmarks")
+    for folder in (
+        "schemas",
+        "jobs",
+        "itemsage_model",
+        "retrieval",
+        "pipeline",
+        "examples",
+        "experiments",
+        "benchmarks",
+    )
     for path in (ROOT / folder).rglob("*.py")
 )
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
