@@ -78,14 +78,15 @@ def build(
     """Turn items and their images into features.
 
     Args:
-        items: Rows of ITEMS.
+        items: Rows of ITEMS, with the columns of score.filters.
         images: Rows of `packed_images`, read twice: persist them; None = the shop has none.
         embeddings: Rows of ITEM_TEXT_EMBEDDINGS.
         vocabulary: Bytes of `packed_vocabulary`.
         settings: Names the text features and the most tokens and images of one item.
     """
     usable, rejects = split_items(items)
-    texts = joined_texts(usable, settings.features.text_features)
+    kept = tuple(settings.score.filters)
+    texts = joined_texts(usable, settings.features.text_features, kept)
     if images is None:
         with_images = texts.withColumns(
             {"images": F.lit(None).cast("array<binary>"), "images_beyond_limit": F.lit(0).cast("long")}
@@ -102,7 +103,7 @@ def build(
         tokenizer = load_tokenizer(shared.value, max_tokens)
         for batch in batches:
             for start in range(0, len(batch), _ROWS_AT_ONCE):
-                yield pack_items(batch.slice(start, _ROWS_AT_ONCE), tokenizer)
+                yield pack_items(batch.slice(start, _ROWS_AT_ONCE), tokenizer, kept)
 
     # Both sides are unique by item_id. An item that came after embed_items ran has no embedding, which is counted.
     whole = with_images.join(embeddings.select("item_id", FROZEN_TEXT.values.name), on="item_id", how="left")
@@ -132,13 +133,14 @@ def packed_vocabulary(vocabulary: DataFrame) -> bytes:
     return pack_vocabulary(*by_kind)
 
 
-def pack_items(batch: pa.RecordBatch, tokenizer: Tokenizer) -> pa.RecordBatch:
+def pack_items(batch: pa.RecordBatch, tokenizer: Tokenizer, kept: tuple[str, ...] = ()) -> pa.RecordBatch:
     """Tokenise and pack some items.
 
     Args:
         batch: item_id, item_key, texts (as many in every row), images (lists of float16 cells), images_beyond_limit,
             text_embedding.
         tokenizer: Turns texts into ids.
+        kept: Further columns, which stay as they are.
     """
     encoded = tokenizer.encode_column(batch.column("texts").flatten())
     counts, missing, truncated = (
@@ -164,10 +166,9 @@ def pack_items(batch: pa.RecordBatch, tokenizer: Tokenizer) -> pa.RecordBatch:
         "items_without_text_embedding": pc.equal(pc.binary_length(cells[-1]), 0),
     }
     # Copied, as they would keep the whole batch, images included, until their row group is written.
-    keys = batch.select(["item_id", "item_key"]).take(rows)
+    stay = ("item_id", "item_key", *kept)
     columns = {
-        "item_id": keys.column("item_id"),
-        "item_key": keys.column("item_key"),
+        **dict(zip(stay, batch.select(list(stay)).take(rows).columns, strict=True)),
         **dict(zip(FEATURE_CELLS, cells, strict=True)),
         "out_of_vocabulary_count": pa.array(missing.sum(axis=1), pa.int32()),
         FEATURES_HASH: pa.array(cells_hashes(cells)),
@@ -194,7 +195,7 @@ def _require_few_rejects(job: JobRun[ItemMetrics], items: DataFrame, images: Dat
 def run(spark: SparkSession, settings: Settings) -> None:
     """Read items, images, text embeddings and the vocabulary; write the features and what was rejected."""
     with JobRun(spark, settings, STAGE) as job:
-        items = job.read(ITEMS)
+        items = job.read(settings.score.filtered(ITEMS))
         images = None
         if settings.inputs.has_images:
             images = packed_images(job.read(ITEM_IMAGES), settings.model.image_length).persist()
@@ -202,7 +203,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
         built = build(items, images, job.read(ITEM_TEXT_EMBEDDINGS), vocabulary, settings)
         job.write_rejected(built.rejected, REJECTED_ITEMS)
         _require_few_rejects(job, items, images)
-        sums = job.write_worker_rows(built.features, ITEM_FEATURES).sums
+        sums = job.write_worker_rows(built.features, settings.score.filtered(ITEM_FEATURES)).sums
         # What training and scoring compare: token ids mean something only with the vocabulary that made them.
         vocabulary_hash = mmh3.mmh3_x64_128_digest(vocabulary, 0).hex()
         job.metrics = ItemMetrics(job.row_count(VOCABULARY), vocabulary_hash, settings.model.image_length, **sums)

@@ -61,6 +61,7 @@ from schemas.tables import (
     QUERY_EMBEDDINGS,
     QUERY_VECTORS,
     ROW_CHECKSUM,
+    filtered,
 )
 
 STAGE = SCORE_CATALOG
@@ -93,28 +94,32 @@ def build(
         constants: Columns that are equal in all rows.
         rows_at_once: Items that a worker encodes together.
         precision: What the workers compute in.
-        selection: Which items; None = all.
+        selection: Which items, and further columns; None = all items, and none.
 
     Returns:
-        Rows of ITEM_EMBEDDINGS.
+        Rows of ITEM_EMBEDDINGS, with those columns.
     """
+    selection = selection or Selection()
+    table = filtered(ITEM_EMBEDDINGS, selection.filters)
+    kept = (*KEPT, *[name for name in table.column_names if name not in ITEM_EMBEDDINGS.column_names])
+    read_columns = [*_READ, *kept[len(KEPT) :]]
     spec = model.spec
     broadcast, sha256 = spark.sparkContext.broadcast(model.weights), hashlib.sha256(model.weights).hexdigest()
-    chosen = spark.sparkContext.broadcast(selection or Selection())
-    schema = arrow_schema(ITEM_EMBEDDINGS)
+    chosen = spark.sparkContext.broadcast(selection)
+    schema = arrow_schema(table)
     scalars = {name: pa.scalar(value, schema.field(name).type) for name, value in constants.items()}
 
     def score_files(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         scorer = load_once(broadcast.value, spec, rows_at_once, precision, sha256)
         frozen, keys = chosen.value.frozen, chosen.value.keys
         vectors = with_frozen(scorer.score_batch, frozen) if frozen else scorer.score_batch
-        score = batch_function(KEPT, {"embedding": vectors})
+        score = batch_function(kept, {"embedding": vectors})
         numbers = (number for batch in batches for number in batch.column("id").to_pylist())
         pieces = (piece for number in numbers for piece in dealt[number])
         read = (
             batch
             for piece in pieces
-            for batch in file_batches(piece.uri, _READ, _ROWS_PER_READ, ITEM_FEATURES, piece.row_groups)
+            for batch in file_batches(piece.uri, read_columns, _ROWS_PER_READ, ITEM_FEATURES, piece.row_groups)
         )
         for scored in score(read if keys is None else rows_of_keys(read, keys, rows_at_once)):
             repeated = [pa.repeat(value, len(scored)) for value in scalars.values()]
@@ -182,7 +187,8 @@ def run(spark: SparkSession, settings: Settings) -> None:
         constants = {"model_id": identity, "scored_ts": settings.dates.end}
         kinds = {task.query_kind for task in settings.task_list}
         queries = build_queries(job.read(QUERY_EMBEDDINGS), model, kinds, fallback)
-        scoring = scoring_of(identity, precision)
+        table = settings.score.filtered(ITEM_EMBEDDINGS)
+        scoring = scoring_of(identity, precision, settings.score.filters)
         kept = kept_version(settings, scoring, precision, fallback)
         compared = compare(job, features, previous, kept)
         changes = compared.changes
@@ -190,11 +196,11 @@ def run(spark: SparkSession, settings: Settings) -> None:
         keys = compared.keys
         count = files.row_count if keys is None else len(keys)
         rows_at_once = settings.score.rows_per_batch
-        selection = Selection(keys, _replacement(job, fallback))
+        selection = Selection(keys, _replacement(job, fallback), settings.score.filters)
         scored = build(spark, files, model, constants, rows_at_once, precision, selection)
-        items = job.stage_worker_rows(scored, ITEM_EMBEDDINGS, row_count=count)
+        items = job.stage_worker_rows(scored, table, row_count=count)
         answers = query_vectors(job, queries, kinds, kept)
-        new = table_io.read_files(spark, items.uris, ITEM_EMBEDDINGS)
+        new = table_io.read_files(spark, items.uris, table)
         is_same = previous is not None and previous.metrics.published_id == identity
         health = _health(job, new, files.row_count, answers, compared, is_same)
         gates.require_sound_vectors(health, previous.metrics.health if previous else None, settings.gates)
@@ -213,7 +219,7 @@ def _publish(job: JobRun[ScoreMetrics], candidate: Candidate, changes: Changes |
     """Make the candidate live, by a merge where only changed items were scored; or keep it beside what is."""
     layout, outputs = job.settings.layout, candidate.outputs
     if job.settings.score.publish == "live":
-        by_merge = None if changes is None else partial(merge_published, layout, changes, scored)
+        by_merge = None if changes is None else partial(merge_published, layout, candidate.items.table, changes, scored)
         outputs = candidate.make_live(layout, by_merge)
         remove_candidate(layout)
         if changes is not None:

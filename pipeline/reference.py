@@ -33,6 +33,7 @@ KINDS: dict[Kind, str] = {
     "int64": "a 64-bit integer; an input may have a shorter one",
     "float32": "a 32-bit float",
     "float64": "a 64-bit float; an input may have a float32",
+    "boolean": "true or false",
     "timestamp": "an instant, with a time zone; stored in microseconds, UTC",
     "binary": "packed little-endian numbers; the column's text says which",
     "vector": "a list of float32; an input may have a list of float64",
@@ -197,6 +198,8 @@ def legal(schema: dict[str, Any]) -> str:
         return f"list of {legal(schema['items'])}"
     if schema["type"] == "string":
         return _legal_text(schema)
+    if schema["type"] == "object":
+        return f"table of {legal(schema['additionalProperties'])}"
     nouns = {"boolean": "`true` or `false`", "integer": "whole number", "number": "number"}
     return _range(nouns[schema["type"]], schema)
 
@@ -222,6 +225,8 @@ def _toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(_toml(one) for one in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {_toml(one)}" for name, one in value.items()) + "}"
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 

@@ -16,6 +16,7 @@ _TYPES: dict[Kind, pa.DataType] = {
     "int64": pa.int64(),
     "float32": pa.float32(),
     "float64": pa.float64(),
+    "boolean": pa.bool_(),
     "timestamp": pa.timestamp("us", "UTC"),
     "binary": pa.binary(),
     "vector": pa.list_(pa.float32()),

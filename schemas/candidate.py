@@ -21,7 +21,7 @@ from schemas.records import TableVersion, read_record, write_record
 from schemas.settings import Settings
 from schemas.stages import SCORE_CATALOG
 from schemas.storage import file_system, is_file, read_bytes, write_bytes
-from schemas.tables import ITEM_EMBEDDINGS, QUERY_VECTORS
+from schemas.tables import ITEM_EMBEDDINGS, QUERY_VECTORS, filtered
 from schemas.warehouse import Warehouse
 
 CANDIDATE_TABLES = {table.name: table for table in (ITEM_EMBEDDINGS, QUERY_VECTORS)}
@@ -88,7 +88,9 @@ def keep_candidate(warehouse: Warehouse, candidate: Candidate) -> None:
     """Name the files, in the place of those of a candidate before, which nothing names then."""
     keep_makers(warehouse, candidate.metrics.model_id)
     staged = {one.table.name: {"files": one.files, "base": one.base} for one in (candidate.items, candidate.answers)}
-    values = {"tables": staged, "note": candidate.note, "metrics": asdict(candidate.metrics)}
+    further = candidate.items.table.columns[len(ITEM_EMBEDDINGS.columns) :]
+    filters = {column.name: column.kind for column in further}
+    values = {"tables": staged, "note": candidate.note, "metrics": asdict(candidate.metrics), "filters": filters}
     write_bytes(warehouse.candidate, (json.dumps(values, indent=2) + "\n").encode())
 
 
@@ -101,8 +103,9 @@ def read_candidate(warehouse: Warehouse) -> Candidate:
     try:
         values = json.loads(read_bytes(warehouse.candidate))
         items, answers = (
-            Staged(table, warehouse.table(name), values["tables"][name]["files"], values["tables"][name]["base"])
-            for name, table in CANDIDATE_TABLES.items()
+            Staged(table, warehouse.table(table.name), found["files"], found["base"])
+            for table in (filtered(ITEM_EMBEDDINGS, values.get("filters", {})), QUERY_VECTORS)
+            for found in (values["tables"][table.name],)
         )
         metrics = TypeAdapter(ScoreMetrics).validate_python(values["metrics"])
         return Candidate(items, answers, values["note"], metrics)

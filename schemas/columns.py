@@ -11,6 +11,7 @@ Kind = Literal[
     "int64",
     "float32",
     "float64",
+    "boolean",
     "timestamp",
     "binary",  # packed little-endian numbers; `shape` and `doc` say which
     "vector",  # list of float32 of the length in `shape`

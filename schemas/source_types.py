@@ -20,6 +20,7 @@ WIDENED: dict[Kind, tuple[str, ...]] = {
     "int64": ("bigint", "int", "smallint", "tinyint"),
     "float32": ("float",),
     "float64": ("double", "float"),
+    "boolean": ("boolean",),
     "timestamp": ("timestamp",),
     "binary": ("binary",),
     "vector": ("array<float>", "array<double>"),

@@ -15,6 +15,7 @@ _TYPES: dict[Kind, T.DataType] = {
     "int64": T.LongType(),
     "float32": T.FloatType(),
     "float64": T.DoubleType(),
+    "boolean": T.BooleanType(),
     "timestamp": T.TimestampType(),
     "binary": T.BinaryType(),
     # Elements may be null in the schema, because every Parquet writer says so and a cast cannot tighten it; jobs check.

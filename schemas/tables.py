@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from schemas.columns import Column, Table
+from schemas.columns import Column, Kind, Table
 from schemas.elements import ELEMENT_COLUMNS, FROZEN_TEXT
 from schemas.tasks import Task
 
@@ -296,6 +297,21 @@ HELD_OUT_PAIRS = Table(
 )
 
 
+def filtered(table: Table, filters: Mapping[str, Kind]) -> Table:
+    """The table with the shop's columns that results are filtered by, null where it does not know.
+
+    Args:
+        table: One of items, or one that follows from them.
+        filters: Column -> its kind.
+    """
+    further = (
+        Column(name, kind, "the shop's own column that results are filtered by", nullable=True)
+        for name, kind in filters.items()
+        if name not in table.column_names
+    )
+    return replace(table, columns=(*table.columns, *further))
+
+
 def training_pairs(task: Task) -> Table:
     """The training table of one task."""
     return replace(TRAINING_PAIRS, name=task.training_table)
@@ -473,5 +489,5 @@ TRUE_QUERY_VECTORS = Table(
     key=("query_id", "engagement"),
 )
 
-MERGED = (ITEM_EMBEDDINGS, ITEM_TEXT_EMBEDDINGS, QUERY_EMBEDDINGS)
+MERGED = tuple(table.name for table in (ITEM_EMBEDDINGS, ITEM_TEXT_EMBEDDINGS, QUERY_EMBEDDINGS))
 """Tables of which changed rows alone are written: they may have deletion vectors, and Petastorm reads none of them."""

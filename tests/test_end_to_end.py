@@ -321,6 +321,67 @@ def test_scoring_with_another_vocabulary_is_refused(spark: Any, portal: Settings
                 run_jobs(spark, portal, (job,))
 
 
+def test_columns_to_filter_by_travel_and_follow_the_catalog(
+    spark: Any, settings_file: Path, portal: Settings, tmp_path: Path
+) -> None:
+    from schemas.candidate import publish_candidate
+    from schemas.lease import hold
+    from schemas.published import roll_back
+
+    filters = '{in_stock = "boolean", price = "float64", brand = "string"}'
+
+    def of(*sets: str) -> Settings:
+        sets = (f"warehouse.uri={tmp_path}/warehouse", f"score.filters={filters}", *sets)
+        return load_settings(settings_file, list(sets))
+
+    def published(settings: Settings) -> dict[str, tuple[Any, ...]]:
+        names = ["item_id", "in_stock", "price", "brand", "embedding"]
+        rows = pl.scan_delta(settings.layout.table("item_embeddings")).select(names).collect().rows()
+        return {row[0]: row[1:] for row in rows}
+
+    def publish(settings: Settings) -> int:
+        for name in ("build_item_features", "score_catalog"):
+            importlib.import_module(f"jobs.{name}").run(spark, settings)
+        return read_record(settings.layout, SCORE_CATALOG).metrics.scored
+
+    def write(items: pa.Table) -> None:
+        write_deltalake(f"{tmp_path}/warehouse/items", items, mode="overwrite", schema_mode="overwrite")
+
+    shutil.copytree(portal.warehouse.uri, tmp_path / "warehouse")
+    items = rows_of(portal, "items")
+    count = len(items)
+    in_stock, price = [row % 2 == 0 for row in range(count)], [row / 4 for row in range(count)]
+    write(items)
+    with pytest.raises(InputError, match="items, column in_stock: expected a column of type bool"):
+        publish(of())
+    items = items.append_column("in_stock", pa.array([None, *in_stock[1:]])).append_column("price", pa.array(price))
+    write(items)
+    assert publish(of()) == count  # of which all were published without these columns
+    first = published(of())
+    rows = items.to_pylist()
+    assert {name: row[:3] for name, row in first.items()} == {
+        row["item_id"]: (row["in_stock"], row["price"], row["brand"]) for row in rows
+    }
+    before = live(of().layout)
+    assert before is not None
+    # Sold out, and of unknown price: neither is a feature.
+    rows[2] |= {"in_stock": False, "price": None}
+    write(pa.Table.from_pylist(rows, items.schema))
+    assert publish(of()) == 1
+    sold = rows[2]["item_id"]
+    assert published(of()) == first | {sold: (False, None, rows[2]["brand"], first[sold][3])}
+    assert changes_since(of().layout, before.version) == {sold: "upsert"}
+    # As a candidate, and brought back.
+    candidate = of("score.publish=candidate", "rerun=true")
+    assert publish(candidate) == count
+    now = published(of())
+    with hold(candidate.layout, "publish", "2026-03-01"):
+        publish_candidate(candidate)
+        assert published(of()) == now
+        roll_back(candidate, before.version)
+    assert published(of()) == first
+
+
 @pytest.mark.fault("B11", "loud", "queries of another space than the model's; then score, then evaluate")
 def test_a_model_of_another_space_is_neither_published_nor_evaluated(spark: Any, portal: Settings) -> None:
     version = DeltaTable(f"{portal.warehouse.uri}/evaluation").version()

@@ -1,15 +1,16 @@
-"""Which items a scoring is about: all, or those that are not as they are published."""
+"""What a scoring is about: all items, or those that are not as they are published; and which columns they keep."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from itemsage_model.serving.frozen_vectors import Replacement
+from schemas.columns import Kind
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,12 @@ class Selection:
     Attributes:
         keys: Their item_key, sorted [item]; None = all.
         frozen: Which of them get the frozen vectors of their texts; None = none.
+        filters: Columns that stay beside the embedding, and their kinds.
     """
 
     keys: npt.NDArray[np.int64] | None = None
     frozen: Replacement | None = None
+    filters: Mapping[str, Kind] = field(default_factory=dict)
 
 
 def rows_of_keys(

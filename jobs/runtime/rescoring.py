@@ -7,6 +7,7 @@ stay where their query_embeddings are. Everything else is scored.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -21,6 +22,7 @@ from jobs.runtime.gates import IdCounts
 from jobs.runtime.job_run import JobRun
 from jobs.runtime.worker_rows import WorkerRows
 from schemas.code_version import code_version
+from schemas.columns import Table
 from schemas.commits import Note, Staged, committed
 from schemas.feed import SOME, begin_version
 from schemas.metrics import ScoreMetrics
@@ -55,9 +57,10 @@ class Comparison:
         return np.sort(self.changes.to_make.select("item_key").toArrow()["item_key"].to_numpy())
 
 
-def scoring_of(identity: str, precision: str) -> str:
-    """What rows of equal features must share to be equal: model, query spaces, fallback, precision and code."""
-    return hashlib.sha256(f"{identity} {precision} {code_version()}".encode()).hexdigest()[:32]
+def scoring_of(identity: str, precision: str, filters: Mapping[str, str]) -> str:
+    """What rows of equal features must share to be equal: model, query spaces, fallback, precision, columns, code."""
+    columns = " ".join(f"{name}:{kind}" for name, kind in sorted(filters.items()))
+    return hashlib.sha256(f"{identity} {precision} {code_version()} {columns}".encode()).hexdigest()[:32]
 
 
 def kept_version(settings: Settings, scoring: str, precision: str, fallback: str) -> Published | None:
@@ -79,25 +82,31 @@ def kept_version(settings: Settings, scoring: str, precision: str, fallback: str
     return found if found is not None and found.metrics.scoring == scoring and is_newest(found) else None
 
 
-def by_id(features: DataFrame, published: DataFrame | None, logged: DataFrame) -> DataFrame:
+def by_id(
+    features: DataFrame, published: DataFrame | None, logged: DataFrame, filters: Sequence[str] = ()
+) -> DataFrame:
     """Lay three tables side by side, by item_id, in one shuffle of ids and hashes.
 
     Args:
         features: Rows of ITEM_FEATURES: what would be published.
         published: Rows of ITEM_EMBEDDINGS; None = nothing is published.
         logged: item_id of the items that the log names, repeated or not.
+        filters: Columns that results are filtered by, which both have: a row with another value has changed.
 
     Returns:
-        item_id, item_key and features_hash in `new` (null where it is not among the features), features_hash in `old`
-        (null where it is not published), is_logged.
+        item_id, item_key, the row's hash in `new` (null where it is not among the features) and in `old` (null where it
+        is not published), is_logged.
     """
+    row_hash = F.col(FEATURES_HASH)
+    if filters:
+        row_hash = F.concat(row_hash, F.hex(F.xxhash64(F.to_json(F.struct(*filters)))))
     key, text = F.lit(None).cast("long"), F.lit(None).cast("string")
     sides = [
-        features.select("item_id", "item_key", FEATURES_HASH, text, F.lit(False)),
+        features.select("item_id", "item_key", row_hash, text, F.lit(False)),
         logged.select("item_id", key, text, text, F.lit(True)),
     ]
     if published is not None:
-        sides.append(published.select("item_id", key, text, FEATURES_HASH, F.lit(False)))
+        sides.append(published.select("item_id", key, text, row_hash, F.lit(False)))
     names = ("item_id", "item_key", "new", "old", "is_logged")
     whole = reduce(DataFrame.union, [side.toDF(*names) for side in sides])
     return whole.groupBy("item_id").agg(*[F.max(name).alias(name) for name in names[1:]])
@@ -132,13 +141,16 @@ def compare(
     counts = job.record(BUILD_TRAINING_TABLES).output(ITEM_COUNTS.name)
     job.count_input(counts)
     logged = table_io.read(job.spark, counts.uri, ITEM_COUNTS, version=counts.version)
-    new = table_io.read(job.spark, features.uri, ITEM_FEATURES, version=features.version)
-    published = _published_rows(job, previous)
-    compared = by_id(new, published, logged)
+    score = job.settings.score
+    features_table, published_table = score.filtered(ITEM_FEATURES), score.filtered(ITEM_EMBEDDINGS)
+    new = table_io.read(job.spark, features.uri, features_table, version=features.version)
+    # What is published with other columns is not kept, and may lack some of these.
+    published = _published_rows(job, previous, published_table if kept else ITEM_EMBEDDINGS)
+    compared = by_id(new, published, logged, tuple(score.filters) if kept else ())
     ids = count_ids(compared)
     if kept is None:
         return Comparison(published, ids, None)
-    changes, most = find_changes(compared.drop("is_logged"), "item_id"), job.settings.score.max_changed_share
+    changes, most = find_changes(compared.drop("is_logged"), "item_id"), score.max_changed_share
     share = changes.total / max(features.rows, 1)
     if share > most or share + deleted_share(kept.outputs[0].uri) > 2 * most:
         changes.forget()
@@ -147,11 +159,12 @@ def compare(
     return Comparison(published, ids, changes)
 
 
-def merge_published(warehouse: Warehouse, changes: Changes, scored: DataFrame, note: Note) -> int:
+def merge_published(warehouse: Warehouse, table: Table, changes: Changes, scored: DataFrame, note: Note) -> int:
     """Replace, add and remove rows of ITEM_EMBEDDINGS in one commit, of which the change feed tells.
 
     Args:
         warehouse: Where the tables lie.
+        table: ITEM_EMBEDDINGS, with the columns that results are filtered by.
         changes: What has changed since its newest version.
         scored: The new rows of added and changed items.
         note: Written into the commit's userMetadata, as JSON.
@@ -169,7 +182,7 @@ def merge_published(warehouse: Warehouse, changes: Changes, scored: DataFrame, n
             rows = changes.rows.select(F.lit(version).cast("long").alias("version"), "item_id", "change")
             rows.write.format("delta").mode("append").save(feed)
 
-    return merge(scored, warehouse.table(ITEM_EMBEDDINGS.name), ITEM_EMBEDDINGS, changes, note, tell)
+    return merge(scored, warehouse.table(table.name), table, changes, note, tell)
 
 
 def query_vectors(job: JobRun[ScoreMetrics], queries: WorkerRows, kinds: set[str], kept: Published | None) -> Staged:
@@ -189,9 +202,11 @@ def query_vectors(job: JobRun[ScoreMetrics], queries: WorkerRows, kinds: set[str
     return job.stage_worker_rows(queries, QUERY_VECTORS)
 
 
-def _published_rows(job: JobRun[ScoreMetrics], previous: RunRecord[ScoreMetrics] | None) -> DataFrame | None:
+def _published_rows(
+    job: JobRun[ScoreMetrics], previous: RunRecord[ScoreMetrics] | None, table: Table
+) -> DataFrame | None:
     """The rows that are published; None where none are, or where an override says that they do not matter."""
     published = previous.output(ITEM_EMBEDDINGS.name) if previous and not job.settings.gates.override else None
     if published is None or table_io.latest_version(job.spark, published.uri) is None:  # removed since
         return None
-    return table_io.read(job.spark, published.uri, ITEM_EMBEDDINGS, version=published.version)
+    return table_io.read(job.spark, published.uri, table, version=published.version)

@@ -18,7 +18,7 @@ from jobs.transforms.quarantine import (
     with_copies,
     with_reject,
 )
-from schemas.tables import ITEMS, MAX_TEXT_CHARACTERS, REJECTED_ITEMS, SOURCE_HASH
+from schemas.tables import ITEMS, MAX_TEXT_CHARACTERS, REJECTED_ITEMS, SOURCE_HASH, filtered
 
 
 def split_items(items: DataFrame) -> tuple[DataFrame, DataFrame]:
@@ -32,14 +32,17 @@ def split_items(items: DataFrame) -> tuple[DataFrame, DataFrame]:
     alone and leaves the rest of that branch out.
 
     Args:
-        items: Rows of ITEMS.
+        items: Rows of ITEMS; further columns, such as those that results are filtered by, choose among equal rows
+            alone, so that every job takes the same row.
 
     Returns:
         The usable rows, unique by item_id; the others as rows of REJECTED_ITEMS.
     """
+    further = {name: kind for name, kind in items.dtypes if name not in ITEMS.column_names}
+    texts = filtered(ITEMS, {name: "string" for name, kind in further.items() if kind == "string"})
     cure = "Give every product an id of its own."
     no_id = Check("null_id", is_blank("item_id"), "item_id", "an id that is not blank", cure)
-    named = with_reject(items, ITEMS, [no_id, *text_checks(ITEMS)])
+    named = with_reject(items, ITEMS, [no_id, *text_checks(texts)])
     # By key, as numbers are counted faster than strings.
     sound = accepted(named).withColumn("item_key", item_key("item_id"))
     counted = sound.groupBy("item_key").agg(F.count("*").alias("row_count"))
@@ -50,7 +53,8 @@ def split_items(items: DataFrame) -> tuple[DataFrame, DataFrame]:
     first_id = F.min("item_id").over(Window.partitionBy("item_key"))
     own_key = with_reject(several.withColumn("first_id", first_id), ITEMS, [_collision()])
     cure = "Keep one row per product, or give variants ids of their own; the fullest row was used."
-    chosen = with_reject(with_copies(own_key, ITEMS, ("item_id",)), ITEMS, copy_checks("item", "item_id", cure))
+    numbered = with_copies(own_key, ITEMS, ("item_id",), list(further))
+    chosen = with_reject(numbered, ITEMS, copy_checks("item", "item_id", cure))
     usable = single.unionByName(accepted(chosen).drop("copy", "is_repeat", "first_id")).drop("item_key")
     return usable, rejected(named, REJECTED_ITEMS).unionByName(rejected(chosen, REJECTED_ITEMS))
 
@@ -65,12 +69,15 @@ def _collision() -> Check:
     return Check("key_collision", is_bad, "item_id", expected, cure)
 
 
-def joined_texts(items: DataFrame, text_features: Sequence[str]) -> DataFrame:
+def joined_texts(items: DataFrame, text_features: Sequence[str], kept: Sequence[str] = ()) -> DataFrame:
     """Each item's `texts`: one string per text feature, its values joined by a blank, null as an empty text.
+
+    Columns of `kept` stay as they are.
 
     Source: ItemSage section 3.1 (several values are concatenated into one string).
     """
-    return items.select("item_id", F.array(*[F.concat_ws(" ", name) for name in text_features]).alias("texts"))
+    texts = F.array(*[F.concat_ws(" ", name) for name in text_features]).alias("texts")
+    return items.select("item_id", texts, *kept)
 
 
 def item_texts(items: DataFrame, names: Sequence[str]) -> DataFrame:

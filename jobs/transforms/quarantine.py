@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -117,7 +118,7 @@ def text_checks(table: Table) -> list[Check]:
     return checks
 
 
-def with_copies(df: DataFrame, table: Table, key: tuple[str, ...]) -> DataFrame:
+def with_copies(df: DataFrame, table: Table, key: tuple[str, ...], ties: Sequence[str] = ()) -> DataFrame:
     """Number the rows of one key, the fullest first, and say which rows only repeat the first.
 
     The fullest row has most columns that say something: nulls, blank strings and empty lists do not. Of rows as full
@@ -127,6 +128,7 @@ def with_copies(df: DataFrame, table: Table, key: tuple[str, ...]) -> DataFrame:
         df: Rows of `table`.
         table: What they mean.
         key: Columns of the key.
+        ties: Further columns, whose smallest values come first among rows that are equal otherwise.
 
     Returns:
         The rows with `copy` (from 1), and `is_repeat`: true where the row says nothing that the first does not say.
@@ -138,7 +140,8 @@ def with_copies(df: DataFrame, table: Table, key: tuple[str, ...]) -> DataFrame:
     apart = F.when(is_out, F.xxhash64(*names))
     said = df.withColumns({"apart": apart, "said": F.array(*[_said(column) for column in others])})
     fullness = F.size(F.filter("said", lambda value: value.isNotNull()))
-    copies = Window.partitionBy(*key, "apart").orderBy(F.desc("fullness"), *names)
+    last = [F.asc_nulls_last(name) for name in ties]
+    copies = Window.partitionBy(*key, "apart").orderBy(F.desc("fullness"), *names, *last)
     numbered = said.withColumn("fullness", fullness).withColumns(
         {"copy": F.row_number().over(copies), "first_said": F.first("said").over(copies)}
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from schemas.columns import Kind, Table
 from schemas.settings.section import Section
+from schemas.tables import ITEM_EMBEDDINGS, ITEM_FEATURES, TEXT_FEATURES, filtered
 
 
 class ScoreSettings(Section):
@@ -16,6 +19,27 @@ class ScoreSettings(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     publish: Literal["live", "candidate"] = "live"
     max_changed_share: float = Field(default=0.1, ge=0, le=1)
+    filters: dict[str, Literal["string", "boolean", "int64", "float64"]] = Field(default={})
+
+    @field_validator("filters")
+    @classmethod
+    def _usable(cls, filters: dict[str, Kind]) -> dict[str, Kind]:
+        taken = {*ITEM_FEATURES.column_names, *ITEM_EMBEDDINGS.column_names}
+        for name, kind in filters.items():
+            if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in taken:
+                raise ValueError(
+                    f"{name!r} is no name for a column of item_embeddings: small letters, digits and _, "
+                    f"and none of {', '.join(sorted(taken))}"
+                )
+            if name in TEXT_FEATURES and (TEXT_FEATURES[name] or kind != "string"):
+                raise ValueError(
+                    f'{name}: a text feature of one value an item is a "string"; one of several is no filter'
+                )
+        return filters
+
+    def filtered(self, table: Table) -> Table:
+        """ITEMS, ITEM_FEATURES or ITEM_EMBEDDINGS with the columns of `filters`."""
+        return filtered(table, self.filters)
 
 
 class EvaluateSettings(Section):

@@ -12,6 +12,7 @@ import pytest
 
 from schemas.errors import InputError, SettingsError
 from schemas.settings import Settings, load_settings
+from schemas.tables import ITEMS
 
 MINIMAL = """
 [warehouse]
@@ -42,6 +43,21 @@ def test_a_minimal_file_has_the_papers_tasks(load: Load) -> None:
     assert names[0] == "closeup_click"
     assert names[-1] == "search_checkout"
     assert len(names) == 8
+
+
+@pytest.mark.parametrize(
+    ("filters", "said"),
+    [
+        ('{model_id = "string"}', "'model_id'"),
+        ('{InStock = "boolean"}', "'InStock'"),
+        ('{colors = "string"}', "colors"),
+        ('{price = "money"}', "price"),
+    ],
+)
+def test_a_filter_is_a_column_of_its_own_of_one_value_an_item(load: Load, filters: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        load(f"[score]\nfilters = {filters}")
+    assert load('[score]\nfilters = {brand = "string"}').score.filtered(ITEMS) == ITEMS
 
 
 def test_the_windows_follow_each_other(load: Load) -> None:

@@ -44,7 +44,9 @@ def differing(spark: SparkSession, hashes: dict[str, str], published: DataFrame)
 
 
 def put(spark: SparkSession, uri: str, changes: Changes, new: dict[str, str], run: str = "r") -> int:
-    return merge_published(Warehouse(uri.rpartition("/")[0]), changes, embeddings(spark, new), {"run_id": run})
+    return merge_published(
+        Warehouse(uri.rpartition("/")[0]), ITEM_EMBEDDINGS, changes, embeddings(spark, new), {"run_id": run}
+    )
 
 
 OLD = {f"i{number}": f"h{number}" for number in range(50)}
@@ -133,7 +135,7 @@ def test_an_item_that_stands_twice_in_the_new_rows_commits_nothing(spark: SparkS
     changes = differing(spark, NEW, read(spark, uri, ITEM_EMBEDDINGS))
     twice = embeddings(spark, {"i7": "other"}).unionByName(embeddings(spark, {"i7": "another"}))
     with pytest.raises(Exception, match=r"(?i)multiple source rows"):
-        merge_published(Warehouse(uri.rpartition("/")[0]), changes, twice, {})
+        merge_published(Warehouse(uri.rpartition("/")[0]), ITEM_EMBEDDINGS, changes, twice, {})
     assert hashes_of(uri) == OLD
 
 

@@ -12,8 +12,9 @@ from pyspark.sql import functions as F
 from jobs.transforms import items
 from jobs.transforms.items import joined_texts, split_items
 from jobs.transforms.keys import item_key
+from schemas.columns import Kind
 from schemas.spark import conform
-from schemas.tables import ITEMS, MAX_ID_BYTES, QUERIES
+from schemas.tables import ITEMS, MAX_ID_BYTES, QUERIES, filtered
 
 ROWS = [("once", "b"), ("twice", "b"), ("twice", "a"), ("thrice", "c"), ("thrice", "a"), ("thrice", "a")]
 
@@ -64,6 +65,25 @@ def test_the_fullest_row_of_an_item_is_kept(
         usable, rejects = split_items(conform(df, ITEMS))
         assert [tuple(row) for row in usable.select("item_id", "title", "colors").collect()] == [kept]
         assert [row["reason"] for row in rejects.collect()] == [reason]
+
+
+def test_columns_to_filter_by_choose_among_equal_rows_alone(spark: SparkSession) -> None:
+    rows = [("a", "Lamp", None, 1.0), ("a", "Lamp", "shed", 2.0), ("a", "Lamp", "barn", 3.0), ("b", None, "yard", 0.0)]
+    rows += [("b", "Rug", None, None)]
+    for ordered in (rows, rows[::-1]):
+        df = spark.createDataFrame(ordered, "item_id string, title string, store string, price double").repartition(2)
+        filters: dict[str, Kind] = {"store": "string", "price": "float64"}
+        usable, rejects = split_items(conform(df, filtered(ITEMS, filters)))
+        kept = {tuple(row) for row in usable.select("item_id", "title", "store", "price").collect()}
+        assert kept == {("a", "Lamp", "barn", 3.0), ("b", "Rug", None, None)}
+        assert {row["reason"] for row in rejects.collect()} == {"duplicate_item"}
+
+
+def test_a_filter_s_text_that_is_no_utf_8_rejects_its_row(spark: SparkSession) -> None:
+    rows = spark.sql("SELECT 'a' AS item_id, CAST(X'43E9' AS STRING) AS store UNION ALL SELECT 'b', 'shed'")
+    usable, rejects = split_items(conform(rows, filtered(ITEMS, {"store": "string"})))
+    assert [row["item_id"] for row in usable.collect()] == ["b"]
+    assert [(row["reason"], row["source_column"]) for row in rejects.collect()] == [("bad_text", "store")]
 
 
 LATIN_1, SURROGATE = "Café".encode("latin-1"), b"a \xed\xa0\x80 b"
