@@ -94,19 +94,18 @@ def by_id(
         filters: Columns that results are filtered by, which both have: a row with another value has changed.
 
     Returns:
-        item_id, item_key, the row's hash in `new` (null where it is not among the features) and in `old` (null where it
-        is not published), is_logged.
+        item_id, item_key, a hash of the row in `new` (null where it is not among the features) and in `old` (null where
+        it is not published), is_logged.
     """
-    row_hash = F.col(FEATURES_HASH)
-    if filters:
-        row_hash = F.concat(row_hash, F.hex(F.xxhash64(F.to_json(F.struct(*filters)))))
-    key, text = F.lit(None).cast("long"), F.lit(None).cast("string")
+    # As a number: the largest of texts is found by sorting all rows, that of numbers is not.
+    row_hash = F.xxhash64(FEATURES_HASH, *([F.to_json(F.struct(*filters))] if filters else []))
+    key = number = F.lit(None).cast("long")
     sides = [
-        features.select("item_id", "item_key", row_hash, text, F.lit(False)),
-        logged.select("item_id", key, text, text, F.lit(True)),
+        features.select("item_id", "item_key", row_hash, number, F.lit(False)),
+        logged.select("item_id", key, number, number, F.lit(True)),
     ]
     if published is not None:
-        sides.append(published.select("item_id", key, text, row_hash, F.lit(False)))
+        sides.append(published.select("item_id", key, number, row_hash, F.lit(False)))
     names = ("item_id", "item_key", "new", "old", "is_logged")
     whole = reduce(DataFrame.union, [side.toDF(*names) for side in sides])
     return whole.groupBy("item_id").agg(*[F.max(name).alias(name) for name in names[1:]])
