@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import runpy
 import sys
@@ -95,6 +96,10 @@ class QuerySide:
             if unicodedata.unidata_version != self.manifest["unicode"]:
                 made, own = self.manifest["unicode"], unicodedata.unidata_version
                 warnings.warn(f"made with Unicode {made}, read with {own}: letters new in one differ", stacklevel=2)
+        self._known: dict[str, int] = {}
+        if "known_ids.json" in files:
+            self._known = {query_id: row for row, query_id in enumerate(json.loads(files["known_ids.json"]))}
+            self._known_vectors: Vectors = np.load(io.BytesIO(files["known_vectors.npy"]), allow_pickle=False)
         if "tokenizer.json" in files:
             from tokenizers import Tokenizer  # noqa: PLC0415 (only a transformer needs it)
 
@@ -119,8 +124,13 @@ class QuerySide:
                     f"{value}. Export the queries of the index's version, or load the index of this model."
                 )
 
-    def texts(self, texts: Sequence[str], kind: str) -> Vectors:
+    def texts(self, texts: Sequence[str], kind: str, query_ids: Sequence[str] = ()) -> Vectors:
         """Vectors [text, 256] of texts; a row of zeros where no word of the text is known, which nothing answers.
+
+        Args:
+            texts: Any texts.
+            kind: Query kind.
+            query_ids: The query_id of each, where they have one; a query of the training log has a vector of its own.
 
         Raises:
             RefusedError: queries of this kind are not made of texts.
@@ -129,15 +139,18 @@ class QuerySide:
         if self._space(kind) != encoder:
             made = f"texts become vectors of {encoder}" if encoder else "no text encoder is here"
             raise RefusedError(f"{kind} queries are vectors of {self._space(kind)}, and {made}: give vectors.")
-        return self._run(f"adapter-{kind}.onnx", vector=self.encode(texts))
+        return self._with_known(self._run(f"adapter-{kind}.onnx", vector=self.encode(texts)), query_ids)
 
-    def vectors(self, vectors: npt.NDArray[Any], kind: str, embedding_space: str) -> Vectors:
+    def vectors(
+        self, vectors: npt.NDArray[Any], kind: str, embedding_space: str, query_ids: Sequence[str] = ()
+    ) -> Vectors:
         """Vectors [row, 256] of frozen ones, such as those of an item's image; zero rows stay zero.
 
         Args:
             vectors: Of the kind's space, or of the space that its projection takes [row, length].
             kind: Query kind.
             embedding_space: The encoder that made them.
+            query_ids: As of `texts`.
 
         Raises:
             RefusedError: they are of another space, or of another length.
@@ -149,7 +162,7 @@ class QuerySide:
             raise RefusedError(f"{kind} queries: {wanted}; found {vectors.shape[1]} of {embedding_space}.")
         if embedding_space != space:
             vectors = self._run(f"projection-{kind}.onnx", vector=vectors)
-        return self._run(f"adapter-{kind}.onnx", vector=vectors)
+        return self._with_known(self._run(f"adapter-{kind}.onnx", vector=vectors), query_ids)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Frozen vectors of texts [text, 256], which no item is compared with as they are."""
@@ -173,6 +186,12 @@ class QuerySide:
         ids, mask = [found.ids], [found.attention_mask]
         vector: Vectors = self._run("transformer.onnx", input_ids=ids, attention_mask=mask)[0]
         return vector if text.strip() else np.zeros_like(vector)
+
+    def _with_known(self, vectors: Vectors, query_ids: Sequence[str]) -> Vectors:
+        for row, query_id in enumerate(query_ids):
+            if query_id in self._known:
+                vectors[row] = self._known_vectors[self._known[query_id]]
+        return vectors
 
     def _space(self, kind: str) -> str:
         spaces: dict[str, str] = self.manifest["embedding_spaces"]

@@ -2,15 +2,14 @@
 
 The folder holds the frozen text encoder and each query kind's adapter as ONNX, the words and tokens that the encoder
 knows, `answer.py` (a copy of retrieval/query_service.py), `words.py` (a copy of itemsage_model/text/words.py), and a
-manifest with model, spaces, and the sha256 of every file. Before it gets its name it is loaded, and its answers are
-compared with those of the batch jobs.
-
-Queries that the model knows by their id have a vector of their own besides (model.query_id_rows): look these up in
-query_vectors. The folder has what all queries of a kind share.
+manifest with model, spaces, and the sha256 of every file; and the published vectors of the queries that the model knows
+by their id (model.query_id_rows), as no text alone tells them. Before the folder gets its name it is loaded, and its
+answers are compared with those of the batch jobs.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 import torch
 
 import itemsage_model.text.words as words_module
@@ -39,10 +39,12 @@ from itemsage_model.encoders.query_adapter import QueryAdapter
 from itemsage_model.serving.query_vectors import saved_adapter
 from retrieval import graphs, query_service
 from retrieval.query_service import MANIFEST, QuerySide, RefusedError, checksum, read_folder
+from schemas.cells import to_matrix
 from schemas.contracts import ITEM_TEXT
 from schemas.errors import InputError
 from schemas.published import Published, live, published_version
-from schemas.tables import EMBEDDING_DIM, FROZEN_ALL, ITEM_EMBEDDINGS, MAX_TEXT_CHARACTERS
+from schemas.storage import read_columns
+from schemas.tables import EMBEDDING_DIM, FROZEN_ALL, ITEM_EMBEDDINGS, MAX_TEXT_CHARACTERS, QUERY_EMBEDDINGS
 from schemas.warehouse import Warehouse
 
 TOLERANCE = 1e-5
@@ -135,6 +137,7 @@ def folder_files(parts: QueryParts) -> tuple[dict[str, bytes], dict[str, Any]]:
             files[f"projection-{kind}.onnx"] = graphs.scaled_graph(parts.projections[kind].matrix, 1e-12)
     if encoder is not None:
         files |= _encoder_files(encoder)
+    files |= _known_files(parts)
     files["answer.py"] = Path(query_service.__file__).read_bytes()
     values = {
         "model_id": parts.published.model_id,
@@ -151,6 +154,43 @@ def folder_files(parts: QueryParts) -> tuple[dict[str, bytes], dict[str, Any]]:
         "unicode": unicodedata.unidata_version,
     }
     return files, values
+
+
+def _known_files(parts: QueryParts) -> dict[str, bytes]:
+    """The ids and published vectors of the queries that have another vector than the adapter gives their frozen one.
+
+    Raises:
+        InputError: there are more of them than the model was trained on.
+    """
+    most = parts.model.spec.trained_queries if parts.adapter is not None else 0
+    if not most:
+        return {}
+    layout, version = parts.published.warehouse, parts.published.note["made_of"][QUERY_EMBEDDINGS.name]
+    columns = ["query_id", "query_kind", "query_embedding"]
+    frozen = read_columns(layout.table(QUERY_EMBEDDINGS.name), version, columns)
+    row_of = {query_id: row for row, query_id in enumerate(frozen["query_id"].to_pylist())}
+    vectors, known, own, compared = to_matrix(frozen["query_embedding"]), [], [], 0
+    for batch in parts.published.queries(["query_id", "query_kind", "query_vector"]):
+        for kind in batch.column("query_kind").unique().to_pylist():
+            rows = batch.filter(pc.equal(batch.column("query_kind"), kind))
+            ids, published = rows.column("query_id").to_pylist(), to_matrix(rows.column("query_vector"))
+            adapted = parts.adapted(vectors[[row_of[query_id] for query_id in ids]], kind)
+            differs = np.abs(adapted - published).max(axis=1) > TOLERANCE
+            known += [query_id for query_id, is_own in zip(ids, differs, strict=True) if is_own]
+            own.append(published[differs])
+            compared += len(ids)
+    # Where known keys share the rows of a table, a Bloom filter takes 1 % of the others for known.
+    if len(known) > most + 0.02 * compared:
+        raise InputError(
+            "exported queries",
+            "query_vectors",
+            expected=f"vectors of the model's adapter, but for {most} queries of its training",
+            found=f"others in {len(known)} of {compared} rows",
+            cure="Run score_catalog again: query_vectors was not made by this model.",
+        )
+    content = io.BytesIO()
+    np.save(content, np.concatenate([np.zeros((0, EMBEDDING_DIM), np.float32), *own]))
+    return {"known_ids.json": json.dumps(known).encode(), "known_vectors.npy": content.getvalue()}
 
 
 def _encoder_files(encoder: TextEncoder) -> dict[str, bytes]:

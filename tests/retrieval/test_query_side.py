@@ -1,4 +1,4 @@
-"""The exported query side: where nothing of ours can be imported it answers as the batch jobs do, or refuses by name."""
+"""The exported query side answers as the batch jobs do, where nothing of ours can be imported, or refuses by name."""
 
 from __future__ import annotations
 
@@ -40,20 +40,25 @@ from schemas.errors import InputError
 from schemas.metrics import ScoreMetrics
 from schemas.published import PUBLISHED, Published, live
 from schemas.settings import Settings
-from schemas.tables import FROZEN_ALL, ITEM_EMBEDDINGS, MAX_TEXT_CHARACTERS, QUERY_VECTORS
+from schemas.tables import FROZEN_ALL, ITEM_EMBEDDINGS, MAX_TEXT_CHARACTERS, QUERY_EMBEDDINGS, QUERY_VECTORS
 from tests.itemsage_model.factories import SPEC
 from tests.pipeline.shop import write_shop
 
 CATALOG = [
     "RED RETROSPOT MUG", "red retrospot teapot", "blue garden lantern, metal", "Glas-Laterne für den Garten",
-    "красная кружка", "新款跑鞋红色", "適合家用的檯燈", "ランニングシューズ 赤い", "빨간 머그컵", "รองเท้าวิ่งสีแดง", "كوب شاي أحمر",
-    "लाल जूते और चाय", "נעלי ריצה", "ពែងតែ", "mug ☕ №5 ½ ﬁne", "cafe\u0301 au lait",
+    "красная кружка", "新款跑鞋红色", "適合家用的檯燈", "ランニングシューズ 赤い", "빨간 머그컵",
+    "รองเท้าวิ่งสีแดง", "كوب شاي أحمر", "लाल जूते और चाय", "נעלי ריצה", "ពែងតែ", "mug ☕ №5 ½ ﬁne", "cafe\u0301 au lait",
 ]  # fmt: skip
 AWKWARD = [
-    "", " ", "\u200b\ufe0f", "red mug", "RED  MUG!", "r\u00ade\u200dd mug", "ｒｅｄ ｍｕｇ", "café", "cafe\u0301", "新款跑鞋", "跑", "머", "ﾗﾝﾆﾝｸﾞ",
-    "👟❤️ mug", "no-such-word-qzx", "a\u0301\u0302\u0303" * 20, "شاي\u0651", "red_mug", "ǅ ẞ İ", "mug " * 9_000, "跑" * 20_000,
+    "", " ", "\u200b\ufe0f", "red mug", "RED  MUG!", "r\u00ade\u200dd mug", "ｒｅｄ ｍｕｇ", "café",
+    "cafe\u0301", "新款跑鞋", "跑", "머", "ﾗﾝﾆﾝｸﾞ",
+    "👟❤️ mug", "no-such-word-qzx", "a\u0301\u0302\u0303" * 20, "شاي\u0651", "red_mug", "ǅ ẞ İ",
+    "mug " * 9_000, "跑" * 20_000,
 ]  # fmt: skip
-UNKNOWN = {"", " ", "\u200b\ufe0f", "no-such-word-qzx"}
+UNKNOWN = {"", " ", "\u200b\ufe0f", "no-such-word-qzx", "ǅ ẞ İ"}
+KEYS = np.arange(1, 1 + len(AWKWARD))
+MET = 4
+"""The first queries have training pairs, and so vectors of their own."""
 KINDS = ("search", "closeup")
 LONG = 300
 
@@ -81,8 +86,10 @@ class Shop:
         return to_matrix(pa.Table.from_batches(rows)["query_vector"])
 
 
-def query_rows(published: Published, frozen: np.ndarray, kind: str) -> list[pa.RecordBatch]:
-    """Rows of query_vectors, by the function that Spark's workers run; of queries that the model never met."""
+def query_rows(
+    published: Published, frozen: np.ndarray, kind: str, keys: np.ndarray | None = None
+) -> list[pa.RecordBatch]:
+    """Rows of query_vectors, by the function that Spark's workers run; the model knows the keys 1 to 4 alone."""
     layout, metrics = published.warehouse, published.metrics
     model = load_model(f"{layout.models}/{metrics.model_id}", ItemTowerSpec)
     adapter = None if metrics.fallback == FROZEN_ALL else saved_adapter(model)
@@ -90,7 +97,7 @@ def query_rows(published: Published, frozen: np.ndarray, kind: str) -> list[pa.R
         {
             "query_id": [f"{kind}{n}" for n in range(len(frozen))],
             "query_kind": [kind] * len(frozen),
-            "query_key": np.arange(1_000, 1_000 + len(frozen)),
+            "query_key": np.arange(1_000, 1_000 + len(frozen)) if keys is None else keys,
             "query_embedding": to_list_column(frozen),
         }
     )
@@ -105,14 +112,14 @@ def publish(folder: Path, encoder: TextEncoder, *, fallback: str = "", closeup: 
     layout = shop.settings.layout
     spec = replace(
         SPEC, model=SPEC.model.model_copy(update={"query_adapter": True, "query_id_rows": 8}), task_kinds=KINDS,
-        trained_queries=4,
+        trained_queries=MET,
     )  # fmt: skip
     tower = spec.build()
     adapter = tower.query_adapter
     with torch.no_grad():
         adapter.weight.normal_(std=0.1)
         adapter.bias.normal_(std=0.1)
-        adapter.identity.remember(torch.arange(1, 5))
+        adapter.identity.remember(torch.arange(1, 1 + MET))
         adapter.identity.table.normal_()
     _, model_id = save_model(layout.models, tower, spec, {})
     stored.save(encoder, layout.query_encoder)
@@ -120,13 +127,16 @@ def publish(folder: Path, encoder: TextEncoder, *, fallback: str = "", closeup: 
     spaces = {"search": encoder.name, "closeup": closeup}
     metrics = ScoreMetrics(model_id, "float32", published_id=published_id, spaces=spaces, fallback=fallback)
     note: dict[str, Any] = {"run_id": "run", "as_of": "2026-03-01", "made_with": {ITEM_TEXT: encoder.name}}
+    note["made_of"] = {QUERY_EMBEDDINGS.name: 0}
     note[PUBLISHED] = {"metrics": asdict(metrics), "rows": 1, QUERY_VECTORS.name: {"version": 0, "rows": len(AWKWARD)}}
     items = pa.table({"item_id": ["i"], "model_id": [published_id]})
     properties = CommitProperties({"userMetadata": json.dumps(note)})
     write_deltalake(layout.table(ITEM_EMBEDDINGS.name), items, mode="overwrite", commit_properties=properties)
     frozen = encoder.encode([text[:MAX_TEXT_CHARACTERS] for text in AWKWARD])
-    rows = pa.Table.from_batches(query_rows(shop.published, frozen, "search"))
+    rows = pa.Table.from_batches(query_rows(shop.published, frozen, "search", KEYS))
     write_deltalake(layout.table(QUERY_VECTORS.name), rows, mode="overwrite")
+    embedded = rows.select(["query_id", "query_kind"]).append_column("query_embedding", to_list_column(frozen))
+    write_deltalake(layout.table(QUERY_EMBEDDINGS.name), embedded, mode="overwrite")
     return shop
 
 
@@ -163,7 +173,9 @@ folder, asked, answers = sys.argv[1:]
 sys.path.insert(0, folder)
 import numpy, answer
 queries = answer.QuerySide(folder)
-numpy.save(answers, queries.texts(json.load(open(asked, encoding="utf-8")), "search"))
+texts = json.load(open(asked, encoding="utf-8"))
+ids = [f"search{n}" for n in range(len(texts))]
+numpy.savez(answers, new=queries.texts(texts, "search"), known=queries.texts(texts, "search", ids))
 assert not BANNED & {name.partition(".")[0] for name in sys.modules}
 """
 
@@ -174,7 +186,7 @@ def test_a_service_without_spark_torch_and_us_answers_as_the_published_table_doe
     copied = tmp_path / "elsewhere"
     shutil.copytree(folder, copied)
     (tmp_path / "service.py").write_text(SERVICE)
-    asked, answers = tmp_path / "asked.json", tmp_path / "answers.npy"
+    asked, answers = tmp_path / "asked.json", tmp_path / "answers.npz"
     asked.write_text(json.dumps(AWKWARD))
     command = [sys.executable, "-I", str(tmp_path / "service.py"), str(copied), str(asked), str(answers)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
@@ -182,11 +194,26 @@ def test_a_service_without_spark_torch_and_us_answers_as_the_published_table_doe
     found = np.load(answers)
     table = pa.Table.from_batches(list(shop.published.queries(["query_id", "query_vector"])))
     row_of = {name: row for row, name in enumerate(table["query_id"].to_pylist())}
-    expected = to_matrix(table["query_vector"])[[row_of[f"search{n}"] for n in range(len(AWKWARD))]]
-    known = np.array([text not in UNKNOWN for text in AWKWARD])
-    assert np.abs(found[known] - expected[known]).max() < 1e-5
-    assert not found[~known].any()
-    np.testing.assert_allclose(np.linalg.norm(found[known], axis=1), 1, atol=1e-5)
+    published = to_matrix(table["query_vector"])[[row_of[f"search{n}"] for n in range(len(AWKWARD))]]
+    is_answered = np.array([text not in UNKNOWN or n < MET for n, text in enumerate(AWKWARD)])
+    assert np.abs(found["known"][is_answered] - published[is_answered]).max() < 1e-5
+    assert not found["known"][~is_answered].any()
+    assert (np.abs(found["new"] - published).max(axis=1)[:MET] > 0.01).all()
+    assert np.abs(found["new"] - shop.batch_vectors(AWKWARD)).max() < 1e-5
+    np.testing.assert_allclose(np.linalg.norm(found["known"][is_answered], axis=1), 1, atol=1e-5)
+
+
+def test_query_vectors_of_another_model_are_refused(tmp_path: Path) -> None:
+    shop = publish(tmp_path / "warehouse", fit_lsa(CATALOG, vocabulary_size=300))
+    frozen = shop.encoder.encode([text[:MAX_TEXT_CHARACTERS] for text in AWKWARD])
+    rows = pa.Table.from_batches(query_rows(shop.published, frozen, "search", KEYS)).to_pylist()
+    turned = [row | {"query_vector": row["query_vector"][::-1]} for row in rows]
+    uri = shop.settings.layout.table(QUERY_VECTORS.name)
+    write_deltalake(uri, pa.Table.from_pylist(turned, DeltaTable(uri).to_pyarrow_table().schema), mode="overwrite")
+    found = shop.published
+    found.note[PUBLISHED][QUERY_VECTORS.name]["version"] = 1
+    with pytest.raises(InputError, match=r"query_vectors: expected vectors of the model's adapter, but for 4 queries"):
+        export_queries(found, tmp_path / "queries")
 
 
 def test_the_command_prints_the_milliseconds_of_a_query(folder: Path, shop: Shop) -> None:
@@ -250,7 +277,9 @@ def test_vectors_of_another_length_are_projected_as_embed_queries_does(tmp_path:
     assert np.abs(service.vectors(long[:7], "closeup", "clip-1") - expected).max() < 1e-5
     assert np.abs(service.vectors(unit, "closeup", projection.name) - expected).max() < 1e-5
     save_projection(fit_projection("clip-1", long[:300]), shop.settings.layout.query_projection("clip-1"))
-    with pytest.raises(InputError, match="query projection, .*as the published version names it; found clip-1-to-256-"):
+    with pytest.raises(
+        InputError, match=r"query projection, .*as the published version names it; found clip-1-to-256-"
+    ):
         load_parts(shop.published)
 
 
@@ -359,4 +388,3 @@ def test_a_transformer_answers_as_the_batch_job_does(fit: Callable[[str], TextEn
     texts = [text for text in AWKWARD if len(text) < 1_000] + ["mug " * 900]
     found = QuerySide(tmp_path / "queries").texts(texts, "search")
     assert np.abs(found - shop.batch_vectors(texts)).max() < 1e-5
-    assert DeltaTable(shop.settings.layout.table(QUERY_VECTORS.name)).version() == 0
