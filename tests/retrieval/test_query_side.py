@@ -53,7 +53,7 @@ AWKWARD = [
     "", " ", "\u200b\ufe0f", "red mug", "RED  MUG!", "r\u00ade\u200dd mug", "ｒｅｄ ｍｕｇ", "café",
     "cafe\u0301", "新款跑鞋", "跑", "머", "ﾗﾝﾆﾝｸﾞ",
     "👟❤️ mug", "qzxqzx", "mug a\u0301\u0302\u0303" * 20, "شاي\u0651", "red_mug", "ǅ ẞ İ",
-    "mug " * 9_000, "跑" * 20_000,
+    "mug " * 2_000 + "red " * 2_096 + "teapot", "跑" * 20_000,
 ]  # fmt: skip
 UNKNOWN = {"", " ", "\u200b\ufe0f", "qzxqzx", "ǅ ẞ İ"}
 KEYS = np.arange(1, 1 + len(AWKWARD))
