@@ -98,7 +98,7 @@ def test_with_many_features_orders_are_drawn_and_shares_still_add_up(monkeypatch
     drawn = explain_row(scorer, row, vector)
     assert (whole.is_complete, drawn.is_complete) == (True, False)
     assert drawn.baseline + sum(drawn.shares.values()) == pytest.approx(drawn.score, abs=1e-9)
-    assert drawn.shares == pytest.approx(whole.shares, abs=0.02)
+    assert drawn.shares == pytest.approx(whole.shares, abs=0.002)
     assert explain_row(scorer, row, vector) == drawn
 
 
@@ -109,3 +109,23 @@ def test_the_frozen_text_goes_with_its_feature_or_is_one_of_its_own() -> None:
     assert "frozen text of title, brand" in apart
     assert not any(name.startswith("frozen") for name in together)
     assert len(apart) >= len(together)
+
+
+def test_without_its_identity_an_item_is_as_one_that_nobody_met() -> None:
+    scorer, vector = scorer_of(FROZEN), query()
+    row = rows(12).slice(1, 1)
+    found = explain_row(scorer, row, vector, ["title"])
+
+    def score(key: int, *, has_text: bool) -> float:
+        cells = {name: row.column(name) for name in row.schema.names}
+        cells["item_key"] = pa.array([key])
+        if not has_text:
+            cells["text_embedding"] = pa.array([b""], pa.binary())
+        return float(scorer.score_batch(pa.RecordBatch.from_pydict(cells))[0].astype(np.float64) @ vector)
+
+    none, text = score(77, has_text=False), score(77, has_text=True)
+    met, both = score(1_001, has_text=False), score(1_001, has_text=True)
+    expected = {IDENTITY: ((met - none) + (both - text)) / 2, "title": ((text - none) + (both - met)) / 2}
+    assert found.shares == pytest.approx(expected, abs=1e-6)
+    assert found.baseline == pytest.approx(none, abs=1e-6)
+    assert abs(expected[IDENTITY]) > 1e-3
