@@ -109,14 +109,14 @@ class QuerySide:
         """Refuse an index, or a table's version, of another model or of other query spaces.
 
         Args:
-            index: Its `model_id`, and its `embedding_spaces` by query kind.
+            index: Its `model_id`, and its `spaces` by query kind.
 
         Raises:
             RefusedError: one of the two is another, or is not said.
         """
-        own = self.manifest["embedding_spaces"]
-        others = index.get("embedding_spaces") or {}
-        found = {"model_id": index.get("model_id"), "embedding_spaces": {kind: others.get(kind) for kind in own}}
+        own = self.manifest["spaces"]
+        others = index.get("spaces") or {}
+        found = {"model_id": index.get("model_id"), "spaces": {kind: others.get(kind) for kind in own}}
         for name, value in found.items():
             if value != self.manifest[name]:
                 raise RefusedError(
@@ -194,7 +194,7 @@ class QuerySide:
         return vectors
 
     def _space(self, kind: str) -> str:
-        spaces: dict[str, str] = self.manifest["embedding_spaces"]
+        spaces: dict[str, str] = self.manifest["spaces"]
         if kind not in spaces:
             raise RefusedError(f"{kind} queries: this folder answers {', '.join(spaces)}.")
         return spaces[kind]
@@ -216,7 +216,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         queries = QuerySide(arguments.folder)
-        spaces, encoder = queries.manifest["embedding_spaces"], queries.manifest["text_encoder"]
+        spaces, encoder = queries.manifest["spaces"], queries.manifest["text_encoder"]
         kind = arguments.kind or next((kind for kind, space in spaces.items() if space == encoder), next(iter(spaces)))
         seconds = []
         for _ in range(_WARM + _TIMED):

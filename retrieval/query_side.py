@@ -56,7 +56,7 @@ _TEXTS = (
     "👟❤️ 👩‍👩‍👧", "", " \u200b", "no-such-word-qzx", "a" * 300, "lamp " * 400,
 )  # fmt: skip
 """Texts in many scripts, and of awkward kinds, on which folder and batch job are compared."""
-_KNOWN_TOKENS = 200
+_KNOWN_TOKENS = 64
 _RANDOM_VECTORS = 64
 
 
@@ -143,7 +143,7 @@ def folder_files(parts: QueryParts) -> tuple[dict[str, bytes], dict[str, Any]]:
         "model_id": parts.published.model_id,
         "version": parts.published.version,
         "as_of": parts.published.as_of,
-        "embedding_spaces": metrics.spaces,
+        "spaces": metrics.spaces,
         "adapter_of": metrics.model_id if adapter is not None else "",
         "text_encoder": encoder.name if encoder is not None else "",
         "projections": {
@@ -233,7 +233,7 @@ def export_published(warehouse: Warehouse, folder: Path, version: int | None = N
         raise InputError(ITEM_EMBEDDINGS.name, "", expected="a published version", found="none", cure=cure)
     manifest = export_queries(published, folder)
     lines = [f"queries of version {published.version}, model {published.model_id}: {folder}"]
-    for kind, space in manifest["embedding_spaces"].items():
+    for kind, space in manifest["spaces"].items():
         takes = [f"vectors of {space}"]
         takes += ["texts"] if space == manifest["text_encoder"] else []
         takes += [f"vectors of {manifest['projections'][kind]['takes']}"] if kind in manifest["projections"] else []

@@ -309,12 +309,12 @@ def test_a_damaged_file_is_refused_by_name(folder: Path, tmp_path: Path, shop: S
 
 
 def test_an_index_of_another_model_or_space_is_refused(shop: Shop, service: QuerySide) -> None:
-    index = {"model_id": shop.published.model_id, "embedding_spaces": shop.published.metrics.spaces | {"home": "x"}}
+    index = {"model_id": shop.published.model_id, "spaces": shop.published.metrics.spaces | {"home": "x"}}
     service.require(index)
     for other, said in (
         (index | {"model_id": "another"}, "the index's model_id: expected .* found another"),
-        (index | {"embedding_spaces": {"search": "lsa-0", "closeup": "image-1"}}, "embedding_spaces: .*found .*lsa-0"),
-        ({"model_id": shop.published.model_id}, "the index's embedding_spaces"),
+        (index | {"spaces": {"search": "lsa-0", "closeup": "image-1"}}, "spaces: .*found .*lsa-0"),
+        ({"model_id": shop.published.model_id}, "the index's spaces"),
     ):
         with pytest.raises(RefusedError, match=said):
             service.require(other)
