@@ -111,44 +111,49 @@ class Explainer:
         precision = cast(Precision, published.metrics.precision)
         return Explainer(published, Scorer(model.weights, model.spec, precision=precision), frozen_of)
 
-    def explain(self, item_id: str, query: npt.NDArray[np.float32]) -> Explanation:
-        """The shares in the score of a published item.
+    def explain(self, item_ids: Sequence[str], query: npt.NDArray[np.float32]) -> list[Explanation]:
+        """The shares in the scores of some published items; one pass over the tables finds all that are new.
 
         Args:
-            item_id: Which item.
-            query: The vector that it is compared with, of unit length [dim].
+            item_ids: Which items.
+            query: The vector that they are compared with, of unit length [dim].
 
         Raises:
             InputError: there is no such item, or the model does not make the vector that is published, as where a
                 frozen vector took its place.
         """
-        row, embedding = self._read(item_id)
-        found = explain_row(self.scorer, row, query, self.frozen_of)
-        published = float(query.astype(np.float64) @ embedding)
-        if abs(found.score - published) > _TOLERANCE:
-            raise InputError(
-                f"item_embeddings, version {self.published.version}",
-                f"item {item_id}",
-                expected=f"the score that its model gives its features, {found.score:.4f}",
-                found=f"{published:.4f}",
-                cure="Its vector is a frozen one (the floor), or its features were made anew: score the catalog again.",
-            )
-        return found
+        self._read([item_id for item_id in item_ids if item_id not in self._rows])
+        explained = []
+        for item_id in item_ids:
+            row, embedding = self._rows[item_id]
+            found = explain_row(self.scorer, row, query, self.frozen_of)
+            published = float(query.astype(np.float64) @ embedding)
+            if abs(found.score - published) > _TOLERANCE:
+                raise self._refusal(
+                    item_id,
+                    f"the score that its model gives its features, {found.score:.4f}",
+                    f"{published:.4f}",
+                    "Its vector is a frozen one (the floor), or its features were made anew: score the catalog again.",
+                )
+            explained.append(found)
+        return explained
 
-    def _read(self, item_id: str) -> tuple[pa.RecordBatch, npt.NDArray[np.float32]]:
-        if item_id not in self._rows:
-            version = self.published.note["made_of"][ITEM_FEATURES.name]
-            uri = self.published.warehouse.table(ITEM_FEATURES.name)
-            rows = _only(read_batches(uri, version, ["item_id", "item_key", *FEATURE_CELLS]), item_id)
-            vectors = _only(self.published.items(["item_id", "embedding"]), item_id)
-            if rows is None or vectors is None:
-                raise InputError(
-                    f"item_embeddings, version {self.published.version}", f"item {item_id}",
-                    expected="an item of the version", found="none", cure="Name an item_id of item_embeddings.",
-                )  # fmt: skip
-            embedding = np.array(vectors.column("embedding")[0].as_py(), np.float32)
-            self._rows[item_id] = rows, embedding
-        return self._rows[item_id]
+    def _read(self, item_ids: Sequence[str]) -> None:
+        if not item_ids:
+            return
+        version = self.published.note["made_of"][ITEM_FEATURES.name]
+        uri = self.published.warehouse.table(ITEM_FEATURES.name)
+        rows = _only(read_batches(uri, version, ["item_id", "item_key", *FEATURE_CELLS]), item_ids)
+        vectors = _only(self.published.items(["item_id", "embedding"]), item_ids)
+        for item_id in item_ids:
+            if item_id not in rows or item_id not in vectors:
+                raise self._refusal(item_id, "an item of the version", "none", "Name an item_id of item_embeddings.")
+            embedding = np.array(vectors[item_id].column("embedding")[0].as_py(), np.float32)
+            self._rows[item_id] = rows[item_id], embedding
+
+    def _refusal(self, item_id: str, expected: str, found: str, cure: str) -> InputError:
+        subject = f"item_embeddings, version {self.published.version}"
+        return InputError(subject, f"item {item_id}", expected=expected, found=found, cure=cure)
 
 
 def explain_row(
@@ -185,12 +190,11 @@ def explain_row(
     return Explanation(whole, baseline, ordered, len(features) <= MOST_FOR_ALL_SUBSETS)
 
 
-def _only(batches: Iterable[pa.RecordBatch], item_id: str) -> pa.RecordBatch | None:
-    for batch in batches:
-        found = batch.filter(pc.equal(batch.column("item_id"), item_id))
-        if len(found):
-            return found
-    return None
+def _only(batches: Iterable[pa.RecordBatch], item_ids: Sequence[str]) -> dict[str, pa.RecordBatch]:
+    """item_id -> its row, of those that are there."""
+    wanted = pa.array(item_ids, pa.string())
+    chosen = (batch.filter(pc.is_in(batch.column("item_id"), wanted)) for batch in batches)
+    return {rows.column("item_id")[n].as_py(): rows.slice(n, 1) for rows in chosen for n in range(len(rows))}
 
 
 def _features(scorer: Scorer, packed: PackedItems, key: int, frozen_of: Sequence[str]) -> list[_Feature]:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from deltalake import CommitProperties, DeltaTable, write_deltalake
 
 from itemsage_model.encoders.item_tower import ItemTowerSpec
-from itemsage_model.encoders.model_files import model_bytes
+from itemsage_model.encoders.model_files import model_bytes, save_model
 from itemsage_model.serving.scorer import Scorer
 from retrieval import explain as explain_module
-from retrieval.explain import IDENTITY, explain_row
-from tests.itemsage_model.factories import FULL_SPEC, SPEC, arrow_cells, item_cells
+from retrieval.explain import IDENTITY, Explainer, explain_row
+from schemas.cells import to_list_column
+from schemas.errors import InputError
+from schemas.metrics import ScoreMetrics
+from schemas.published import PUBLISHED, live
+from schemas.settings import Settings
+from tests.itemsage_model.factories import FULL_SPEC, SPEC, arrow_cells, item_cells, write_catalog
 
 KEYS = torch.arange(1_000, 1_006)
 
@@ -129,3 +138,35 @@ def test_without_its_identity_an_item_is_as_one_that_nobody_met() -> None:
     assert found.shares == pytest.approx(expected, abs=1e-6)
     assert found.baseline == pytest.approx(none, abs=1e-6)
     assert abs(expected[IDENTITY]) > 1e-3
+
+
+def test_items_of_a_published_version_are_explained_or_refused_by_name(
+    make_settings: Callable[..., Settings],
+) -> None:
+    layout, vector = make_settings().layout, query()
+    write_catalog(Path(layout.table("item_features")), items=6)
+    tower = FULL_SPEC.build()
+    _, model_id = save_model(layout.models, tower, FULL_SPEC, {})
+    scorer = Scorer(model_bytes(tower), FULL_SPEC)
+    table = DeltaTable(layout.table("item_features")).to_pyarrow_table().sort_by("item_id")
+    (features,) = table.combine_chunks().to_batches()
+    embeddings = scorer.score_batch(features)
+    embeddings[5] = vector  # in the place of the model's
+    rows = pa.table({"item_id": features.column("item_id"), "embedding": to_list_column(embeddings)})
+    metrics = ScoreMetrics(model_id, "float32", published_id=model_id)
+    belongs = {"metrics": asdict(metrics), "rows": 6, "query_vectors": {"version": 0, "rows": 0}}
+    note = {"run_id": "run", "as_of": "2026-03-01", "made_of": {"item_features": 0}, PUBLISHED: belongs}
+    properties = CommitProperties({"userMetadata": json.dumps(note)})
+    write_deltalake(layout.table("item_embeddings"), rows, commit_properties=properties)
+    published = live(layout)
+    assert published is not None
+    explainer = Explainer.load(published, ["title"])
+    first, again = explainer.explain(["i1", "i3"], vector), explainer.explain(["i3"], vector)
+    assert [one.score for one in first] == pytest.approx([embeddings[1] @ vector, embeddings[3] @ vector], abs=1e-5)
+    assert again == first[1:]
+    with pytest.raises(
+        InputError, match=r"version 0, item i5: expected the score that its model gives .*found 1\.0000"
+    ):
+        explainer.explain(["i5"], vector)
+    with pytest.raises(InputError, match="item nobody: expected an item of the version; found none"):
+        explainer.explain(["i1", "nobody"], vector)
