@@ -203,6 +203,7 @@ def test_a_service_without_spark_torch_and_us_answers_as_the_published_table_doe
     np.testing.assert_allclose(np.linalg.norm(found["known"][is_answered], axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.fault("B12", "loud", "query_vectors that another model made than the one that is exported")
 def test_query_vectors_of_another_model_are_refused(tmp_path: Path) -> None:
     shop = publish(tmp_path / "warehouse", fit_lsa(CATALOG, vocabulary_size=300))
     frozen = shop.encoder.encode([text[:MAX_TEXT_CHARACTERS] for text in AWKWARD])
@@ -236,6 +237,7 @@ SCRIPTS = st.text(
 )
 
 
+@pytest.mark.fault("E4", "recovered", "texts in any script, split by the exported query side as by the batch job")
 @hypothesis_settings(max_examples=150, deadline=None)
 @given(texts=st.lists(SCRIPTS, max_size=4))
 def test_texts_in_any_script_have_the_vectors_of_the_batch_job(
@@ -292,6 +294,7 @@ def test_frozen_vectors_are_compared_as_they_are_where_the_model_is_below_the_fl
     np.testing.assert_allclose(vector, shop.encoder.encode(["red mug"])[0], atol=1e-6)
 
 
+@pytest.mark.fault("A14", "loud", "a flipped bit in a file of the exported query side, and a missing file")
 @pytest.mark.parametrize("name", ["manifest.json", "lsa.onnx", "adapter-search.onnx", "words.py", "tokens.json"])
 def test_a_damaged_file_is_refused_by_name(folder: Path, tmp_path: Path, shop: Shop, name: str) -> None:
     copied = tmp_path / "queries"
@@ -308,6 +311,7 @@ def test_a_damaged_file_is_refused_by_name(folder: Path, tmp_path: Path, shop: S
         QuerySide(copied)
 
 
+@pytest.mark.fault("B11", "loud", "an index of another model or query space than the exported query side")
 def test_an_index_of_another_model_or_space_is_refused(shop: Shop, service: QuerySide) -> None:
     index = {"model_id": shop.published.model_id, "spaces": shop.published.metrics.spaces | {"home": "x"}}
     service.require(index)
@@ -342,6 +346,7 @@ def test_an_export_is_there_whole_or_not_at_all_and_of_one_version(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("B12", "loud", "a text encoder that was fitted anew since the version was published")
 def test_an_encoder_that_was_fitted_anew_is_refused(tmp_path: Path) -> None:
     shop = publish(tmp_path / "warehouse", fit_lsa(CATALOG, vocabulary_size=300))
     stored.save(fit_lsa(CATALOG[1:], vocabulary_size=300), shop.settings.layout.query_encoder)
