@@ -36,6 +36,9 @@ K = 10
 CHOSEN_ON = 400
 """Most users that settings are chosen on, evenly picked."""
 
+_START = HomeSettings(recent_items=100, half_life_days=90.0, max_distance=0.9, max_interests=10, sharpness=10.0)
+"""What the choice starts from: clusters as PinnerSage has them."""
+
 Ranked = list[str]
 
 
@@ -182,7 +185,7 @@ def choose(world: World, is_new: bool) -> tuple[HomeSettings, bool, int]:
     }
     days = max(windows, key=windows.__getitem__)
     best: tuple[float, HomeSettings, bool] | None = None
-    how, by_closeup = HomeSettings(leave_out_engaged=is_new), True
+    how, by_closeup = replace(_START, leave_out_engaged=is_new), True
     grid: Sequence[tuple[str, Sequence[Any]]] = (
         ("max_distance", (0.0, 0.6, 0.9, 1.2, 1.6, 100.0)),
         ("sharpness", (0.1, 3.0, 10.0, 30.0)),
