@@ -7,6 +7,7 @@
     publish                             make a candidate live (score.publish = "candidate")
     versions | rollback                 what was published, and going back to it (--to VERSION)
     metrics                             how stages ended, for Prometheus
+    export-queries                      what answers queries without Spark and torch, as a folder (--to FOLDER)
 
 Runs the same functions as `make pipeline` and as the stages' own commands. `run` takes all
 stages, or those from one on, in one Spark session; then it prints the summary.
@@ -42,7 +43,8 @@ from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, TRAIN, VALIDATE, S
 
 _WATCH = [sys.executable, "-I", "-S", str(ROOT / "pipeline" / "watch.py")]
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_QUICK = ("doctor", "metrics", "versions")
+_EXPORT_QUERIES = "export-queries"
+_QUICK = ("doctor", "metrics", "versions", _EXPORT_QUERIES)
 _POINTER = ("publish", "rollback")
 _NAMES = "names"
 _SINGLE: dict[str, Stage[Any]] = {
@@ -128,10 +130,13 @@ def main() -> None:
         parser.add_argument(
             "--to", type=int, help="version of item_embeddings; by default the one that was live before"
         )
+    if command == _EXPORT_QUERIES:
+        parser.add_argument("--to", type=Path, required=True, help="a folder that does not exist yet")
+        parser.add_argument("--version", type=int, help="version of item_embeddings; by default the one that is live")
     arguments = parser.parse_args(rest)
     if command in _QUICK:
         with exit_code_of_errors():
-            sys.exit(_quick(command, settings_of(arguments)))
+            sys.exit(_quick(command, settings_of(arguments), arguments))
     stages: list[Result] = []
     with ending_in_json(command, stages):
         settings, started = settings_of(arguments), time.time()
@@ -149,8 +154,8 @@ def main() -> None:
                 stages += runs_since(settings, started)
 
 
-def _quick(command: str, settings: Settings) -> int:
-    """What only reads; returns the exit code."""
+def _quick(command: str, settings: Settings, arguments: argparse.Namespace) -> int:
+    """What only reads the warehouse; returns the exit code."""
     if command == "doctor":
         from pipeline.doctor import examine  # noqa: PLC0415 (only this command needs it)
 
@@ -159,6 +164,12 @@ def _quick(command: str, settings: Settings) -> int:
         from pipeline.run_metrics import metrics_of  # noqa: PLC0415 (only this command needs it)
 
         print(metrics_of(settings), end="")
+        return 0
+    if command == _EXPORT_QUERIES:
+        from retrieval.query_side import export_published  # noqa: PLC0415 (imports torch)
+
+        settings.require_allowed("--to", str(arguments.to))
+        print("\n".join(export_published(settings.layout, arguments.to, arguments.version)))
         return 0
     for number, one in enumerate(published_versions(settings.layout)):
         back = f", back from version {one.rolled_back_from['version']}" if one.rolled_back_from else ""

@@ -8,7 +8,8 @@ import numpy as np
 from scipy.sparse import csr_matrix, diags
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
-from itemsage_model.text.tokens import MAX_CHARACTERS, clean, separate_letters
+from itemsage_model.text.tokens import MAX_CHARACTERS
+from itemsage_model.text.words import clean, separate_letters
 
 K1, B = 1.2, 0.75
 """BM25's two constants: how soon a word's repetitions count no more, and how much a long text counts less."""

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from itemsage_model.text.key_table import KeyTable
-from itemsage_model.text.tokens import MAX_CHARACTERS, clean, separate_words
+from itemsage_model.text.tokens import MAX_CHARACTERS
+from itemsage_model.text.words import clean, separate_words
 
 _MAX_CACHED = 500_000
 """Pieces, or 32 characters or token ids each, that a Tokenizer remembers before it starts afresh."""

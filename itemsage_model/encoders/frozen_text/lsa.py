@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from itemsage_model.encoders.frozen_text.text_encoder import Vectors, hash8, unit
-from itemsage_model.text.tokens import clean, has_uncased_letter, separate_letters
+from itemsage_model.text.words import words_and_parts
 from schemas.tables import EMBEDDING_DIM
 
 
@@ -75,28 +74,13 @@ def fit_lsa(texts: list[str], *, vocabulary_size: int, dims: int = EMBEDDING_DIM
     return LsaEncoder(tokens, transformer.idf_.astype(np.float32), components, min(explained, 1.0))
 
 
-def _tokens(text: str) -> list[str]:
-    """Words, pairs of neighbouring words, and the letter trigrams of each word with its blanks, marked by #.
-
-    Of words in scripts without capitals also each character and each two neighbours, marked by ^: whatever text of one
-    or two characters the catalog holds is then known. An ideograph is a word of its own.
-    """
-    words = separate_letters(clean(text)).split()
-    pairs = [f"{first} {second}" for first, second in pairwise(words)]
-    padded = [f" {word} " for word in words]
-    trigrams = [f"#{word[i : i + 3]}" for word in padded for i in range(len(word) - 2)]
-    uncased = filter(has_uncased_letter, words)
-    shorter = [f"^{word[i : i + n]}" for word in uncased for n in (1, 2) for i in range(len(word) + 1 - n)]
-    return words + pairs + trigrams + shorter
-
-
 def _tfidf(tokens: tuple[str, ...]) -> TfidfVectorizer:
-    return TfidfVectorizer(analyzer=_tokens, vocabulary=tokens, sublinear_tf=True, dtype=np.float32)
+    return TfidfVectorizer(analyzer=words_and_parts, vocabulary=tokens, sublinear_tf=True, dtype=np.float32)
 
 
 def _frequent_tokens(texts: list[str], size: int) -> tuple[tuple[str, ...], csr_matrix]:
     """The most frequent tokens, and how often each text has each of them [text, token]."""
-    counter = CountVectorizer(analyzer=_tokens, dtype=np.float32)
+    counter = CountVectorizer(analyzer=words_and_parts, dtype=np.float32)
     try:
         counts = counter.fit_transform(texts)
     except ValueError as error:  # scikit-learn's word for "empty vocabulary"

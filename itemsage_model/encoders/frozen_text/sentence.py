@@ -43,7 +43,8 @@ class SentenceEncoder:
         return f"st-{Path(self.folder).name}-{hash8(self.folder_hash.encode(), self.projection)}"
 
     @cached_property
-    def _model(self) -> Any:
+    def model(self) -> Any:
+        """The loaded model; refused where the folder holds other files than it was fitted with."""
         found = folder_sha256(self.folder)
         if found != self.folder_hash:
             raise InputError(
@@ -60,7 +61,7 @@ class SentenceEncoder:
         if not texts:
             return np.zeros((0, self.projection.shape[1]), dtype=np.float32)
         is_known = np.array([bool(text.strip()) for text in texts], dtype=np.float32)
-        return unit(_sentence_vectors(self._model, texts) @ self.projection * is_known[:, None])
+        return unit(_sentence_vectors(self.model, texts) @ self.projection * is_known[:, None])
 
 
 def fit_sentence_encoder(folder: str, texts: list[str]) -> SentenceEncoder:

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itemsage_model.encoders.frozen_text import lsa as lsa_module
 from itemsage_model.encoders.frozen_text import sentence
 from itemsage_model.encoders.frozen_text.lsa import LsaEncoder, fit_lsa
 from itemsage_model.encoders.frozen_text.stored import fit_encoder, from_bytes, load, load_if_saved, save, to_bytes
 from itemsage_model.text.tokens import token_kinds
+from itemsage_model.text.words import words_and_parts
 from schemas.errors import InputError, SettingsError
 from schemas.settings import QueryEncoderSettings
 
@@ -80,7 +80,7 @@ def test_a_vector_is_the_weighted_sum_of_its_tokens(lsa: LsaEncoder) -> None:
     counts |= {"mug": 1, "# mu": 1, "#mug": 1, "#ug ": 1}
     expected = np.zeros(256)
     for row, token in enumerate(lsa.tokens):
-        documents = sum(token in lsa_module._tokens(text) for text in CATALOG)
+        documents = sum(token in words_and_parts(text) for text in CATALOG)
         idf = np.log((1 + len(CATALOG)) / (1 + documents)) + 1
         expected += (1 + np.log(counts[token])) * idf * lsa.components[row] if token in counts else 0
     np.testing.assert_allclose(lsa.encode(["red red mug"])[0], expected / np.linalg.norm(expected), atol=1e-6)
@@ -121,14 +121,14 @@ def test_latin_texts_keep_the_tokens_that_they_had(text: str) -> None:
     words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
     pairs = [f"{first} {second}" for first, second in pairwise(words)]
     trigrams = [f"#{f' {word} '[i : i + 3]}" for word in words for i in range(len(word))]
-    assert lsa_module._tokens(text) == words + pairs + trigrams
+    assert words_and_parts(text) == words + pairs + trigrams
 
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(st.sampled_from("aÉß中文跑한ไท้जूकِ ,.\t\u3000\u200b\u00ad-'"), max_size=20))
 def test_the_encoder_has_the_words_of_the_model(text: str) -> None:
     _, words, pairs = token_kinds(text)
-    assert lsa_module._tokens(text)[: len(words) + len(pairs)] == words + [pair.replace("#", " ") for pair in pairs]
+    assert words_and_parts(text)[: len(words) + len(pairs)] == words + [pair.replace("#", " ") for pair in pairs]
 
 
 @settings(max_examples=30, deadline=None)

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itemsage_model.text import tokenizer, tokens
+from itemsage_model.text import tokenizer
 from itemsage_model.text.tokenizer import Tokenizer, load_tokenizer, pack_vocabulary, take_runs
 from itemsage_model.text.tokens import MAX_CHARACTERS, token_kinds
+from itemsage_model.text.words import _IDEOGRAPHS, _INVISIBLE
 
 # Characters that tokenisers stumble over, mixed with ordinary ones.
 AWKWARD = (
@@ -28,13 +29,13 @@ def obvious(text: str) -> tuple[list[str], list[str], list[str]]:
     clean = ""
     for character in unicodedata.normalize("NFKC", text):
         category = unicodedata.category(character)
-        ignorable = any(low <= ord(character) <= high for low, high in tokens._INVISIBLE)
+        ignorable = any(low <= ord(character) <= high for low, high in _INVISIBLE)
         if character.isspace() or not (category in ("Cc", "Cf", "Cs") or ignorable):
             clean += character.casefold()
     clean = unicodedata.normalize("NFKC", clean)
     spaced = ""
     for character in clean:
-        is_ideograph = any(low <= ord(character) <= high for low, high in tokens._IDEOGRAPHS)
+        is_ideograph = any(low <= ord(character) <= high for low, high in _IDEOGRAPHS)
         is_punctuation = unicodedata.category(character).startswith("P")
         spaced += " " if is_punctuation else f" {character} " if is_ideograph else character
     words = spaced.split()
