@@ -10,6 +10,7 @@ A catalog of more items than fit one shard is built by Spark's workers, a shard 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from uuid import uuid4
 
 import numpy as np
@@ -31,12 +32,12 @@ def write_index(found: Published, folder: str, settings: BuildSettings) -> tuple
     """Build one shard of all items, in this process; returns the manifest, without a certificate, and the build's name.
 
     Raises:
-        TableError: as of `source.checked` and `shard_of`.
+        TableError: as of `source.checked`, `shard_of` and `with_shards`.
         InputError: as of `describe`.
     """
-    build = build_name(found.version)
+    draft, build = describe(found, settings), build_name(found.version)
     shard = shard_of(published_items(found), settings)
-    return describe(found, settings, [write_shard(shard, folder, build, "0")]), build
+    return with_shards(draft, [write_shard(shard, folder, build, "0")]), build
 
 
 def build_name(version: int) -> str:
@@ -81,17 +82,12 @@ def write_shard(shard: Shard, folder: str, build: str, name: str) -> ShardFiles:
     )
 
 
-def describe(found: Published, settings: BuildSettings, shards: Sequence[ShardFiles]) -> Manifest:
-    """The manifest of shards that hold a version whole.
+def describe(found: Published, settings: BuildSettings) -> Manifest:
+    """The manifest of an index that shall hold a version whole, before it has shards.
 
     Raises:
-        InputError: they hold more or fewer items than its commit says; or as of `adapter_of`.
+        InputError: as of `adapter_of`.
     """
-    items, rows = sum(shard.items for shard in shards), found.outputs[0].rows
-    if items != rows:
-        cure = "Restore the files of the version, or name another by index.version."
-        expected = f"{rows:,} rows, as the commit of version {found.version} says"
-        raise TableError(ITEM_EMBEDDINGS.name, "(all)", expected=expected, found=f"{items:,}", cure=cure)
     return Manifest(
         version=found.version,
         model_id=found.model_id,
@@ -99,9 +95,22 @@ def describe(found: Published, settings: BuildSettings, shards: Sequence[ShardFi
         adapter=adapter_of(found),
         as_of=found.as_of,
         dim=EMBEDDING_DIM,
-        items=items,
+        items=found.outputs[0].rows,
         columns=filter_columns(found.outputs[0].uri, found.version),
         build=settings,
         code=code_version(),
-        shards=tuple(shards),
     )
+
+
+def with_shards(draft: Manifest, shards: Sequence[ShardFiles]) -> Manifest:
+    """The manifest of an index that has these shards.
+
+    Raises:
+        TableError: they hold more or fewer items than the commit of the version says.
+    """
+    items = sum(shard.items for shard in shards)
+    if items != draft.items:
+        cure = "Restore the files of the version, or name another by index.version."
+        expected = f"{draft.items:,} rows, as the commit of version {draft.version} says"
+        raise TableError(ITEM_EMBEDDINGS.name, "(all)", expected=expected, found=f"{items:,}", cure=cure)
+    return replace(draft, shards=tuple(shards))

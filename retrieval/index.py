@@ -54,13 +54,13 @@ class Index:
         self, name: str, manifest: Manifest, shards: Sequence[Shard], alive: Sequence[Allowed | None] | None = None
     ) -> None:
         self.name, self.manifest, self.shards = name, manifest, tuple(shards)
-        self._alive = tuple(alive or [None] * len(self.shards))
+        self.alive = tuple(alive or [None] * len(self.shards))
         self._starts = np.cumsum([0, *map(len, self.shards)])
         self._filters: dict[str, list[Allowed]] = {}
 
     def __len__(self) -> int:
         """Items that can be found."""
-        removed = sum(int(np.count_nonzero(~alive)) for alive in self._alive if alive is not None)
+        removed = sum(int(np.count_nonzero(~alive)) for alive in self.alive if alive is not None)
         return int(self._starts[-1]) - removed
 
     def require_space(self, query_kind: str, embedding_space: str) -> None:
@@ -111,7 +111,7 @@ class Index:
         """`search` by masks, without a check: inner products and rows, [query, k]; rows count on through the shards."""
         ef_search = self.manifest.build.ef_search
         scores, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        for shard, start, alive, chosen in zip(self.shards, self._starts, self._alive, allowed, strict=False):
+        for shard, start, alive, chosen in zip(self.shards, self._starts, self.alive, allowed, strict=False):
             both = alive if chosen is None else chosen if alive is None else chosen & alive
             more, where = shard.search(queries, k, ef_search, both)
             where[where >= 0] += start
@@ -131,7 +131,7 @@ class Index:
         """The vectors of items, float32 [item, dim], and whether each is there; NaN where it is not."""
         wanted = pa.array(item_ids, pa.string())
         found = np.full((len(wanted), self.manifest.dim), np.nan, np.float32)
-        for shard, alive in zip(self.shards, self._alive, strict=True):
+        for shard, alive in zip(self.shards, self.alive, strict=True):
             positions = pc.index_in(wanted, shard.rows["item_id"].combine_chunks()).fill_null(-1).to_numpy()
             is_here = positions >= 0
             if alive is not None:

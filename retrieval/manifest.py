@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pyarrow import fs
@@ -137,7 +137,7 @@ class Manifest:
     columns: dict[str, str]
     build: BuildSettings
     code: str
-    shards: tuple[ShardFiles, ...]
+    shards: tuple[ShardFiles, ...] = ()
     delta: Delta | None = None
     certificate: Certificate | None = None
     format: int = field(default=FORMAT)
@@ -191,8 +191,8 @@ def find_manifest(folder: str) -> Manifest | None:
     Raises:
         InputError: it is damaged.
     """
-    builds = _pointer(folder)
-    return read_manifest(folder, builds[0]) if builds else None
+    build = live_build(folder)
+    return read_manifest(folder, build) if build else None
 
 
 def read_manifest(folder: str, build: str) -> Manifest:
@@ -215,9 +215,27 @@ def read_manifest(folder: str, build: str) -> Manifest:
         raise _refusal(folder, path, f"a manifest of format {FORMAT}", found) from error
 
 
-def without_delta(manifest: Manifest) -> Manifest:
-    """The shards alone."""
-    return replace(manifest, delta=None, certificate=None)
+def live_build(folder: str) -> str | None:
+    """The name of the build in use; None where there is no index.
+
+    Raises:
+        InputError: the pointer is damaged.
+    """
+    return next(iter(_pointer(folder)), None)
+
+
+def is_there(folder: str, manifest: Manifest) -> bool:
+    """Whether every file of an index is there in its length; `read_file` looks at the content, too."""
+    system, root = file_system(folder)
+    infos = system.get_file_info([f"{root}/{file.path}" for file in manifest.files])
+    return all(info.size == file.bytes for info, file in zip(infos, manifest.files, strict=True))
+
+
+def discard(folder: str, build: str) -> None:
+    """Remove the files of a build that is not published."""
+    system, root = file_system(folder)
+    if system.get_file_info(f"{root}/{build}").type == fs.FileType.Directory:
+        system.delete_dir(f"{root}/{build}")
 
 
 def _pointer(folder: str) -> list[str]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import io
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import mmh3
 import numpy as np
@@ -28,6 +29,9 @@ from retrieval.shards import Allowed
 from retrieval.top import Scores, best
 
 K = 10
+_MOST_VALUES = 10_000
+"""Values of a filter column of which the shares are looked at."""
+
 _TIMED = 50
 """Queries of which each is timed alone, under each filter."""
 
@@ -116,26 +120,31 @@ def random_attribute(item_ids: pa.ChunkedArray) -> Attribute:
 
 
 def filters_of(
-    selectivities: Sequence[float], index_rows: Iterable[pa.Table], columns: Mapping[str, str]
+    selectivities: Sequence[float], batches: Iterable[pa.RecordBatch], columns: Sequence[str]
 ) -> list[Filter]:
     """All items, the random attribute at some selectivities, and of each filter column the values nearest to them.
 
     Args:
-        selectivities: Shares of the items that pass, 0 to 1.
-        index_rows: The rows of an index, or of a part of it.
-        columns: Its filter columns, and their types.
+        selectivities: Shares of the items that pass, above 0, at most 1.
+        batches: The filter columns of all items.
+        columns: Their names; one of very many values, such as a price, is left out.
     """
+    counts: dict[str, Counter[Any]] = {column: Counter() for column in columns}
+    rows = 0
+    for batch in batches if columns else ():
+        rows += len(batch)
+        for column, counted in list(counts.items()):
+            for entry in pc.value_counts(batch.column(column)).to_pylist():
+                counted[entry["values"]] += entry["counts"]
+            if len(counted) > _MOST_VALUES:
+                del counts[column]
     filters = [Filter("all items"), *(Filter(f"{share:.3g} of the items, at random", share) for share in selectivities)]
-    if not columns:
-        return filters
-    rows = pa.concat_tables(index_rows)
-    for column in columns:
-        counted = pc.value_counts(rows[column]).to_pylist()
-        shares = {entry["values"]: entry["counts"] / rows.num_rows for entry in counted if entry["values"] is not None}
-        chosen = {
+    for column, counted in counts.items():
+        shares = {value: count / rows for value, count in counted.items() if value is not None}
+        nearest = {
             min(shares, key=lambda value: abs(np.log(shares[value] / wanted))) for wanted in selectivities if shares
         }
-        for value in sorted(chosen, key=lambda value: -shares[value]):
+        for value in sorted(nearest, key=lambda value: (-shares[value], str(value))):
             filters.append(Filter(f"{column} = {value}", 1.0, ((column, (value,)),)))
     return filters
 
