@@ -9,6 +9,7 @@ hits.item_ids, hits.scores
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,13 +56,14 @@ class Index:
     ) -> None:
         self.name, self.manifest, self.shards = name, manifest, tuple(shards)
         self.alive = tuple(alive or [None] * len(self.shards))
-        self._starts = np.cumsum([0, *map(len, self.shards)])
+        self._starts = [0, *itertools.accumulate(map(len, self.shards))]
+        self._ids: list[pa.Array] = [shard.rows["item_id"].combine_chunks() for shard in self.shards]
         self._filters: dict[str, list[Allowed]] = {}
 
     def __len__(self) -> int:
         """Items that can be found."""
         removed = sum(int(np.count_nonzero(~alive)) for alive in self.alive if alive is not None)
-        return int(self._starts[-1]) - removed
+        return self._starts[-1] - removed
 
     def require_space(self, query_kind: str, embedding_space: str) -> None:
         """Refuse queries of another space, such as of an encoder that was fitted anew, than the index answers.
@@ -109,30 +111,31 @@ class Index:
 
     def find(self, queries: Scores, k: int, allowed: Sequence[Allowed | None]) -> tuple[Scores, Rows]:
         """`search` by masks, without a check: inner products and rows, [query, k]; rows count on through the shards."""
-        ef_search = self.manifest.build.ef_search
-        scores, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        ef_search, found = self.manifest.build.ef_search, []
         for shard, start, alive, chosen in zip(self.shards, self._starts, self.alive, allowed, strict=False):
             both = alive if chosen is None else chosen if alive is None else chosen & alive
-            more, where = shard.search(queries, k, ef_search, both)
-            where[where >= 0] += start
-            scores, rows = best(np.hstack([scores, more]), np.hstack([rows, where]), k)
-        return best(scores, rows, k)
+            scores, rows = shard.search(queries, k, ef_search, both)
+            found.append((scores, np.where(rows < 0, rows, rows + start)))
+        if len(found) == 1:
+            return found[0]
+        return best(np.hstack([scores for scores, _ in found]), np.hstack([rows for _, rows in found]), k)
 
     def ids_of(self, rows: Rows) -> npt.NDArray[np.object_]:
         """The item ids of rows of `find`; None for -1."""
         flat = rows.ravel()
         ids = np.full(len(flat), None, object)
-        for shard, start, end in zip(self.shards, self._starts, self._starts[1:], strict=False):
+        for names, start, end in zip(self._ids, self._starts, self._starts[1:], strict=False):
             here = np.flatnonzero((flat >= start) & (flat < end))
-            ids[here] = shard.rows["item_id"].take(flat[here] - start).to_pylist()
+            if len(here):
+                ids[here] = names.take(pa.array(flat[here] - start)).to_pylist()
         return ids.reshape(rows.shape)
 
     def vectors_of(self, item_ids: Sequence[str]) -> tuple[Scores, npt.NDArray[np.bool_]]:
         """The vectors of items, float32 [item, dim], and whether each is there; NaN where it is not."""
         wanted = pa.array(item_ids, pa.string())
         found = np.full((len(wanted), self.manifest.dim), np.nan, np.float32)
-        for shard, alive in zip(self.shards, self.alive, strict=True):
-            positions = pc.index_in(wanted, shard.rows["item_id"].combine_chunks()).fill_null(-1).to_numpy()
+        for shard, names, alive in zip(self.shards, self._ids, self.alive, strict=True):
+            positions = pc.index_in(wanted, names).fill_null(-1).to_numpy()
             is_here = positions >= 0
             if alive is not None:
                 is_here &= alive[positions]

@@ -160,7 +160,7 @@ def test_without_a_published_version_it_says_so(spark: SparkSession, make_settin
 def test_the_index_may_not_lie_outside_of_the_allowed_roots(tmp_path: Path) -> None:
     file = tmp_path / "shop.toml"
     file.write_text(
-        f'[warehouse]\nuri = "{tmp_path}/warehouse"\n[dates]\nas_of = 2026-03-01\ntrain_days = 20\n'
+        f'[warehouse]\nuri = "{tmp_path}/warehouse"\n[dates]\nas_of = 2026-03-01\ntrain_days = 20\ntest_days = 7\n'
         f'[security]\nallowed_roots = ["{tmp_path}"]\n[index]\nfolder = "/var/index"\n'
     )
     with pytest.raises(SettingsError, match=r"index.folder: expected a place below one of security.allowed_roots"):
