@@ -9,7 +9,6 @@ from typing import Any
 
 import faiss as untyped
 import numpy as np
-import numpy.typing as npt
 
 from retrieval.top import Rows, Scores
 
@@ -26,7 +25,7 @@ class Graph:
 
     def __init__(self, index: Any) -> None:
         self._index = index
-        self._parameters: dict[int, Any] = {}
+        self._parameters = faiss.SearchParametersHNSW(efSearch=16)
         count, dim = int(index.ntotal), int(index.d)
         flat = faiss.downcast_index(index.storage)
         # A view: it lives as long as the index does.
@@ -65,29 +64,22 @@ class Graph:
         """The graph and its vectors, for a file."""
         return bytes(faiss.serialize_index(self._index).tobytes())
 
-    def search(
-        self, queries: Scores, k: int, ef_search: int, allowed: npt.NDArray[np.bool_] | None = None
-    ) -> tuple[Scores, Rows]:
+    def search(self, queries: Scores, k: int, ef_search: int) -> tuple[Scores, Rows]:
         """Walk the graph.
 
         Args:
             queries: float32 [query, dim].
             k: How many to return.
-            ef_search: Rows nearest to the query that are looked at, whether they are allowed or not.
-            allowed: Rows that may be found, bool [row]; the walk passes through the others. None = all.
+            ef_search: Rows nearest to the query that are looked at.
 
         Returns:
             Inner products and rows, [query, k], best first; -inf and -1 where fewer were met.
         """
         ef_search = max(ef_search, k)
-        if allowed is None:
-            parameters = self._parameters.get(ef_search)
-            if parameters is None:  # to make them takes a tenth of a search
-                parameters = self._parameters[ef_search] = faiss.SearchParametersHNSW(efSearch=ef_search)
-        else:
-            selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-            parameters = faiss.SearchParametersHNSW(efSearch=ef_search, sel=selector)
+        parameters = self._parameters
+        if parameters.efSearch != ef_search:  # to make them takes a tenth of a search
+            parameters = self._parameters = faiss.SearchParametersHNSW(efSearch=ef_search)
         scores, rows = self._index.search(queries, k, params=parameters)
-        if rows[:, -1].min() < 0:
+        if len(rows) and rows[:, -1].min() < 0:
             scores[rows < 0] = -np.inf
         return scores, rows

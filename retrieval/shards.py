@@ -1,14 +1,19 @@
 """A shard of an index: some items with their vectors, filter columns and a graph to find the nearest by.
 
-A shard of few rows has no graph: comparing a query with all of them is as quick, and exact. So is one that has a graph,
-where a filter leaves few rows: a walk through a graph must look at `ef_search` / selectivity rows to meet `ef_search`
-that pass, and each step compares the query with the neighbours of a row, about 32 that it has not met yet; the matching
-rows themselves are fewer where rows * selectivity^2 < 32 ef_search, measured in docs/guide.md.
+A shard of few rows has no graph: comparing a query with all of them is as quick, and exact.
+
+A walk through a graph takes no notice of a filter. It looks at the ef_search / selectivity rows nearest to the query,
+of which the best that pass are the answer; where fewer than k of them pass, as those that do lie elsewhere, the query
+is compared with every row that passes. A walk that is told to return rows that pass returns what it met on its way
+then, and may find a twentieth of what it should (docs/lab-log.md). Each step of a walk compares the query with the
+neighbours of a row, about 32 that it has not met yet; so where rows * selectivity^2 < 32 ef_search the rows that pass
+are fewer than what it would look at, and are compared at once.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrieval.faiss_engine import Graph
-from retrieval.top import Rows, Scores, nearest
+from retrieval.top import Rows, Scores, best, nearest
 
 _COMPARED_A_STEP = 32
 """Vectors that a step of a walk compares a query with, about, at 32 links a row."""
 
-_SPARE = 2
-"""So many times k rows must pass the filter among those that a walk has looked at; else it stopped too near."""
+_SPARE = 3
+"""So many times k of the rows that a walk looks at should pass a filter that has nothing to do with the query."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +134,14 @@ class Shard:
             is_quicker = count * share <= _COMPARED_A_STEP * ef_search
         if self.graph is None or is_quicker or count <= k:
             return self._compare(queries, k, allowed)
-        met = k if allowed is None else min(_SPARE * k, count)
-        scores, rows = self.graph.search(queries, met, int(ef_search / share), allowed)
-        short = rows[:, met - 1] < 0
-        scores, rows = scores[:, :k], rows[:, :k]
+        if allowed is None:
+            scores, rows = self.graph.search(queries, k, ef_search)
+        else:
+            width = min(math.ceil(max(ef_search, _SPARE * k) / share), len(self))
+            scores, rows = self.graph.search(queries, width, width)
+            keep = allowed[rows] & (rows >= 0)
+            scores, rows = best(np.where(keep, scores, -np.inf), np.where(keep, rows, -1), k)
+        short = rows[:, -1] < 0
         if short.any():
             scores[short], rows[short] = self._compare(queries[short], k, allowed)
         return scores, rows

@@ -22,6 +22,7 @@ from retrieval.measure import Measured, Questions, filters_of, measure, merged
 from retrieval.questions import questions_of
 from retrieval.shards import BuildSettings
 from retrieval.source import published_items
+from retrieval.top import nearest as nearest_rows
 from schemas.cells import to_list_column
 from schemas.errors import GateError, InputError, TableError
 from schemas.published import Published
@@ -105,6 +106,21 @@ def test_a_filter_lets_through_what_passes_and_always_k_of_it(
     assert all(passes(shop.columns[item_id]) for item_id in hits.item_ids.ravel())
     true = [set(nearest(shop, query, 10, passes)) for query in queries]
     assert np.mean([len(set(line) & one) / 10 for line, one in zip(hits.item_ids, true, strict=True)]) > 0.95
+
+
+@pytest.mark.parametrize("ef_search", [10, 24, 48])
+def test_a_walk_that_met_too_few_is_not_believed(
+    index: Index, queries: np.ndarray, ef_search: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks at some hundred rows near the query; the items of the category lie elsewhere, and it meets a few."""
+    monkeypatch.setattr(shards, "_COMPARED_A_STEP", 0)
+    shard = index.shards[0]
+    [allowed] = index.allowed({"category": ["c5"]})
+    asked = queries[[number for number in range(len(queries)) if number % 10 != 5]]
+    scores, rows = shard.search(asked, 10, ef_search, allowed)
+    exact, _ = nearest_rows(asked, shard.vectors, 10, np.flatnonzero(allowed))
+    assert allowed[rows].all()
+    assert (scores >= exact[:, -1:] - 1e-5).mean() > 0.95
 
 
 def test_where_fewer_pass_than_are_asked_for_the_rest_is_empty(shop: Shop, index: Index, queries: np.ndarray) -> None:
@@ -290,7 +306,7 @@ def test_a_table_that_is_no_sound_version_is_not_indexed(
 
 def exam(found: Published, columns: list[str]) -> tuple[Questions, list]:  # type: ignore[type-arg]
     questions = questions_of(found, [CLICK], 50, ("query_kind", "task"))
-    return questions, filters_of((0.5, 0.01), found.items(columns), columns)
+    return questions, filters_of((0.5, 0.01, 0.001), found.items(columns), columns)
 
 
 def test_the_certificate_tells_kinds_tasks_and_filters_apart(index: Index, found: Published) -> None:
