@@ -57,7 +57,9 @@ class Index:
         self.name, self.manifest, self.shards = name, manifest, tuple(shards)
         self.alive = tuple(alive or [None] * len(self.shards))
         self._starts = [0, *itertools.accumulate(map(len, self.shards))]
-        self._ids: list[pa.Array] = [shard.rows["item_id"].combine_chunks() for shard in self.shards]
+        # Python's own texts, 70 bytes an item: to make them anew for each answer takes as long as a search. -1 is None.
+        ids = [item_id for shard in self.shards for item_id in shard.rows["item_id"].to_pylist()]
+        self._ids = np.array([*ids, None], object)
         self._filters: dict[str, list[Allowed]] = {}
 
     def __len__(self) -> int:
@@ -122,20 +124,15 @@ class Index:
 
     def ids_of(self, rows: Rows) -> npt.NDArray[np.object_]:
         """The item ids of rows of `find`; None for -1."""
-        flat = rows.ravel()
-        ids = np.full(len(flat), None, object)
-        for names, start, end in zip(self._ids, self._starts, self._starts[1:], strict=False):
-            here = np.flatnonzero((flat >= start) & (flat < end))
-            if len(here):
-                ids[here] = names.take(pa.array(flat[here] - start)).to_pylist()
-        return ids.reshape(rows.shape)
+        found: npt.NDArray[np.object_] = self._ids[rows]
+        return found
 
     def vectors_of(self, item_ids: Sequence[str]) -> tuple[Scores, npt.NDArray[np.bool_]]:
         """The vectors of items, float32 [item, dim], and whether each is there; NaN where it is not."""
         wanted = pa.array(item_ids, pa.string())
         found = np.full((len(wanted), self.manifest.dim), np.nan, np.float32)
-        for shard, names, alive in zip(self.shards, self._ids, self.alive, strict=True):
-            positions = pc.index_in(wanted, names).fill_null(-1).to_numpy()
+        for shard, alive in zip(self.shards, self.alive, strict=True):
+            positions = pc.index_in(wanted, shard.rows["item_id"].combine_chunks()).fill_null(-1).to_numpy()
             is_here = positions >= 0
             if alive is not None:
                 is_here &= alive[positions]
