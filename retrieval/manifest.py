@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ from schemas.storage import file_system, read_bytes, write_bytes
 
 FORMAT = 1
 _POINTER, _MANIFEST = "live", "manifest.json"
+_BUILD = re.compile(r"v\d+-[0-9a-f]{8}")
 _CURE = "Build it again: `itemsage export-index --settings FILE --set index.rebuild=true`."
 
 
@@ -179,10 +181,21 @@ def publish(folder: str, build: str, manifest: Manifest) -> None:
     values = json.loads(json.dumps(asdict(manifest)))
     content = (json.dumps(values | {"sha256": _checksum(values)}, indent=2) + "\n").encode()
     write_bytes(f"{folder}/{build}/{_MANIFEST}", content)
-    before = _pointer(folder)
-    kept = [build, *(name for name in before[:1] if name != build)]
+    kept = [build, *_readable_before(folder)]
     write_bytes(f"{folder}/{_POINTER}", (json.dumps({"live": kept[0], "before": kept[1:]}) + "\n").encode())
     _remove_litter(folder, kept)
+
+
+def _readable_before(folder: str) -> list[str]:
+    """The build in use, if there is one whose manifest is whole: what is damaged is nothing to keep."""
+    try:
+        build = live_build(folder)
+        if build is None:
+            return []
+        read_manifest(folder, build)
+    except InputError:
+        return []
+    return [build]
 
 
 def find_manifest(folder: str) -> Manifest | None:
@@ -233,6 +246,8 @@ def is_there(folder: str, manifest: Manifest) -> bool:
 
 def discard(folder: str, build: str) -> None:
     """Remove the files of a build that is not published."""
+    if not _BUILD.fullmatch(build):
+        raise ValueError(f"{build!r} is the name of no build")
     system, root = file_system(folder)
     if system.get_file_info(f"{root}/{build}").type == fs.FileType.Directory:
         system.delete_dir(f"{root}/{build}")
@@ -254,18 +269,21 @@ def _checksum(values: dict[str, Any]) -> str:
 
 
 def _remove_litter(folder: str, builds: list[str]) -> None:
-    """Remove the files below the folder that the manifests of none of these builds name."""
-    named = {_POINTER, *(f"{build}/{_MANIFEST}" for build in builds)}
+    """Remove the files that the manifests of none of these builds name, from folders that are called as builds are."""
+    named = {f"{build}/{_MANIFEST}" for build in builds}
     for build in builds:
         named |= {file.path for file in read_manifest(folder, build).files}
     system, root = file_system(folder)
-    for info in system.get_file_info(fs.FileSelector(root, recursive=True)):
-        if info.type == fs.FileType.File and info.path[len(root) :].lstrip("/") not in named:
-            system.delete_file(info.path)
-    if isinstance(system, fs.LocalFileSystem):
-        for info in system.get_file_info(fs.FileSelector(root)):
-            if info.type == fs.FileType.Directory and not system.get_file_info(fs.FileSelector(info.path)):
-                system.delete_dir(info.path)
+    for found in system.get_file_info(fs.FileSelector(root)):
+        if found.type != fs.FileType.Directory or not _BUILD.fullmatch(found.base_name):
+            continue  # not ours: somebody has named a folder that was in use
+        files = system.get_file_info(fs.FileSelector(found.path, recursive=True))
+        kept = [file for file in files if f"{found.base_name}/{file.base_name}" in named]
+        if not kept:
+            system.delete_dir(found.path)
+        for file in files if kept else ():
+            if file not in kept:
+                system.delete_file(file.path)
 
 
 def _refusal(folder: str, part: str, expected: str, found: str) -> InputError:

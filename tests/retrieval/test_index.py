@@ -193,6 +193,10 @@ def _edit(folder: Path, _: Manifest) -> None:
     file.write_text(file.read_text().replace("model-a", "model-b"))
 
 
+def _spoil_the_pointer(folder: Path, _: Manifest) -> None:
+    (folder / "live").write_text("{")
+
+
 def _point_nowhere(folder: Path, _: Manifest) -> None:
     (folder / "live").write_text('{"live": "v9-0", "before": []}')
 
@@ -204,6 +208,7 @@ def _point_nowhere(folder: Path, _: Manifest) -> None:
         (_flip, "found another: the file was changed"),
         (_lose, "found no such file"),
         (_edit, "its sha256 differs"),
+        (_spoil_the_pointer, "expected the name of a build; found a damaged file"),
         (_point_nowhere, "expected the manifest that `live` names; found no such file"),
     ],
 )
@@ -213,6 +218,7 @@ def test_a_damaged_index_does_not_open(
     harm(tmp_path, built(found, tmp_path).manifest)
     with pytest.raises(InputError, match=message):
         open_index(str(tmp_path))
+    assert len(built(found, tmp_path)) == len(open_index(str(tmp_path)))
 
 
 def test_an_index_of_another_version_or_space_or_without_a_certificate_does_not_open(
@@ -256,9 +262,14 @@ def test_a_build_that_is_ended_before_its_manifest_leaves_the_former_index(
     assert [uri.rpartition("/")[2] for uri in written] == ["manifest.json", "live"]
     assert all(path.read_bytes() == content for path, content in before.items())
     assert len(open_index(str(tmp_path)).search(queries, 10).item_ids) == len(queries)
-    # The next build that is done keeps the one before it, and removes what the two ended ones have left.
+    # The next build that is done keeps the one before it, and removes what the two ended ones have left; nothing else.
+    for foreign in ("notes.txt", "v1/table.parquet", "v1-other/table.parquet"):
+        (tmp_path / foreign).parent.mkdir(exist_ok=True)
+        (tmp_path / foreign).write_text("somebody's")
     built(found, tmp_path)
-    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2 + 2
+    assert len(list(tmp_path.rglob("*.parquet"))) == 2
+    assert (tmp_path / "notes.txt").exists()
 
 
 # ---------------------------------------------------------------- what it is built of
