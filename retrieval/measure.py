@@ -169,7 +169,7 @@ def measure(
     wanted = pa.array(sorted({one for ids, _, _ in answers for one in ids.ravel() if one is not None}), pa.string())
     vectors = np.full((len(wanted), queries.shape[1]), np.nan, np.float32)
     passes = np.zeros((len(filters), len(wanted)), bool)
-    exact = [np.empty((len(queries), 0), np.float32) for _ in filters]
+    exact = [np.full((len(queries), K), -np.inf, np.float32) for _ in filters]
     counts, rows_read = [0] * len(filters), 0
     for rows, piece in pieces:
         rows_read += rows.num_rows
@@ -181,8 +181,7 @@ def measure(
             keep = one.passing(rows, attribute, columns)
             chosen = scores if keep is None else scores[:, keep]
             counts[number] += chosen.shape[1]
-            both = np.hstack([exact[number], chosen])
-            exact[number], _ = best(both, np.zeros(both.shape, np.int64), K)
+            exact[number] = _with_better(exact[number], chosen)
             passes[number, positions[is_wanted]] = True if keep is None else keep[is_wanted]
     place = {item_id: number for number, item_id in enumerate(wanted.to_pylist())}
     return [
@@ -196,6 +195,24 @@ def measure(
         )
         for number, (ids, said, took) in enumerate(answers)
     ]
+
+
+def _with_better(found: Scores, scores: Scores) -> Scores:
+    """The best k of those found and of further scores, of which few are better: only these are sorted.
+
+    Args:
+        found: float32 [query, k], best first.
+        scores: float32 [query, row].
+    """
+    lines, rows = np.nonzero(scores > found[:, -1:])
+    counts = np.bincount(lines, minlength=len(found))
+    if not len(lines):
+        return found
+    places = np.arange(len(lines)) - np.repeat(np.cumsum(counts) - counts, counts)
+    better = np.full((len(found), counts.max()), -np.inf, np.float32)
+    better[lines, places] = scores[lines, rows]
+    both = np.hstack([found, better])
+    return best(both, np.zeros(both.shape, np.int64), found.shape[1])[0]
 
 
 def _ask(

@@ -201,6 +201,7 @@ def _point_nowhere(folder: Path, _: Manifest) -> None:
     (folder / "live").write_text('{"live": "v9-0", "before": []}')
 
 
+@pytest.mark.fault("A14", "loud", "a file of an index cut short, changed, lost; its manifest or pointer edited")
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -294,6 +295,7 @@ def _lost(rows: pa.Table) -> pa.Table:
     return rows.slice(1)
 
 
+@pytest.mark.fault("B11", "loud", "an index of a table with rows of two models, of one item twice, too few, too long")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
