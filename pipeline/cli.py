@@ -2,6 +2,7 @@
 
     run                                 all stages, or those from one on (--from), and the summary
     train | validate | score | evaluate one stage
+    export-index                        an index of the published vectors, with its recall certificate
     doctor                              what would go wrong, before anything runs
     names                               where Spark's catalog has the tables that [inputs] names
     publish                             make a candidate live (score.publish = "candidate")
@@ -39,7 +40,7 @@ from schemas.lease import VARIABLE, WHOLE_RUN, hold
 from schemas.published import published_versions, roll_back
 from schemas.results import Result, ending_in_json, runs_since
 from schemas.settings import Settings
-from schemas.stages import EVALUATE, PIPELINE, SCORE_CATALOG, TRAIN, VALIDATE, Stage
+from schemas.stages import EVALUATE, EXPORT_INDEX, PIPELINE, SCORE_CATALOG, TRAIN, VALIDATE, Stage
 
 _WATCH = [sys.executable, "-I", "-S", str(ROOT / "pipeline" / "watch.py")]
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -48,7 +49,7 @@ _QUICK = ("doctor", "metrics", "versions", _EXPORT_QUERIES)
 _POINTER = ("publish", "rollback")
 _NAMES = "names"
 _SINGLE: dict[str, Stage[Any]] = {
-    "train": TRAIN, "validate": VALIDATE, "score": SCORE_CATALOG, "evaluate": EVALUATE,
+    "train": TRAIN, "validate": VALIDATE, "score": SCORE_CATALOG, "evaluate": EVALUATE, "export-index": EXPORT_INDEX,
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from pipeline.commands import ROOT
 from schemas import tables
 from schemas.columns import Column, Kind, Table
 from schemas.settings import InputSettings, Section, Settings
-from schemas.stages import MAKE_DEMO_WORLD, PIPELINE, is_among, maker_of
+from schemas.stages import BESIDE, MAKE_DEMO_WORLD, PIPELINE, is_among, maker_of
 
 COMMAND = "python -m pipeline.reference"
 
@@ -78,7 +78,7 @@ def grouped_tables() -> dict[str, list[Table]]:
 
 
 def _table_section(table: Table) -> list[str]:
-    readers = [f"`{stage.name}`" for stage in PIPELINE if is_among(table.name, stage.reads)]
+    readers = [f"`{stage.name}`" for stage in (*PIPELINE, *BESIDE) if is_among(table.name, stage.reads)]
     key = ", ".join(f"`{name}`" for name in table.key) or "none"
     return [
         f"### {escaped(table.name)}", "",

@@ -25,7 +25,7 @@ from schemas.metrics import EvaluationMetrics
 from schemas.plain_text import printable
 from schemas.records import RunRecord, TableVersion, all_records, find_record, read_record
 from schemas.settings import Settings
-from schemas.stages import EVALUATE, MAINTAIN_TABLES, SCORE_CATALOG, VALIDATE
+from schemas.stages import BESIDE, EVALUATE, SCORE_CATALOG, VALIDATE
 from schemas.storage import read_columns, read_first_rows
 from schemas.tables import EVALUATED_SYSTEMS, EVALUATION, ITEM_EMBEDDINGS, ITEMS
 
@@ -40,7 +40,8 @@ def print_summary(settings: Settings) -> None:
         InputError: the records are of stages that were made with different things, or the figures are of embeddings
             that are no longer published.
     """
-    records = [record for record in all_records(settings.layout) if record.stage != MAINTAIN_TABLES.name]
+    beside = {stage.name for stage in BESIDE}
+    records = [record for record in all_records(settings.layout) if record.stage not in beside]
     kinds = {task.query_kind for task in settings.task_list}
     agreed(settings.layout, EVALUATE, [record for record in records if record.stage != EVALUATE.name], kinds)
     published = read_record(settings.layout, SCORE_CATALOG).output(ITEM_EMBEDDINGS.name)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-_PACKAGES = ("itemsage_model", "jobs", "schemas")
+_PACKAGES = ("itemsage_model", "jobs", "retrieval", "schemas")
 
 
 @lru_cache(maxsize=1)

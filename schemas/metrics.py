@@ -337,6 +337,33 @@ class ScoreMetrics:
 
 
 @dataclass(frozen=True)
+class IndexMetrics:
+    """Of export_index.
+
+    Attributes:
+        version: Version of item_embeddings that the index holds.
+        model_id: Of its rows.
+        build: The folder of its manifest.
+        how: Built anew, or brought there by the change feed, and why, in words.
+        items: Items that can be found.
+        shards: Shards that were built of them.
+        adds: Items beside these, by the change feed.
+        tombstones: Items that the shards hold and nobody finds there any more.
+        recall: What was asked -> recall@10 against exact search, 0 to 1.
+    """
+
+    version: int
+    model_id: str
+    build: str
+    how: str
+    items: int = 0
+    shards: int = 1
+    adds: int = 0
+    tombstones: int = 0
+    recall: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class EvaluationMetrics:
     """Of evaluate.
 

@@ -14,6 +14,7 @@ from schemas import tables as t
 from schemas.columns import Table
 from schemas.metrics import (
     EvaluationMetrics,
+    IndexMetrics,
     ItemMetrics,
     ItemTextMetrics,
     MaintenanceMetrics,
@@ -118,6 +119,14 @@ EVALUATE = Stage(
 MAINTAIN_TABLES = Stage("maintain_tables", (), (), MaintenanceMetrics, is_alone=True)
 """Not of the pipeline: run beside it, such as once a week."""
 
+EXPORT_INDEX = Stage(
+    "export_index", (t.ITEM_EMBEDDINGS, t.QUERY_VECTORS, t.ITEM_CHANGES, t.HELD_OUT_PAIRS), (), IndexMetrics
+)  # fmt: skip
+"""Not of the pipeline: run after it. Reads a version that was published, and what its commit says belongs to it."""
+
+BESIDE: tuple[Stage[Any], ...] = (MAINTAIN_TABLES, EXPORT_INDEX)
+"""Stages that are not of the pipeline, and leave a record like those that are."""
+
 PIPELINE: tuple[Stage[Any], ...] = (
     EMBED_QUERIES,
     EMBED_ITEMS,
@@ -155,12 +164,12 @@ def remade(name: str) -> str:
 
 
 def stage_named(name: str) -> Stage[Any]:
-    """The stage of the pipeline with this name.
+    """The stage with this name, of the pipeline or beside it.
 
     Raises:
         KeyError: there is none.
     """
-    for stage in PIPELINE:
+    for stage in (*PIPELINE, *BESIDE):
         if stage.name == name:
             return stage
     raise KeyError(f"no stage {name!r}; the stages are {', '.join(stage.name for stage in PIPELINE)}")

@@ -11,6 +11,7 @@
 <warehouse>/checkpoints/<run id>/      what an unfinished training run goes on from; removed when it ends
 <warehouse>/tensorboard/<run id>/      training curves; local warehouses only
 <warehouse>/query_encoder/             the frozen text encoder that embed_queries fitted, and embed_items reads
+<warehouse>/index/                     an index of the published vectors; retrieval/manifest.py
 <warehouse>/query_projections/<space>/ how embed_queries brings queries of another length to 256 numbers
 """
 
@@ -100,6 +101,11 @@ class Warehouse:
     def tensorboard(self, run_id: str) -> str:
         """Folder of a training run's curves; empty where the warehouse is no local folder."""
         return self.place("tensorboard", run_id) if self.is_local else ""
+
+    @property
+    def index(self) -> str:
+        """Folder of the index of the published vectors, where the settings name no other."""
+        return self.place("index")
 
     @property
     def query_encoder(self) -> str:

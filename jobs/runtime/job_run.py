@@ -81,7 +81,9 @@ class JobRun(Generic[Metrics]):
         try:
             catalog.bind(self.spark, self.settings, self.stage)
             stop_if_done(self.settings, self.stage)
-            self.require_agreement([stage for stage in PIPELINE if self._reads_from(stage)])
+            # What stages beside the pipeline read is published, and its commit says what belongs to it.
+            makers = PIPELINE if self.stage in PIPELINE else ()
+            self.require_agreement([stage for stage in makers if self._reads_from(stage)])
         except BaseException:
             self._held.close()
             raise

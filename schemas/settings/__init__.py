@@ -30,6 +30,7 @@ from schemas.settings.data import (
     WarehouseSettings,
 )
 from schemas.settings.deadlines import DeadlineSettings
+from schemas.settings.index import IndexSettings
 from schemas.settings.maintenance import MaintenanceSettings
 from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
 from schemas.settings.section import Section
@@ -92,6 +93,7 @@ class Settings(Section):
     canaries: tuple[CanarySettings, ...] = ()
     floor: FloorSettings = FloorSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    index: IndexSettings = IndexSettings()
     deadlines: DeadlineSettings = DeadlineSettings()
     maintenance: MaintenanceSettings = MaintenanceSettings()
     demo_world: DemoWorldSettings = DemoWorldSettings()
@@ -113,7 +115,11 @@ class Settings(Section):
             )
         if self.negatives:
             self._require_usable_negatives()
-        places = {"warehouse.uri": self.warehouse.uri, "query_encoder.folder": self.query_encoder.folder}
+        places = {
+            "warehouse.uri": self.warehouse.uri,
+            "query_encoder.folder": self.query_encoder.folder,
+            "index.folder": self.index.folder,
+        }
         given = {f"inputs.{table.name}": getattr(self.inputs, table.name) for table in INPUTS}
         for key, place in (places | {key: text for key, text in given.items() if not is_name(text)}).items():
             if place:
@@ -156,6 +162,11 @@ class Settings(Section):
     def layout(self) -> Warehouse:
         """What lies where in the warehouse."""
         return Warehouse(self.warehouse.uri)
+
+    @property
+    def index_folder(self) -> str:
+        """Where the index of the published vectors lies."""
+        return self.index.folder or self.layout.index
 
     @property
     def task_list(self) -> list[Task]:
@@ -209,12 +220,14 @@ class Settings(Section):
         """The same settings with every relative path made absolute: for a process that runs in another folder."""
         given = {table.name: getattr(self.inputs, table.name) for table in INPUTS}
         named = {name: absolute_uri(place) for name, place in given.items() if place and not is_name(place)}
+        index = self.index.folder
         folder, roots = self.query_encoder.folder, tuple(map(absolute_uri, self.security.allowed_roots))
         return self.model_copy(
             update={
                 "warehouse": self.warehouse.model_copy(update={"uri": absolute_uri(self.warehouse.uri)}),
                 "inputs": self.inputs.model_copy(update=named),
                 "security": self.security.model_copy(update={"allowed_roots": roots}),
+                "index": self.index.model_copy(update={"folder": index and absolute_uri(index)}),
                 "query_encoder": self.query_encoder.model_copy(update={"folder": folder and absolute_uri(folder)}),
             }
         )
@@ -291,7 +304,8 @@ def _explain(error: Any) -> str:
 
 __all__ = [
     "CatalogSettings", "DateSettings", "DeadlineSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings",
-    "FloorSettings", "GateSettings", "InputSettings", "LossSettings", "ModelSettings", "NegativeSettings",
-    "QueryEncoderSettings", "RejectShareSettings", "ScoreSettings", "Section", "SecuritySettings", "Settings",
-    "TaskSettings", "TrainSettings", "TrainingTableSettings", "WarehouseSettings", "item_elements", "load_settings",
+    "FloorSettings", "GateSettings", "IndexSettings", "InputSettings", "LossSettings", "ModelSettings",
+    "NegativeSettings", "QueryEncoderSettings", "RejectShareSettings", "ScoreSettings", "Section", "SecuritySettings",
+    "Settings", "TaskSettings", "TrainSettings", "TrainingTableSettings", "WarehouseSettings", "item_elements",
+    "load_settings",
 ]  # fmt: skip

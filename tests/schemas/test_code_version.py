@@ -21,7 +21,7 @@ def version_in(path: Path) -> str:
 
 
 def test_a_changed_source_file_is_another_version_in_a_folder_and_in_a_zip(tmp_path: Path) -> None:
-    for package in ("schemas", "jobs", "itemsage_model"):
+    for package in ("schemas", "jobs", "itemsage_model", "retrieval"):
         shutil.copytree(ROOT / package, tmp_path / "a" / package, ignore=shutil.ignore_patterns("__pycache__"))
     first = version_in(tmp_path / "a")
     assert version_in(tmp_path / "a") == first

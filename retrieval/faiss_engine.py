@@ -1,0 +1,85 @@
+"""The door to faiss: a graph (HNSW) over the vectors of one shard, built, stored and searched; nobody else imports it.
+
+Another engine would be a file beside this one with a class of the same five members.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faiss as untyped
+import numpy as np
+
+from retrieval.top import Rows, Scores
+
+faiss: Any = untyped
+"""Its stubs know the C++ side and not the Python one."""
+
+
+class Graph:
+    """An HNSW graph that holds the vectors it was built of.
+
+    Args:
+        index: faiss's own; `IndexHNSWFlat` of the inner product.
+    """
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+        self._parameters = faiss.SearchParametersHNSW(efSearch=16)
+        count, dim = int(index.ntotal), int(index.d)
+        flat = faiss.downcast_index(index.storage)
+        # A view: it lives as long as the index does.
+        self.vectors: Scores = faiss.rev_swig_ptr(flat.get_xb(), count * dim).reshape(count, dim)
+
+    @classmethod
+    def build(cls, vectors: Scores, hnsw_m: int, ef_construction: int) -> Graph:
+        """Build it of float32 [row, dim]; with one thread equal vectors in equal order give an equal graph.
+
+        Args:
+            vectors: What is searched.
+            hnsw_m: Links of a row in each layer.
+            ef_construction: Candidates that a row's links are chosen from.
+        """
+        index = faiss.IndexHNSWFlat(vectors.shape[1], hnsw_m, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = ef_construction
+        index.add(np.ascontiguousarray(vectors, np.float32))
+        return cls(index)
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Graph:
+        """The graph that `to_bytes` has stored.
+
+        Raises:
+            ValueError: the bytes are none.
+        """
+        try:
+            index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
+        except RuntimeError as error:
+            raise ValueError(" ".join(str(error).split())[:200]) from error
+        if not isinstance(index, faiss.IndexHNSWFlat) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise ValueError(f"{type(index).__name__}, no HNSW graph of inner products")
+        return cls(index)
+
+    def to_bytes(self) -> bytes:
+        """The graph and its vectors, for a file."""
+        return bytes(faiss.serialize_index(self._index).tobytes())
+
+    def search(self, queries: Scores, k: int, ef_search: int) -> tuple[Scores, Rows]:
+        """Walk the graph.
+
+        Args:
+            queries: float32 [query, dim].
+            k: How many to return.
+            ef_search: Rows nearest to the query that are looked at.
+
+        Returns:
+            Inner products and rows, [query, k], best first; -inf and -1 where fewer were met.
+        """
+        ef_search = max(ef_search, k)
+        parameters = self._parameters
+        if parameters.efSearch != ef_search:  # to make them takes a tenth of a search
+            parameters = self._parameters = faiss.SearchParametersHNSW(efSearch=ef_search)
+        scores, rows = self._index.search(queries, k, params=parameters)
+        if len(rows) and rows[:, -1].min() < 0:
+            scores[rows < 0] = -np.inf
+        return scores, rows
