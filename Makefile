@@ -13,7 +13,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --timeout
 .PHONY: help demo demo-by-name pipeline online-retail online-retail-cold complete-journey doctor test faults check bench quality package requirements sentence-transformers clean
 
 help:
-	@echo "make demo                                 the whole pipeline on a synthetic shop, into ./demo-warehouse"
+	@echo "make demo                                 the whole pipeline on a synthetic shop, into ./demo-warehouse, and answers from it"
 	@echo "make demo-by-name                         the same with all of its tables in a Hive metastore, known by name only"
 	@echo "make pipeline SETTINGS=shop.toml [FROM=train] [SET='a.b=c ...']   the same on your own tables"
 	@echo "make online-retail DATA=by-day.tar.xz     the same on the UCI Online Retail log"
@@ -41,6 +41,8 @@ ready: .venv/installed
 
 demo: ready
 	@$(RUN) --settings demo.toml --prepare jobs/make_demo_world.py $(foreach s,$(SET),--set $(s))
+	@$(BIN)/itemsage export-index --settings demo.toml $(foreach s,$(SET),--set $(s))
+	@$(BIN)/itemsage search --settings demo.toml --samples 3 --k 3 $(foreach s,$(SET),--set $(s))
 
 # A Hive metastore in a folder of its own: embedded Derby, which one process at a time may open.
 CATALOG := $(CURDIR)/demo-catalog

@@ -8,6 +8,7 @@
     publish                             make a candidate live (score.publish = "candidate")
     versions | rollback                 what was published, and going back to it (--to VERSION)
     metrics                             how stages ended, for Prometheus
+    search                              what the index answers: --text, --query, --item, --home, --samples; --why
     export-queries                      what answers queries without Spark and torch, as a folder (--to FOLDER)
 
 Runs the same functions as `make pipeline` and as the stages' own commands. `run` takes all
@@ -45,7 +46,8 @@ from schemas.stages import EVALUATE, EXPORT_INDEX, PIPELINE, SCORE_CATALOG, TRAI
 _WATCH = [sys.executable, "-I", "-S", str(ROOT / "pipeline" / "watch.py")]
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _EXPORT_QUERIES = "export-queries"
-_QUICK = ("doctor", "metrics", "versions", _EXPORT_QUERIES)
+_SEARCH = "search"
+_QUICK = ("doctor", "metrics", "versions", _EXPORT_QUERIES, _SEARCH)
 _POINTER = ("publish", "rollback")
 _NAMES = "names"
 _SINGLE: dict[str, Stage[Any]] = {
@@ -134,6 +136,10 @@ def main() -> None:
     if command == _EXPORT_QUERIES:
         parser.add_argument("--to", type=Path, required=True, help="a folder that does not exist yet")
         parser.add_argument("--version", type=int, help="version of item_embeddings; by default the one that is live")
+    if command == _SEARCH:
+        from pipeline.search import add_arguments  # noqa: PLC0415 (imports torch)
+
+        add_arguments(parser)
     arguments = parser.parse_args(rest)
     if command in _QUICK:
         with exit_code_of_errors():
@@ -165,6 +171,11 @@ def _quick(command: str, settings: Settings, arguments: argparse.Namespace) -> i
         from pipeline.run_metrics import metrics_of  # noqa: PLC0415 (only this command needs it)
 
         print(metrics_of(settings), end="")
+        return 0
+    if command == _SEARCH:
+        from pipeline.search import search  # noqa: PLC0415 (imports torch)
+
+        search(settings, arguments)
         return 0
     if command == _EXPORT_QUERIES:
         from retrieval.query_side import export_published  # noqa: PLC0415 (imports torch)

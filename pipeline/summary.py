@@ -12,22 +12,19 @@ from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 
 from itemsage_model.evaluation.floor import comparisons, hardest_rivals
+from retrieval.titles import titles_of
 from schemas.contracts import agreed, run_again
 from schemas.errors import DeadlineError, InputError
-from schemas.input_rows import input_rows
-from schemas.input_tables import find_input
 from schemas.metrics import EvaluationMetrics
 from schemas.plain_text import printable
 from schemas.records import RunRecord, TableVersion, all_records, find_record, read_record
 from schemas.settings import Settings
 from schemas.stages import BESIDE, EVALUATE, SCORE_CATALOG, VALIDATE
 from schemas.storage import read_columns, read_first_rows
-from schemas.tables import EVALUATED_SYSTEMS, EVALUATION, ITEM_EMBEDDINGS, ITEMS
+from schemas.tables import EVALUATED_SYSTEMS, EVALUATION, ITEM_EMBEDDINGS
 
 _MAX_SEARCHED = 50_000
 """Items among which neighbours are searched."""
@@ -170,7 +167,7 @@ def _print_neighbours(settings: Settings, published: TableVersion) -> None:
     ids = table["item_id"].to_pylist()
     print("\nnearest neighbours")
     try:
-        titles = _titles(settings, set(ids))
+        titles = titles_of(settings, ids)
     except (InputError, DeadlineError, OSError, DeltaError) as error:  # of a table that has changed since the run
         print(f"  by item_id, as titles cannot be read: {error}")
         titles = {}
@@ -182,14 +179,3 @@ def _print_neighbours(settings: Settings, published: TableVersion) -> None:
         for neighbour in np.argsort(-similarity, kind="stable")[:5]:
             title = titles.get(ids[neighbour], f"{ids[neighbour]} (no title)")
             print(f"    {similarity[neighbour]:.3f}  {printable(title)}")
-
-
-def _titles(settings: Settings, ids: set[str]) -> dict[str, str]:
-    """Titles of some items, as the jobs read them; of the items that have one."""
-    found = find_input(settings.table_uri(ITEMS.name), ITEMS)
-    titles: dict[str, str] = {}
-    for batch in input_rows(found, ("item_id", "title")):
-        wanted = batch.filter(pc.is_in(batch["item_id"], pa.array(ids, pa.string())))
-        pairs = zip(wanted["item_id"].to_pylist(), wanted["title"].to_pylist(), strict=True)
-        titles |= {item: title for item, title in pairs if title}
-    return titles

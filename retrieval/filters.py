@@ -48,7 +48,7 @@ def allowed_values(where: Where, columns: Mapping[str, str]) -> dict[str, pa.Arr
     for name, values in where.items():
         if name not in columns:
             known = f"one of its filter columns: {', '.join(sorted(columns)) or 'it has none'}"
-            cure = "Name another, or add the column to score.filter_columns and publish again."
+            cure = "Name another, or add the column to score.filters and publish again."
             raise InputError("filter", name, expected=known, found=f"the column {name}", cure=cure)
         kind = pa.type_for_alias(columns[name])
         listed = [values] if isinstance(values, str | bytes) or not isinstance(values, Sequence) else list(values)

@@ -22,10 +22,15 @@ Vectors = npt.NDArray[np.float32]
 
 
 class Hits(Protocol):
-    """What a search returns: ids [query, k], None where fewer were found, and float32 scores [query, k]."""
+    """What a search returns."""
 
-    item_ids: npt.NDArray[Any]
-    scores: Vectors
+    @property
+    def item_ids(self) -> npt.NDArray[Any]:
+        """Object [query, k]; None where fewer were found."""
+
+    @property
+    def scores(self) -> Vectors:
+        """float32 [query, k]."""
 
 
 class Index(Protocol):

@@ -1,0 +1,180 @@
+"""`itemsage search`: what the three surfaces answer, in a terminal; see retrieval/surfaces.py.
+
+--text "red lamp"            search: a text
+--query ID | --item ID       closeup: a query of query_vectors, or an item
+--vector FILE --space NAME   closeup: a frozen vector (JSON list of numbers) of an embedding space
+--home ID[:AGE],...          home: the user's recent items, and how many days ago
+--samples N                  N real queries on each surface
+--why                        what each score consists of
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from retrieval.home import Engaged
+from retrieval.surfaces import CLOSEUP, SEARCH, Found, Surfaces
+from schemas.errors import SettingsError
+from schemas.input_rows import input_rows
+from schemas.input_tables import find_input
+from schemas.plain_text import printable
+from schemas.settings import Settings
+from schemas.storage import read_bytes
+from schemas.tables import QUERIES
+
+_REPEATED = 20
+"""How often a sample is asked: the first time pays for what is loaded then."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--text", help="search: a text")
+    asked.add_argument("--query", help="closeup: query_id of query_vectors")
+    asked.add_argument("--item", help="closeup: item_id")
+    asked.add_argument("--vector", help="closeup: a file with a frozen vector, a JSON list of numbers")
+    asked.add_argument("--home", help="home: item_id[:days ago],... of a user")
+    asked.add_argument("--samples", type=int, help="so many real queries on each surface")
+    parser.add_argument("--space", default="", help="of --vector: its embedding space")
+    parser.add_argument("--kind", default="", help="query kind; by default search for --text, closeup for the others")
+    parser.add_argument("--k", type=int, default=10, help="how many items")
+    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE[,VALUE]", help="a filter")
+    parser.add_argument("--why", action="store_true", help="what each score consists of")
+
+
+def search(settings: Settings, arguments: argparse.Namespace) -> None:
+    """Ask, and print the answers.
+
+    Raises:
+        InputError, SettingsError: as of `Surfaces`, or an argument is not usable.
+    """
+    surfaces = Surfaces.open(settings)
+    if arguments.samples is not None:
+        for surface, asked, found in samples(surfaces, arguments.samples, arguments.k):
+            _show(surfaces, f"{surface}  {asked}", found, why=arguments.why)
+        return
+    where = dict(_filter(surfaces, one) for one in arguments.where) or None
+    k, kind = arguments.k, arguments.kind
+    if arguments.text is not None:
+        found = surfaces.search(arguments.text, k, where, kind or SEARCH)
+        _show(surfaces, f"search  {arguments.text}", found, why=arguments.why)
+    elif arguments.home is not None:
+        engaged = [_engaged(one) for one in arguments.home.split(",")]
+        found = surfaces.home(engaged, k, where)
+        _show(surfaces, f"home  {arguments.home}", found, why=arguments.why)
+    elif arguments.vector is not None:
+        settings.require_allowed("--vector", arguments.vector)
+        frozen = _vector(arguments.vector)
+        found = surfaces.closeup_of_vector(frozen, arguments.space, k, where, kind or CLOSEUP)
+        _show(surfaces, f"closeup  {arguments.vector}", found, why=arguments.why)
+    else:
+        query, item = arguments.query or "", arguments.item or ""
+        found = surfaces.closeup(query, item, k, where, kind or CLOSEUP)
+        _show(surfaces, f"closeup  {query or item}", found, why=arguments.why)
+
+
+def samples(surfaces: Surfaces, count: int, k: int) -> Iterator[tuple[str, str, Found]]:
+    """Surface, what was asked, and what was found, of some real queries on each; kinds that are not there are left out.
+
+    The shop's first queries are taken, of those that the version answers. A user of the home surface is made up of the
+    items that two such queries show.
+    """
+    rows = list(islice(_queries(surfaces), 8 * count))
+    known = surfaces.query_vectors([row["query_id"] for row in rows])
+    rows = [row for row in rows if row["query_id"] in known]
+    for row in [row for row in rows if row["query_item_id"]][:count]:
+        yield CLOSEUP, _shown(row), _timed(lambda row=row: surfaces.closeup(query_id=row["query_id"], k=k))
+    for row in [row for row in rows if row["text"] and not row["query_item_id"]][:count]:
+        ask = {"text": row["text"], "k": k, "kind": row["query_kind"]}
+        yield SEARCH, _shown(row), _timed(lambda ask=ask: surfaces.search(**ask), 1)
+    items = list(dict.fromkeys(row["query_item_id"] for row in rows if row["query_item_id"]))
+    for first in range(min(count, len(items) // 2)):
+        user = [Engaged(item, float(age)) for age, item in enumerate(items[2 * first : 2 * first + 2])]
+        titles = surfaces.titles(one.item_id for one in user)
+        asked = ", ".join(f"{titles.get(one.item_id, one.item_id)} ({one.age_days:.0f} days ago)" for one in user)
+        yield "home", asked, _timed(lambda user=user: surfaces.home(user, k))
+
+
+def _queries(surfaces: Surfaces) -> Iterator[dict[str, Any]]:
+    """Queries of the shop, of every kind as many at a time."""
+    table = find_input(surfaces.settings.table_uri(QUERIES.name), QUERIES)
+    taken: dict[str, list[dict[str, Any]]] = {}
+    for batch in input_rows(table, ("query_id", "query_kind", "text", "query_item_id")):
+        for kind in pc.unique(batch.column("query_kind")).to_pylist():
+            rows = batch.filter(pc.equal(batch.column("query_kind"), kind)).slice(0, 100)
+            taken.setdefault(kind, []).extend(rows.to_pylist()[: 100 - len(taken.get(kind, []))])
+    for number in range(max(map(len, taken.values()), default=0)):
+        yield from (rows[number] for rows in taken.values() if number < len(rows))
+
+
+def _timed(ask: Any, times: int = _REPEATED) -> Found:
+    found = [ask() for _ in range(times)]
+    middle = statistics.median(one.milliseconds for one in found)
+    return Found(found[0].hits, found[0].queries, middle)
+
+
+def _shown(row: dict[str, Any]) -> str:
+    return row["text"] or f"query {row['query_id']}, which shows {row['query_item_id']}"
+
+
+def _show(surfaces: Surfaces, asked: str, found: Found, *, why: bool) -> None:
+    manifest = surfaces.index.manifest
+    print(f"\n{printable(asked)}  ({found.milliseconds:.1f} ms, version {manifest.version}, {manifest.items:,} items)")
+    titles = surfaces.titles([*(hit.item_id for hit in found.hits), *found.queries])
+    explained = surfaces.why(found) if why else {}
+    for hit in found.hits:
+        because = f"  as of {printable(titles.get(hit.because_of, hit.because_of))}" if hit.because_of else ""
+        print(
+            f"  {hit.score:.4f}  {printable(hit.item_id)}  {printable(titles.get(hit.item_id, '(no title)'))}{because}"
+        )
+        if hit.item_id in explained:
+            for line in explained[hit.item_id].lines():
+                print(f"      {printable(line)}")
+    if not found.hits:
+        print("  nothing")
+
+
+def _filter(surfaces: Surfaces, text: str) -> tuple[str, list[Any]]:
+    """`column=value,value` in the types of the index's columns; an empty value is an unknown one."""
+    column, sign, values = text.partition("=")
+    if not sign:
+        raise SettingsError(f"--where {text}: write column=value or column=value,value")
+    kind = surfaces.index.manifest.columns.get(column, "string")
+    return column, [_value(one, kind, text) for one in values.split(",")]
+
+
+def _value(text: str, kind: str, where: str) -> Any:
+    if not text:
+        return None
+    try:
+        if kind == "bool":
+            return {"true": True, "false": False}[text.lower()]
+        if kind.startswith(("int", "uint")):
+            return int(text)
+        return float(text) if kind in ("float", "double") else text
+    except (ValueError, KeyError) as error:
+        raise SettingsError(f"--where {where}: expected a {kind}; found {text}") from error
+
+
+def _engaged(text: str) -> Engaged:
+    item, sign, age = text.rpartition(":")
+    try:
+        return Engaged(item, float(age)) if sign else Engaged(text, 0.0)
+    except ValueError:
+        return Engaged(text, 0.0)  # an id with a colon in it
+
+
+def _vector(place: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    try:
+        numbers: Sequence[float] = json.loads(read_bytes(place))
+        return np.array(numbers, np.float32).reshape(-1)
+    except (OSError, ValueError, TypeError) as error:
+        raise SettingsError(f"--vector {place}: expected a JSON list of numbers; found {error}") from error
