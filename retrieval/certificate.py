@@ -67,7 +67,7 @@ def require_certified(found: Certificate, name: str) -> None:
     """
     low = [figure for figure in found.figures if figure.recall < found.min_recall]
     if low or not found.figures:
-        said = "; ".join(f"{figure.recall:.3f} of {figure.name}" for figure in low) or "no query to measure it with"
+        said = "; ".join(f"{figure.recall:.4f} of {figure.name}" for figure in low) or "no query to measure it with"
         raise GateError(
             name,
             f"recall@{found.k}",

@@ -8,7 +8,7 @@ the place of the former one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -89,6 +89,7 @@ def follow(index: Index, folder: str, found: Published, settings: BuildSettings,
         spaces=found.metrics.spaces,
         as_of=found.as_of,
         items=rows,
+        build=settings,
         code=code_version(),
         delta=delta,
         certificate=None,
@@ -99,18 +100,18 @@ def follow(index: Index, folder: str, found: Published, settings: BuildSettings,
 
 
 def require_alike(before: Manifest, found: Published, settings: BuildSettings) -> None:
-    """Refuse to mix what was made of another model, for other queries, or in another way.
+    """Refuse to mix what was made of another model, for other queries, or in another way; how it is searched is free.
 
     Raises:
         RebuildNeeded: so it would be.
     """
-    pairs = {
+    pairs: dict[str, tuple[object, object]] = {
         "model_id": (before.model_id, found.model_id),
         "spaces of the queries": (before.spaces, found.metrics.spaces),
         "query adapter": (before.adapter, adapter_of(found)),
         "filter columns": (before.columns, filter_columns(found.outputs[0].uri, found.version)),
-        "build settings": (before.build, settings),
     }
+    pairs |= {key: (getattr(before.build, key), value) for key, value in asdict(settings).items() if key != "ef_search"}
     for name, (was, now) in pairs.items():
         if was != now:
             raise RebuildNeeded(f"its {name}: {was}, and now {now}")

@@ -3,11 +3,12 @@
 A shard of few rows has no graph: comparing a query with all of them is as quick, and exact.
 
 A walk through a graph takes no notice of a filter. It looks at the ef_search / selectivity rows nearest to the query,
-of which the best that pass are the answer; where fewer than k of them pass, as those that do lie elsewhere, the query
-is compared with every row that passes. A walk that is told to return rows that pass returns what it met on its way
-then, and may find a twentieth of what it should (docs/lab-log.md). Each step of a walk compares the query with the
-neighbours of a row, about 32 that it has not met yet; so where rows * selectivity^2 < 32 ef_search the rows that pass
-are fewer than what it would look at, and are compared at once.
+of which the best that pass are the answer, where k of them pass as near to the query as they would by chance. If they
+do not, the filter keeps out what lies near the query; the walk knows little of what lies further out, and the query is
+compared with every row that passes. A walk that is told to return rows that pass would return what it met on its way,
+and may find a twentieth of what it should (docs/lab-log.md). Each step of a walk compares the query with the neighbours
+of a row, about 32 that it has not met yet; so where rows * selectivity^2 < 32 ef_search the rows that pass are fewer
+than what it would look at, and are compared at once.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from retrieval.top import Rows, Scores, best, nearest
 _COMPARED_A_STEP = 32
 """Vectors that a step of a walk compares a query with, about, at 32 links a row."""
 
-_SPARE = 3
-"""So many times k of the rows that a walk looks at should pass a filter that has nothing to do with the query."""
+_DEVIATIONS = 4
+"""Standard deviations that the k-th row that passes may lie further out than it does on average, by chance alone."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,14 @@ class Shard:
             return self._compare(queries, k, allowed)
         if allowed is None:
             scores, rows = self.graph.search(queries, k, ef_search)
+            short = rows[:, -1] < 0
         else:
-            width = min(math.ceil(max(ef_search, _SPARE * k) / share), len(self))
+            by_chance = math.ceil((k + _DEVIATIONS * math.sqrt(k * (1 - share))) / share)
+            width = min(max(math.ceil(ef_search / share), by_chance), len(self))
             scores, rows = self.graph.search(queries, width, width)
             keep = allowed[rows] & (rows >= 0)
+            short = keep[:, :by_chance].sum(axis=1) < k
             scores, rows = best(np.where(keep, scores, -np.inf), np.where(keep, rows, -1), k)
-        short = rows[:, -1] < 0
         if short.any():
             scores[short], rows[short] = self._compare(queries[short], k, allowed)
         return scores, rows

@@ -66,10 +66,13 @@ def test_it_is_built_measured_and_recorded_and_once_is_enough(
     assert [record.stage for record in all_records(settings.layout)] == ["export_index"]
     with pytest.raises(AlreadyDone):
         export_index.run(spark, settings)
-    # Another setting, or files that are gone, is other work.
-    assert exported(spark, settings_of(make_settings, ef_search=32)).how.startswith("built anew: its build settings")
+    # What it is searched with changes no file; what it is built with does, and so do files that are gone.
+    assert exported(spark, settings_of(make_settings, ef_search=32)).how == "by the change feed from version 0"
+    assert open_index(settings.index_folder).manifest.build.ef_search == 32
+    fewer = settings_of(make_settings, hnsw_m=8)
+    assert exported(spark, fewer).how == "built anew: its hnsw_m: 16, and now 8"
     (Path(settings.index_folder) / open_index(settings.index_folder).manifest.shards[0].rows.path).unlink()
-    again = exported(spark, settings_of(make_settings, ef_search=32))
+    again = exported(spark, fewer)
     assert "the one in use cannot be read" in again.how
     assert len(open_index(settings.index_folder)) == 600
 

@@ -108,19 +108,20 @@ def test_a_filter_lets_through_what_passes_and_always_k_of_it(
     assert np.mean([len(set(line) & one) / 10 for line, one in zip(hits.item_ids, true, strict=True)]) > 0.95
 
 
-@pytest.mark.parametrize("ef_search", [10, 24, 48])
-def test_a_walk_that_met_too_few_is_not_believed(
-    index: Index, queries: np.ndarray, ef_search: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ef_search", [24, 48])
+@pytest.mark.parametrize("categories", [[5], [0, 1, 2, 3, 4]])
+def test_a_walk_is_not_believed_where_what_is_near_does_not_pass(
+    index: Index, queries: np.ndarray, categories: list[int], ef_search: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It looks at some hundred rows near the query; the items of the category lie elsewhere, and it meets a few."""
+    """Query and the items near it are of another category; of those further out the walk meets some, by chance."""
     monkeypatch.setattr(shards, "_COMPARED_A_STEP", 0)
     shard = index.shards[0]
-    [allowed] = index.allowed({"category": ["c5"]})
-    asked = queries[[number for number in range(len(queries)) if number % 10 != 5]]
+    [allowed] = index.allowed({"category": [f"c{number}" for number in categories]})
+    asked = queries[[number for number in range(len(queries)) if number % 10 not in categories]]
     scores, rows = shard.search(asked, 10, ef_search, allowed)
     exact, _ = nearest_rows(asked, shard.vectors, 10, np.flatnonzero(allowed))
     assert allowed[rows].all()
-    assert (scores >= exact[:, -1:] - 1e-5).mean() > 0.95
+    assert (scores >= exact[:, -1:] - 1e-5).mean() > 0.99
 
 
 def test_where_fewer_pass_than_are_asked_for_the_rest_is_empty(shop: Shop, index: Index, queries: np.ndarray) -> None:
