@@ -33,7 +33,14 @@ from schemas.settings.deadlines import DeadlineSettings
 from schemas.settings.maintenance import MaintenanceSettings
 from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
 from schemas.settings.section import Section
-from schemas.settings.serving import CanarySettings, EvaluateSettings, FloorSettings, GateSettings, ScoreSettings
+from schemas.settings.serving import (
+    CanarySettings,
+    EvaluateSettings,
+    FloorSettings,
+    GateSettings,
+    PushSettings,
+    ScoreSettings,
+)
 from schemas.storage import absolute_uri
 from schemas.tables import EMBEDDING_DIM, INPUTS
 from schemas.tasks import PAPER_TASKS, Task
@@ -92,6 +99,7 @@ class Settings(Section):
     canaries: tuple[CanarySettings, ...] = ()
     floor: FloorSettings = FloorSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    push: PushSettings = PushSettings()
     deadlines: DeadlineSettings = DeadlineSettings()
     maintenance: MaintenanceSettings = MaintenanceSettings()
     demo_world: DemoWorldSettings = DemoWorldSettings()
@@ -114,6 +122,7 @@ class Settings(Section):
         if self.negatives:
             self._require_usable_negatives()
         places = {"warehouse.uri": self.warehouse.uri, "query_encoder.folder": self.query_encoder.folder}
+        places["push.uri"] = self.push.uri if self.push.is_place else ""
         given = {f"inputs.{table.name}": getattr(self.inputs, table.name) for table in INPUTS}
         for key, place in (places | {key: text for key, text in given.items() if not is_name(text)}).items():
             if place:
@@ -209,11 +218,13 @@ class Settings(Section):
         """The same settings with every relative path made absolute: for a process that runs in another folder."""
         given = {table.name: getattr(self.inputs, table.name) for table in INPUTS}
         named = {name: absolute_uri(place) for name, place in given.items() if place and not is_name(place)}
+        pushed = {"uri": absolute_uri(self.push.uri)} if self.push.is_place else {}
         folder, roots = self.query_encoder.folder, tuple(map(absolute_uri, self.security.allowed_roots))
         return self.model_copy(
             update={
                 "warehouse": self.warehouse.model_copy(update={"uri": absolute_uri(self.warehouse.uri)}),
                 "inputs": self.inputs.model_copy(update=named),
+                "push": self.push.model_copy(update=pushed),
                 "security": self.security.model_copy(update={"allowed_roots": roots}),
                 "query_encoder": self.query_encoder.model_copy(update={"folder": folder and absolute_uri(folder)}),
             }
@@ -292,6 +303,6 @@ def _explain(error: Any) -> str:
 __all__ = [
     "CatalogSettings", "DateSettings", "DeadlineSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings",
     "FloorSettings", "GateSettings", "InputSettings", "LossSettings", "ModelSettings", "NegativeSettings",
-    "QueryEncoderSettings", "RejectShareSettings", "ScoreSettings", "Section", "SecuritySettings", "Settings",
+    "PushSettings", "QueryEncoderSettings", "RejectShareSettings", "ScoreSettings", "Section", "SecuritySettings", "Settings",
     "TaskSettings", "TrainSettings", "TrainingTableSettings", "WarehouseSettings", "item_elements", "load_settings",
 ]  # fmt: skip
