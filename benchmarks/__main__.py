@@ -29,6 +29,7 @@ BENCHMARKS = {
     "skew": ("7",),
     "growth": ("8",),
     "hash_tables": ("9",),
+    "push": ("push",),
     "gpu_training": ("gpu",),
 }
 """Each script, and the rows of the table it is for."""

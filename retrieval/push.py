@@ -129,19 +129,32 @@ def push_into(store: Store, published: Published, sample_rows: int, *, allow_old
         store.delete(work.deletes)
     for rows in _pieces(work.rows(), store.rows_at_once, kept):
         store.upsert(rows)
-    store.seal()
-    if differences := work.differences(store):
-        with suppress(Exception):  # the finding counts, and the next push looks again
-            store.discard()
-        raise VerificationError(
-            store.name, f"version {target.version}", expected="the store to return what it was given",
-            found="; ".join(differences),
-            cure="The record does not claim this version. Look for what drops or changes rows in the store; the next "
-            "push compares again.",
+    if work.ids.count != target.rows:
+        raise InputError(
+            ITEM_EMBEDDINGS.name, f"version {target.version}", expected=f"{target.rows:,} rows, as its commit says",
+            found=f"{work.ids.count:,}", cure="Push another version, or score the catalog anew.",
         )  # fmt: skip
+    store.seal()
+    _verify(store, target, work)
     held = replace(target, ids_checksum=work.ids.checksum)
     store.commit(held)
     return Pushed(published, held, work.upserts, len(work.deletes), since=plan.since.version if plan.since else None)
+
+
+def _verify(store: Store, target: Held, work: _Work) -> None:
+    """Compare what a store returns with what it was given, before its record claims it."""
+    try:
+        if differences := work.differences(store):
+            raise VerificationError(
+                store.name, f"version {target.version}", expected="the store to return what it was given",
+                found="; ".join(differences),
+                cure="The record does not claim this version. Look for what drops or changes rows in the store; the "
+                "next push compares again.",
+            )  # fmt: skip
+    except VerificationError:
+        with suppress(Exception):  # the finding counts, and the next push looks again
+            store.discard()
+        raise
 
 
 def target_of(published: Published) -> Held:
@@ -298,18 +311,19 @@ def _checked(batch: pa.RecordBatch, target: Held) -> pa.RecordBatch:
 
 
 def _pieces(batches: Iterator[pa.RecordBatch], rows: int, skipped: int) -> Iterator[pa.RecordBatch]:
-    """Batches of so many rows, without the first `skipped`."""
+    """The rows in batches of so many, without the first `skipped`."""
     parts: list[pa.RecordBatch] = []
     waiting = 0
     for batch in batches:
         rest = batch.slice(min(skipped, len(batch)))
         skipped -= len(batch) - len(rest)
-        if len(rest):
-            parts.append(rest)
-            waiting += len(rest)
-        if waiting >= rows:
-            yield _joined(parts)
-            parts, waiting = [], 0
+        while len(rest):
+            parts.append(rest.slice(0, rows - waiting))
+            rest = rest.slice(len(parts[-1]))
+            waiting += len(parts[-1])
+            if waiting == rows:
+                yield _joined(parts)
+                parts, waiting = [], 0
     if parts:
         yield _joined(parts)
 

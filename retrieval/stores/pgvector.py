@@ -43,6 +43,7 @@ _SQL_KINDS: Mapping[Kind, str] = {
 _CONNECT_SECONDS = 10
 _LOCK_TIMEOUT = "30s"
 """How long the swap waits for readers; who waits for it has later readers wait behind it."""
+_PUSH_TIMEOUT = "5s"
 _IDS_AT_ONCE = 50_000
 _LOOKED_UP_AT_ONCE = 1_000
 _NULL = struct.pack(">i", -1)
@@ -109,9 +110,17 @@ class PgVector:
         self._written = self._table
         """The table that rows go to and come back from."""
         self._plan: Plan | None = None
-        if not self._value("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", f"{RECORDS} {settings.table}"):
+        self._lock(f"{RECORDS} {settings.table}")
+
+    def _lock(self, key: str) -> None:
+        """Keep other pushes out until the connection ends; the backend of one that has just ended may take an instant."""
+        self._connection.execute(sql.SQL("SET lock_timeout = {}").format(_PUSH_TIMEOUT))
+        try:
+            self._connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [key])
+        except LockNotAvailable as error:
             cure = "Wait until it has ended, or end it."
-            raise StoreError(name, expected="no other push into it", found="one that is at work", cure=cure)
+            raise StoreError(self.name, expected="no other push into it", found="one that is at work", cure=cure) from error
+        self._connection.execute("SET lock_timeout = 0")
 
     # ------------------------------------------------------------ what the record says
 
@@ -200,7 +209,7 @@ class PgVector:
     def _copy(self, table: sql.Composable, names: list[sql.Identifier], content: bytes) -> None:
         query = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(table, sql.SQL(", ").join(names))
         with self._connection.cursor() as cursor, cursor.copy(query) as copy:
-            copy.write(_HEADER + content + _TRAILER)
+            copy.write(HEADER + content + TRAILER)
 
     def seal(self) -> None:
         """See `Store`."""
@@ -334,8 +343,8 @@ class PgVector:
 
 # ---------------------------------------------------------------- Postgres' binary COPY format
 
-_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
-_TRAILER = struct.pack(">h", -1)
+HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
+TRAILER = struct.pack(">h", -1)
 
 
 def encoded(rows: pa.RecordBatch, columns: Mapping[str, Kind]) -> bytes:
