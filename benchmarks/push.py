@@ -87,7 +87,8 @@ def make_published(scratch: Path, items: int) -> None:
 def published(scratch: Path, items: int) -> Published:
     """The table of `make_published`, as its commit would name it."""
     note: dict[str, Any] = {
-        "run_id": "r", "as_of": "2026-03-01", "published": {"rows": items, QUERY_VECTORS.name: {"version": 0, "rows": 0}},
+        "run_id": "r", "as_of": "2026-03-01",
+        "published": {"rows": items, QUERY_VECTORS.name: {"version": 0, "rows": 0}},
     }  # fmt: skip
     version = (items - 1) // _AT_ONCE
     metrics = ScoreMetrics("m", "float32", published_id="m")

@@ -23,7 +23,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -267,7 +266,7 @@ class _Work:
             said = id_differences(upserts, self._ids_written, store.ids, "upserts")
             said += id_differences(deletes, self._ids_deleted, store.removed, "deletes")
         else:
-            said = id_differences(self.ids, lambda: self._ids_of_all(), store.ids)
+            said = id_differences(self.ids, self._ids_of_all, store.ids)
         samples = [self._written, *([self._others] if self._plan.since and not store.is_log else [])]
         for sample in samples:
             if (rows := sample.rows()) is not None:

@@ -8,7 +8,6 @@ at a time: LanceDB has no lock to tell by. Needs pyarrow 16 or newer, so it runs
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -77,8 +76,8 @@ class Lance:
         self._database, self._name = database, settings.table
         self._plan: Plan | None = None
         names = database.list_tables().tables
-        self._table = database.open_table(self._name) if self._name in names else None
-        self._records = database.open_table(RECORDS) if RECORDS in names else None
+        self._table: Any = database.open_table(self._name) if self._name in names else None
+        self._records: Any = database.open_table(RECORDS) if RECORDS in names else None
 
     # ------------------------------------------------------------ what the record says
 
@@ -104,7 +103,7 @@ class Lance:
         return str(found["content"][0].as_py()) if len(found) else ""
 
     def _row(self, version: int) -> str:
-        return f"\"table\" = '{self._name}' AND version = {version}".replace('"table"', "`table`")
+        return f"`table` = '{self._name}' AND version = {version}"
 
     def _record(self, version: int, content: str) -> None:
         if self._records is None:
@@ -149,7 +148,6 @@ class Lance:
         arrays = [fixed_vectors(rows.column(n)) if n == EMBEDDING else rows.column(n) for n in rows.schema.names]
         table = pa.Table.from_arrays(arrays, schema=self._schema)
         assert self._plan
-        assert self._table is not None
         if self._plan.since is None:
             self._table.add(table)
         else:
@@ -158,14 +156,12 @@ class Lance:
 
     def delete(self, item_ids: Sequence[str]) -> None:
         """See `Store`."""
-        assert self._table is not None
         for some in chunks(item_ids, _LOOKED_UP_AT_ONCE):
             self._table.delete(_among(some))
 
     def seal(self) -> None:
         """See `Store`."""
         assert self._plan
-        assert self._table is not None
         if self._plan.since is None and not self._table.list_indices():
             self._table.create_scalar_index(ITEM_ID)
 
@@ -173,7 +169,6 @@ class Lance:
 
     def ids(self) -> Iterator[pa.Array]:
         """See `Store`."""
-        assert self._table is not None
         for batch in self._table.search().select([ITEM_ID]).to_batches(batch_size=_IDS_AT_ONCE):
             yield batch.column(ITEM_ID)
 
@@ -183,7 +178,6 @@ class Lance:
 
     def rows(self, item_ids: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """See `Store`."""
-        assert self._table is not None
         schema = row_schema(self._columns)
         for some in chunks(item_ids, _LOOKED_UP_AT_ONCE):
             found = self._table.search().where(_among(some)).limit(2 * len(some)).to_arrow()
@@ -193,7 +187,6 @@ class Lance:
 
     def commit(self, held: Held) -> None:
         """See `Store`."""
-        assert self._table is not None
         version = self._table.version
         self._record(version, held.to_json())
         if self._tagged() is None:

@@ -31,7 +31,7 @@ from schemas.settings import PushSettings
 from schemas.storage import absolute_uri
 from schemas.tables import EMBEDDING_DIM
 
-TOKEN = "ITEMSAGE_MILVUS_TOKEN"  # nosec B105 (the variable's name)
+TOKEN = "ITEMSAGE_MILVUS_TOKEN"  # nosec B105
 _UNSAFE = re.compile(r"""['"\\\x00-\x1f]""")
 _MOST_BYTES = 65_535
 """Of a text, in Milvus."""

@@ -4,11 +4,11 @@
     <uri>/<table>-v17-<key>/part-00000.4096.ndjson[.gz]  index actions (all rows); the name says how many
     <uri>/<table>-v17-<key>/mapping.json                 for the index that all rows go into
     <uri>/<table>-v18-<key>/part-00000.12.ndjson[.gz]    the changes since version 17: delete and index actions
-    <uri>/<table>-v18-<key>/manifest.json                last: actions, bytes and sha256 of each file, and what it follows
+    <uri>/<table>-v18-<key>/manifest.json                last: actions, bytes, sha256 of each file; what it follows
 
-Actions name no index: `curl --data-binary @part... -H 'Content-Type: application/x-ndjson' HOST/INDEX/_bulk` does. What
-is verified are the files, read back from where they lie; what OpenSearch makes of them is not known here. The record
-is replaced in one piece, so whoever reads it first finds whole pushes alone.
+Actions name no index; that of `curl --data-binary @part-... HOST/INDEX/_bulk` is meant. What is verified are the files,
+read back from where they lie; what OpenSearch makes of them is not known here. The record is replaced in one piece, so
+whoever reads it first finds whole pushes alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
@@ -97,10 +97,8 @@ class BulkFiles:
         if not is_file(self._record):
             return None
         text = read_bytes(self._record)
-        try:
+        with suppress(ValueError, KeyError, TypeError):  # `from_json` says what is wrong
             text = json.dumps(json.loads(text)["held"]).encode()
-        except (ValueError, KeyError, TypeError):
-            pass  # `from_json` says what is wrong
         return Held.from_json(text, self.name)
 
     def is_taken(self) -> bool:
@@ -159,9 +157,7 @@ class BulkFiles:
         content = "".join(self._waiting).encode("ascii")
         if self._ending.endswith(".gz"):
             content = gzip.compress(content, _GZIP_LEVEL, mtime=0)
-        write_bytes(
-            f"{self._folder}/part-{len(self._parts()):05}.{self._waiting_actions}{self._ending}", content
-        )
+        write_bytes(f"{self._folder}/part-{len(self._parts()):05}.{self._waiting_actions}{self._ending}", content)
         self._waiting, self._waiting_bytes, self._waiting_actions = [], 0, 0
 
     def seal(self) -> None:

@@ -113,13 +113,15 @@ class PgVector:
         self._lock(f"{RECORDS} {settings.table}")
 
     def _lock(self, key: str) -> None:
-        """Keep other pushes out until the connection ends; the backend of one that has just ended may take an instant."""
+        """Keep other pushes out until the connection ends; one that has just ended may take an instant to let go."""
         self._connection.execute(sql.SQL("SET lock_timeout = {}").format(_PUSH_TIMEOUT))
         try:
             self._connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [key])
         except LockNotAvailable as error:
             cure = "Wait until it has ended, or end it."
-            raise StoreError(self.name, expected="no other push into it", found="one that is at work", cure=cure) from error
+            raise StoreError(
+                self.name, expected="no other push into it", found="one that is at work", cure=cure
+            ) from error
         self._connection.execute("SET lock_timeout = 0")
 
     # ------------------------------------------------------------ what the record says
@@ -323,7 +325,7 @@ class PgVector:
         return sql.Identifier(*self._schema, table)
 
     def _text_of(self, table: str) -> str:
-        return self._name_of(table).as_string(self._connection)
+        return str(self._name_of(table).as_string(self._connection))
 
     def _sql(self, text: str, **parts: sql.Composable | str) -> sql.Composed:
         """A statement; a part that is a string is a table of the store's schema."""
@@ -382,7 +384,7 @@ def _numbers(values: list[Any], kind: Kind) -> list[bytes]:
 
 
 def _vectors(lists: pa.Array) -> list[bytes]:
-    """pgvector's binary form: dimensions and an unused field as int16, the numbers as big-endian float32."""
+    """Pgvector's binary form: dimensions and an unused field as int16, the numbers as big-endian float32."""
     size = 4 + 4 * EMBEDDING_DIM
     whole = np.empty((len(lists), 4 + size), np.uint8)
     whole[:, :8] = np.frombuffer(struct.pack(">ihh", size, EMBEDDING_DIM, 0), np.uint8)

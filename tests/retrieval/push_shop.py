@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 
+from schemas.arrow import arrow_schema
 from schemas.cells import to_list_column
 from schemas.feed import ALL, REMOVED, SOME, begin_version
 from schemas.metrics import ScoreMetrics
 from schemas.published import PUBLISHED, Published, live
 from schemas.settings import Settings
 from schemas.tables import EMBEDDING_DIM, ITEM_CHANGES, QUERY_VECTORS
-from schemas.arrow import arrow_schema
 
 BRANDS = ["boots & co", 'the "best"', "Ünïcode 靴", None]
 
@@ -60,12 +60,17 @@ class PushShop:
         feed = begin_version(self.settings.layout, version, SOME if is_some else ALL)
         if is_some:
             pairs = [(item, "changed") for item in changed or []] + [(item, REMOVED) for item in removed or []]
-            values = {"version": [version] * len(pairs), "item_id": [i for i, _ in pairs], "change": [c for _, c in pairs]}
+            values = {
+                "version": [version] * len(pairs),
+                "item_id": [i for i, _ in pairs],
+                "change": [c for _, c in pairs],
+            }
             write_deltalake(feed, pa.table(values, schema=arrow_schema(ITEM_CHANGES)), mode="append")
         self._runs += 1
         metrics = ScoreMetrics(self.model, "float32", published_id=self.model, spaces={"search": "lsa-1"})
         note = {"run_id": f"run {self._runs}", "as_of": "2026-03-01", PUBLISHED: {
-            "metrics": asdict(metrics), "rows": len(self.rows), QUERY_VECTORS.name: {"version": 0, "rows": 1}}}  # fmt: skip
+            "metrics": asdict(metrics), "rows": len(self.rows), QUERY_VECTORS.name: {"version": 0, "rows": 1},
+        }}  # fmt: skip
         rows = list(self.rows.values())
         table = pa.table({
             "item_id": pa.array([row["item_id"] for row in rows], pa.string()),
