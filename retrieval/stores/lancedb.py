@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import lancedb
 import pyarrow as pa
 
 from retrieval.stores.store import (
@@ -47,6 +46,8 @@ def opened(settings: PushSettings) -> Iterator[Lance]:
     Raises:
         StoreError: LanceDB cannot read or write there.
     """
+    import lancedb  # noqa: PLC0415 (only its own environment has it)
+
     name = shown(f"LanceDB table {settings.table}, {settings.uri}")
     try:
         yield Lance(lancedb.connect(absolute_uri(settings.uri)), settings, name)
