@@ -33,7 +33,7 @@ class PushShop:
         self.settings, self.rows = settings, {}
         self.model, self.queries = "model-a", settings.table_uri(QUERY_VECTORS.name)
         self.uri = settings.table_uri("item_embeddings")
-        self._runs = 0
+        self.run, self._runs = "run", 0
 
     def vector(self, seed: int) -> np.ndarray:
         vector = np.random.default_rng(seed).normal(size=EMBEDDING_DIM).astype(np.float32)
@@ -68,7 +68,7 @@ class PushShop:
             write_deltalake(feed, pa.table(values, schema=arrow_schema(ITEM_CHANGES)), mode="append")
         self._runs += 1
         metrics = ScoreMetrics(self.model, "float32", published_id=self.model, spaces={"search": "lsa-1"})
-        note = {"run_id": f"run {self._runs}", "as_of": "2026-03-01", PUBLISHED: {
+        note = {"run_id": f"{self.run} {self._runs}", "as_of": "2026-03-01", PUBLISHED: {
             "metrics": asdict(metrics), "rows": len(self.rows), QUERY_VECTORS.name: {"version": 0, "rows": 1},
         }}  # fmt: skip
         rows = list(self.rows.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -442,6 +443,26 @@ def test_an_older_version_needs_a_word_and_a_rollback_needs_none(in_postgres: Ta
     done = in_postgres.push()
     assert (done.held.version, done.since) == (2, None)
     assert in_postgres.rows() == in_postgres.expected(before)
+
+
+def test_a_table_made_anew_with_the_same_version_numbers_is_written_whole(in_postgres: Target) -> None:
+    two_versions(in_postgres)
+    shutil.rmtree(in_postgres.settings.warehouse.uri)
+    anew = in_postgres.shop = PushShop(in_postgres.settings)
+    anew.run = "another run"
+    anew.put(*ITEMS, seed=4_000)
+    anew.publish()
+    done = in_postgres.push()
+    assert (done.is_repeat, done.since) == (False, None)
+    assert in_postgres.rows() == in_postgres.expected()
+    shutil.rmtree(in_postgres.settings.warehouse.uri)
+    again = in_postgres.shop = PushShop(in_postgres.settings)
+    again.put(*ITEMS, seed=6_000)
+    again.publish()
+    again.put("P1", seed=7_000)
+    again.publish(["P1"])
+    assert in_postgres.push().since is None
+    assert in_postgres.rows() == in_postgres.expected()
 
 
 def test_ids_that_milvus_client_would_put_into_an_expression_are_refused(
