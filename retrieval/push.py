@@ -29,7 +29,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
-from retrieval.stores.store import ARROW_KINDS, EMBEDDING, ITEM_ID, Held, Kind, Plan, Store, VerificationError
+from retrieval.stores.store import (
+    ARROW_KINDS,
+    EMBEDDING,
+    ITEM_ID,
+    Held,
+    Kind,
+    Plan,
+    Store,
+    StoreError,
+    VerificationError,
+)
 from retrieval.stores.verification import IdSet, Sample, id_differences, value_differences
 from schemas.command_line import cause_and_code, exit_code_of_errors, settings_of, settings_parser
 from schemas.errors import InputError, SettingsError
@@ -244,7 +254,7 @@ class _Work:
     def rows(self) -> Iterator[pa.RecordBatch]:
         """The rows to write, in the order of the version's files."""
         columns = self._plan.target.columns
-        for batch in self._published.items([ITEM_ID, EMBEDDING, _MODEL_ID, *columns]):
+        for batch in _read(self._published, [ITEM_ID, EMBEDDING, _MODEL_ID, *columns]):
             rows = _checked(batch, self._plan.target)
             self.ids.add(rows.column(ITEM_ID))
             if self._plan.since:
@@ -274,13 +284,28 @@ class _Work:
         return said
 
     def _ids_of_all(self) -> Iterator[pa.Array]:
-        return (batch.column(ITEM_ID) for batch in self._published.items([ITEM_ID]))
+        return (batch.column(ITEM_ID) for batch in _read(self._published, [ITEM_ID]))
 
     def _ids_written(self) -> Iterator[pa.Array]:
         return iter([pa.array(sorted(self._changed), pa.string())]) if self._plan.since else self._ids_of_all()
 
     def _ids_deleted(self) -> Iterator[pa.Array]:
         return iter([pa.array(self.deletes, pa.string())])
+
+
+def _read(published: Published, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Its rows; that they cannot be read is no fault of the store.
+
+    Raises:
+        StoreError: a file is gone, or its storage does not answer.
+    """
+    try:
+        yield from published.items(columns)
+    except OSError as error:
+        raise StoreError(
+            f"{ITEM_EMBEDDINGS.name}, version {published.version}", expected="its files", found=str(error),
+            cure="Push again; where its files are gone (VACUUM), push a younger version.",
+        ) from error  # fmt: skip
 
 
 def _checked(batch: pa.RecordBatch, target: Held) -> pa.RecordBatch:
@@ -374,11 +399,13 @@ def _run_elsewhere(settings: Settings, arguments: list[str]) -> int | None:
 
 
 def _result(settings: Settings, code: int, started: float, done: Pushed | None = None, error: str = "") -> Result:
+    name = f"{WORK}_{settings.push.store}" if settings.push.store else WORK
+    seconds = round(time.time() - started, 2)
+    if done is None:
+        return Result(name, "failed", code, str(settings.dates.as_of), "", started, seconds, 0, 0, {}, error)
     return Result(
-        WORK, "failed" if code else "already_done" if done and done.is_repeat else "done", code,
-        done.published.as_of if done else str(settings.dates.as_of), done.held.run_id if done else "", started,
-        round(time.time() - started, 2), done.upserts if done else 0, 0,
-        {ITEM_EMBEDDINGS.name: done.held.version} if done else {}, error,
+        name, "already_done" if done.is_repeat else "done", code, done.published.as_of, done.held.run_id, started,
+        seconds, done.upserts, 0, {ITEM_EMBEDDINGS.name: done.held.version}, error,
     )  # fmt: skip
 
 

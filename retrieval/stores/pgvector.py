@@ -2,7 +2,7 @@
 
 All rows anew: a table `<table>_<token>` is filled, a transaction a batch, so that a push that was ended goes on where
 it was; keys and index are built there, it is verified there, and takes the live table's name, with its grants, in one
-transaction. Changes: one transaction copies them into a temporary table, deletes, upserts, is verified from within,
+transaction. Changes are copied into temporary tables; then one transaction deletes, upserts, is verified from within,
 and commits. A reader finds one version or the other. The record is a row of `itemsage_pushes`, in the same transaction.
 One push at a time: an advisory lock says so.
 """
@@ -175,9 +175,8 @@ class PgVector:
                 self._create("CREATE TABLE {table} ({columns})", self._written)
                 self._note_rows(0)
         if plan.since is not None:
-            self._connection.execute("BEGIN")
-            self._create("CREATE TEMPORARY TABLE itemsage_upserts ({columns}) ON COMMIT DROP")
-            self._connection.execute("CREATE TEMPORARY TABLE itemsage_deletes (item_id text) ON COMMIT DROP")
+            self._create("CREATE TEMPORARY TABLE itemsage_upserts ({columns})")
+            self._connection.execute("CREATE TEMPORARY TABLE itemsage_deletes (item_id text)")
         return 0
 
     def _create(self, statement: str, table: str = "") -> None:
@@ -216,6 +215,7 @@ class PgVector:
     def seal(self) -> None:
         """See `Store`."""
         if not self._is_whole:
+            self._connection.execute("BEGIN")  # `commit` and `discard` end it
             self._run("DELETE FROM {table} USING itemsage_deletes AS gone WHERE {table}.item_id = gone.item_id",
                       table=self._table)  # fmt: skip
             names = [sql.Identifier(name) for name in (ITEM_ID, EMBEDDING, *self._columns)]

@@ -123,6 +123,8 @@ class Settings(Section):
             self._require_usable_negatives()
         places = {"warehouse.uri": self.warehouse.uri, "query_encoder.folder": self.query_encoder.folder}
         places["push.uri"] = self.push.uri if self.push.is_place else ""
+        if self.push.store == "lancedb":  # the program itself is most often a link out of there
+            places["push.lancedb_python"] = str(Path(self.push.lancedb_python).parent)
         given = {f"inputs.{table.name}": getattr(self.inputs, table.name) for table in INPUTS}
         for key, place in (places | {key: text for key, text in given.items() if not is_name(text)}).items():
             if place:

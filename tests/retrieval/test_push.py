@@ -19,7 +19,7 @@ import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from pymilvus import MilvusClient
+from pymilvus import MilvusClient, MilvusException
 
 from retrieval import push as pushing
 from retrieval.push import Pushed, push
@@ -30,7 +30,7 @@ from retrieval.stores.store import Held, StoreError, VerificationError
 from retrieval.stores.verification import IdSet, Sample, id_differences
 from schemas.errors import InputError, SettingsError
 from schemas.published import roll_back
-from schemas.settings import Settings
+from schemas.settings import PushSettings, Settings
 from tests.retrieval.push_shop import PushShop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -395,7 +395,72 @@ def test_who_may_read_the_table_may_read_the_one_that_takes_its_place(in_postgre
             connection.execute(f"DELETE FROM {target.settings.push.table}")
 
 
+class WithAliases:
+    """milvus-lite with the aliases that a Milvus server has, which it lacks.
+
+    Args:
+        client: Of milvus-lite.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client, self.aliases = client, {}
+
+    def create_alias(self, collection: str, alias: str) -> None:
+        assert alias not in self.aliases
+        self.aliases[alias] = collection
+
+    def alter_alias(self, collection: str, alias: str) -> None:
+        assert alias in self.aliases
+        self.aliases[alias] = collection
+
+    def describe_alias(self, alias: str) -> dict[str, str]:
+        if alias not in self.aliases:
+            raise MilvusException(message=f"alias not found[alias={alias}]")
+        return {"collection_name": self.aliases[alias]}
+
+    def drop_collection(self, name: str) -> None:
+        assert name not in self.aliases.values(), "readers are led to it"
+        self._client.drop_collection(name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
+@pytest.mark.filterwarnings("ignore:pkg_resources")
+def test_of_a_milvus_server_one_alias_moves_from_version_to_version(
+    request: pytest.FixtureRequest, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    target = new_target("milvus", request, make_settings, tmp_path)
+    client = WithAliases(MilvusClient(target.settings.push.uri))
+    server = PushSettings(store="milvus", uri="http://127.0.0.1:19530", table="items")
+    try:
+        found = []
+        for model in ("model-a", "model-b"):
+            target.shop.model = model
+            target.shop.put(*ITEMS[:5])
+            target.shop.publish()
+            done = pushing.push_into(Milvus(client, server, "Milvus"), target.shop.live, 10)
+            assert pushing.push_into(Milvus(client, server, "Milvus"), target.shop.live, 10).is_repeat
+            found.append((done.held.model_id, client.aliases["items"]))
+        assert [model for model, _ in found] == ["model-a", "model-b"]
+        assert set(client.list_collections()) == {"itemsage_pushes", found[1][1]}
+        client.upsert("itemsage_pushes", [{"key": found[1][1], "content": "", "unused": [0.0, 0.0]}])
+        with pytest.raises(InputError, match="rows without a record"):
+            pushing.push_into(Milvus(client, server, "Milvus"), target.shop.live, 10)
+    finally:
+        client.close()
+
+
 # ---------------------------------------------------------------- what is refused
+
+
+def test_files_of_the_version_that_are_gone_are_not_said_to_be_the_stores_fault(target: Target) -> None:
+    target.shop.put(*ITEMS)
+    target.shop.publish()
+    for file in Path(target.shop.uri).glob("*.parquet"):
+        file.unlink()
+    with pytest.raises(StoreError, match=r"^item_embeddings, version 0: expected its files"):
+        target.push()
 
 
 def test_a_table_of_somebody_else_is_refused(in_postgres: Target) -> None:
@@ -509,7 +574,7 @@ def test_a_store_that_is_down_asks_for_a_retry_and_says_no_password(
     in_postgres.shop.publish()
     code, said = main_of(in_postgres, tmp_path, capfd, store=store, uri=uri)
     last = json.loads(said.strip().splitlines()[-1])
-    assert (code, last["retry"], last["stages"][0]["status"]) == (1, True, "failed")
+    assert (code, last["retry"], last["stages"][0]["stage"]) == (1, True, f"push_{store}")
     assert f"{uri}: expected" in said
     assert "run the push again" in said
     assert SECRET not in said
