@@ -218,6 +218,7 @@ LIES: dict[str, tuple[Callable[..., Any], str]] = {
     + [("milvus", "drops a row", True), ("milvus", "changes a vector slightly", False)],
     indirect=["target"],
 )
+@pytest.mark.fault("G1", "loud", "a store that drops a row, or changes a vector by 1e-4 or a filter column")
 def test_a_store_that_drops_or_changes_a_row_fails_the_push_by_name(
     target: Target, lie: str, is_first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +251,7 @@ def test_a_store_that_drops_or_changes_a_row_fails_the_push_by_name(
 
 
 @pytest.mark.parametrize("target", ["pgvector", "opensearch"], indirect=True)
+@pytest.mark.fault("G1", "loud", "a store that keeps a row that was deleted")
 def test_a_store_that_keeps_a_deleted_row_fails_the_push_by_name(
     target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +267,7 @@ def test_a_store_that_keeps_a_deleted_row_fails_the_push_by_name(
 
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["all rows", "changes"])
+@pytest.mark.fault("G2", "recovered", "a push ended before and after each of its steps")
 def test_a_push_that_is_ended_anywhere_goes_on(target: Target, is_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target.cls, "rows_at_once", 16)
     before: dict[str, Any] = {}
@@ -325,6 +328,7 @@ push.main(sys.argv[2:])
 """
 
 
+@pytest.mark.fault("G2", "recovered", "SIGKILL in the third batch of a push into Postgres")
 def test_a_killed_push_leaves_what_was_there_and_goes_on_where_it_was(
     in_postgres: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -463,6 +467,7 @@ def test_files_of_the_version_that_are_gone_are_not_said_to_be_the_stores_fault(
         target.push()
 
 
+@pytest.mark.fault("G3", "loud", "a table with rows that no push has written")
 def test_a_table_of_somebody_else_is_refused(in_postgres: Target) -> None:
     target = in_postgres
     target.shop.put(*ITEMS)
@@ -485,6 +490,7 @@ def test_another_warehouses_rows_are_refused(in_postgres: Target, make_settings:
     assert not in_postgres.push().is_repeat
 
 
+@pytest.mark.fault("B11", "loud", "a row of another model in the version to push")
 def test_rows_of_two_models_are_refused_and_what_was_there_stands(in_postgres: Target) -> None:
     before = two_versions(in_postgres)
     in_postgres.shop.rows["P5"]["model_id"] = "model-x"
@@ -564,6 +570,7 @@ def main_of(target: Target, tmp_path: Path, capfd: Any, **push_keys: str) -> tup
 @pytest.mark.parametrize(
     ("store", "uri"), [("pgvector", "postgresql://postgres@127.0.0.1:1/postgres"), ("milvus", "http://127.0.0.1:1")]
 )
+@pytest.mark.fault("G3", "loud", "a store that does not answer")
 def test_a_store_that_is_down_asks_for_a_retry_and_says_no_password(
     in_postgres: Target, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch, store: str, uri: str
 ) -> None:
