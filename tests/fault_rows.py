@@ -1,8 +1,9 @@
 """The known ways in which systems like this one fail, by the ids that the tests' fault markers name.
 
 A: reading training data. B: Delta tables. C: Spark jobs. D: training and checkpoints. E: the same features everywhere.
-F: operations. G: vector stores. Each is injected by at least one test; what cannot be injected on one machine stands in `NOT_INJECTED`,
-and counts as held by nobody. Markers may name further ids, of faults found in shops' data (t...), in security (S...).
+F: operations. G: vector stores. Each is injected by at least one test; what cannot be injected on one machine stands in
+`NOT_INJECTED`, and counts as held by nobody. Markers may name further ids, of faults found in shops' data (t...), in
+security (S...).
 """
 
 from __future__ import annotations
