@@ -87,6 +87,8 @@ class BulkFiles:
         self._waiting_bytes = 0
         self._waiting_actions = 0
         self._files: dict[str, dict[str, Any]] = {}
+        self._removed: list[str] = []
+        self._part_count = 0
 
     @property
     def _record(self) -> str:
@@ -111,9 +113,10 @@ class BulkFiles:
         self._folder = f"{self._root}/{self._table}-v{plan.target.version}-{plan.key[:8]}"
         system, folder = file_system(self._folder)
         if plan.since is None and not is_file(f"{self._folder}/manifest.json"):
-            kept = sum(int(name.split(".")[1]) for name in self._parts())
+            parts = self._parts()
+            self._part_count = len(parts)
             self._put_mapping()
-            return kept
+            return sum(int(name.split(".")[1]) for name in parts)
         if system.get_file_info(folder).type == fs.FileType.Directory:
             system.delete_dir(folder)
         if plan.since is None:
@@ -157,7 +160,8 @@ class BulkFiles:
         content = "".join(self._waiting).encode("ascii")
         if self._ending.endswith(".gz"):
             content = gzip.compress(content, _GZIP_LEVEL, mtime=0)
-        write_bytes(f"{self._folder}/part-{len(self._parts()):05}.{self._waiting_actions}{self._ending}", content)
+        write_bytes(f"{self._folder}/part-{self._part_count:05}.{self._waiting_actions}{self._ending}", content)
+        self._part_count += 1
         self._waiting, self._waiting_bytes, self._waiting_actions = [], 0, 0
 
     def seal(self) -> None:
@@ -166,22 +170,19 @@ class BulkFiles:
             self._write_part()
 
     def ids(self) -> Iterator[pa.Array]:
-        """See `Store`."""
-        return self._ids_of("index")
-
-    def removed(self) -> Iterator[pa.Array]:
-        """See `Store`."""
-        return self._ids_of("delete")
-
-    def _ids_of(self, wanted: str) -> Iterator[pa.Array]:
+        """See `Store`; the pass over the files finds the deletes too."""
         some: list[str] = []
+        self._removed = []
         for kind, item, _ in self._actions():
-            if kind == wanted:
-                some.append(item)
+            (some if kind == "index" else self._removed).append(item)
             if len(some) == _IDS_AT_ONCE:
                 yield pa.array(some, pa.string())
                 some = []
         yield pa.array(some, pa.string())
+
+    def removed(self) -> Iterator[pa.Array]:
+        """See `Store`; as many as changes, so they are kept."""
+        return iter([pa.array(self._removed, pa.string())])
 
     def _actions(self) -> Iterator[tuple[str, str, bytes]]:
         """(index or delete, id, document) of every action, as the files have them; their checksums on the way."""
