@@ -24,6 +24,7 @@ help:
 	@echo "make test | check | bench                 tests | ruff, mypy, import-linter, bandit | speed, side by side"
 	@echo "make quality DATA=by-day.tar.xz           recall of preset = auto on four shops beside their simple rivals, three seeds"
 	@echo "make package                              dist/itemsage.zip for spark-submit --py-files (docs/cluster.md)"
+	@echo "make .venv-lancedb/installed              the environment that pushes into LanceDB run in"
 	@echo "make sentence-transformers                adds the extra text encoder to .venv"
 
 .venv/installed: requirements.txt pyproject.toml
@@ -95,11 +96,17 @@ check: .venv/installed
 	@$(PIP) -r $<
 	@touch $@
 
+.venv-lancedb/installed: retrieval/stores/requirements-lancedb.txt ## Where pushes into LanceDB run.
+	@$(PYTHON) -m venv .venv-lancedb
+	@.venv-lancedb/bin/python -m pip install --quiet --disable-pip-version-check --timeout $(PIP_TIMEOUT) --retries 2 --no-deps --require-hashes -r $<
+	@touch $@
+
 sentence-transformers: .venv/sentence-transformers ## The extra text encoder, with a pretrained model.
 
 COMPILE := uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-annotate --no-emit-index-url
 requirements: ## Resolve all requirements files anew from pyproject.toml (needs uv on the PATH).
 	@$(COMPILE) --extra dev -o requirements.txt pyproject.toml
+	@$(COMPILE) -o retrieval/stores/requirements-lancedb.txt retrieval/stores/requirements-lancedb.in
 	@# What an extra adds: the blocks of lines (a requirement and its hashes) that the first file does not have.
 	@for extra in sentence-transformers complete-journey; do \
 		$(COMPILE) --extra dev --extra $$extra -c requirements.txt -o requirements-all.txt pyproject.toml && \
@@ -107,4 +114,4 @@ requirements: ## Resolve all requirements files anew from pyproject.toml (needs 
 			> requirements-$$extra.txt && rm requirements-all.txt || exit 1; done
 
 clean:
-	@rm -rf .venv dist quality demo-warehouse demo-by-name-warehouse demo-catalog online-retail-warehouse online-retail-cold-warehouse complete-journey-warehouse
+	@rm -rf .venv .venv-lancedb dist quality demo-warehouse demo-by-name-warehouse demo-catalog online-retail-warehouse online-retail-cold-warehouse complete-journey-warehouse

@@ -30,6 +30,7 @@ BENCHMARKS = {
     "growth": ("8",),
     "hash_tables": ("9",),
     "index": ("10", "11"),
+    "push": ("push",),
     "gpu_training": ("gpu",),
 }
 """Each script, and the rows of the table it is for."""

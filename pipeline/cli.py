@@ -7,6 +7,7 @@
     names                               where Spark's catalog has the tables that [inputs] names
     publish                             make a candidate live (score.publish = "candidate")
     versions | rollback                 what was published, and going back to it (--to VERSION)
+    push                                what is published into a vector store, verified ([push])
     metrics                             how stages ended, for Prometheus
     search                              what the index answers: --text, --query, --item, --home, --samples; --why
     export-queries                      what answers queries without Spark and torch, as a folder (--to FOLDER)
@@ -121,6 +122,11 @@ def stages_from(first: str) -> list[str]:
 def main() -> None:
     """Entry point of the console command."""
     command, *rest = sys.argv[1:] or ["--help"]
+    if command == "push":
+        from retrieval.push import main as push  # noqa: PLC0415 (only this command needs it)
+
+        push(rest)
+        return
     if command not in ("run", _NAMES, *_QUICK, *_POINTER, *_SINGLE):
         print(__doc__)
         sys.exit(0 if command in ("-h", "--help") else EXIT_SETTINGS)

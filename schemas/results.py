@@ -79,17 +79,17 @@ def noted(settings: Settings, stage: Stage[Any]) -> Iterator[None]:
         yield
     except AlreadyDone as found:
         print(f"  {found}", flush=True)
-        _note(settings, _of_record(found.record, "already_done", started))
+        note(settings, _of_record(found.record, "already_done", started))
     except BaseException as error:
         cause, code = cause_and_code(error)
         seconds = round(time.time() - started, 2)
         as_of = str(settings.dates.as_of)
-        _note(settings, Result(stage.name, "failed", code, as_of, "", started, seconds, 0, 0, {}, cause))
+        note(settings, Result(stage.name, "failed", code, as_of, "", started, seconds, 0, 0, {}, cause))
         raise
     else:
         record = find_record(settings.layout, stage)
         assert record is not None, stage.name
-        _note(settings, _of_record(record, "done", started))
+        note(settings, _of_record(record, "done", started))
 
 
 def _of_record(record: RunRecord[Any], status: Status, started: float) -> Result:
@@ -108,7 +108,7 @@ def _of_record(record: RunRecord[Any], status: Status, started: float) -> Result
     )
 
 
-def _note(settings: Settings, result: Result) -> None:
+def note(settings: Settings, result: Result) -> None:
     """Append a row to `runs`; that a run cannot be noted is said, and changes nothing of how it ended."""
     _ended.append(result)
     values = asdict(result) | {

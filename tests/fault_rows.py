@@ -1,8 +1,9 @@
 """The known ways in which systems like this one fail, by the ids that the tests' fault markers name.
 
 A: reading training data. B: Delta tables. C: Spark jobs. D: training and checkpoints. E: the same features everywhere.
-F: operations. Each is injected by at least one test; what cannot be injected on one machine stands in `NOT_INJECTED`,
-and counts as held by nobody. Markers may name further ids, of faults found in shops' data (t...), in security (S...).
+F: operations. G: vector stores. Each is injected by at least one test; what cannot be injected on one machine stands in
+`NOT_INJECTED`, and counts as held by nobody. Markers may name further ids, of faults found in shops' data (t...), in
+security (S...).
 """
 
 from __future__ import annotations
@@ -70,6 +71,9 @@ ROWS = {
     "F4": "a full disk",
     "F5": "SIGTERM at any moment",
     "F6": "litter of failed runs",
+    "G1": "a vector store that drops, changes or keeps a row",
+    "G2": "a push into a vector store that is killed",
+    "G3": "a vector store that is down, or is not ours",
 }
 
 NOT_INJECTED = {
@@ -79,6 +83,7 @@ NOT_INJECTED = {
     "D1": "NCCL's time-outs and aborts, which need two GPUs: gloo stands in its place",
     "D4": "a power cut: that the file and its folder are synced before the next step is seen, not what a disk keeps",
     "D7": "a machine that leaves a cluster of several: a frozen process stands in its place",
+    "G2": "a Milvus server killed or cut off: milvus-lite stands in its place",
     "F1": "clocks of two machines that differ: of leases across machines the heartbeats are written by hand",
 }
 """Parts of rows that no test injects, and why."""

@@ -34,7 +34,14 @@ from schemas.settings.index import IndexSettings
 from schemas.settings.maintenance import MaintenanceSettings
 from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
 from schemas.settings.section import Section
-from schemas.settings.serving import CanarySettings, EvaluateSettings, FloorSettings, GateSettings, ScoreSettings
+from schemas.settings.serving import (
+    CanarySettings,
+    EvaluateSettings,
+    FloorSettings,
+    GateSettings,
+    PushSettings,
+    ScoreSettings,
+)
 from schemas.storage import absolute_uri
 from schemas.tables import EMBEDDING_DIM, INPUTS
 from schemas.tasks import PAPER_TASKS, Task
@@ -94,6 +101,7 @@ class Settings(Section):
     floor: FloorSettings = FloorSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     index: IndexSettings = IndexSettings()
+    push: PushSettings = PushSettings()
     deadlines: DeadlineSettings = DeadlineSettings()
     maintenance: MaintenanceSettings = MaintenanceSettings()
     demo_world: DemoWorldSettings = DemoWorldSettings()
@@ -119,7 +127,10 @@ class Settings(Section):
             "warehouse.uri": self.warehouse.uri,
             "query_encoder.folder": self.query_encoder.folder,
             "index.folder": self.index.folder,
+            "push.uri": self.push.uri if self.push.is_place else "",
         }
+        if self.push.store == "lancedb":  # the program itself is most often a link out of there
+            places["push.lancedb_python"] = str(Path(self.push.lancedb_python).parent)
         given = {f"inputs.{table.name}": getattr(self.inputs, table.name) for table in INPUTS}
         for key, place in (places | {key: text for key, text in given.items() if not is_name(text)}).items():
             if place:
@@ -221,11 +232,13 @@ class Settings(Section):
         given = {table.name: getattr(self.inputs, table.name) for table in INPUTS}
         named = {name: absolute_uri(place) for name, place in given.items() if place and not is_name(place)}
         index = self.index.folder
+        pushed = {"uri": absolute_uri(self.push.uri)} if self.push.is_place else {}
         folder, roots = self.query_encoder.folder, tuple(map(absolute_uri, self.security.allowed_roots))
         return self.model_copy(
             update={
                 "warehouse": self.warehouse.model_copy(update={"uri": absolute_uri(self.warehouse.uri)}),
                 "inputs": self.inputs.model_copy(update=named),
+                "push": self.push.model_copy(update=pushed),
                 "security": self.security.model_copy(update={"allowed_roots": roots}),
                 "index": self.index.model_copy(update={"folder": index and absolute_uri(index)}),
                 "query_encoder": self.query_encoder.model_copy(update={"folder": folder and absolute_uri(folder)}),
@@ -305,7 +318,7 @@ def _explain(error: Any) -> str:
 __all__ = [
     "CatalogSettings", "DateSettings", "DeadlineSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings",
     "FloorSettings", "GateSettings", "IndexSettings", "InputSettings", "LossSettings", "ModelSettings",
-    "NegativeSettings", "QueryEncoderSettings", "RejectShareSettings", "ScoreSettings", "Section", "SecuritySettings",
+    "NegativeSettings", "PushSettings", "QueryEncoderSettings", "RejectShareSettings", "ScoreSettings", "Section", "SecuritySettings",
     "Settings", "TaskSettings", "TrainSettings", "TrainingTableSettings", "WarehouseSettings", "item_elements",
     "load_settings",
 ]  # fmt: skip

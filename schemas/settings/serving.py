@@ -1,9 +1,10 @@
-"""What happens with a trained model: scoring and evaluation."""
+"""What happens with a trained model: scoring and evaluation, and where its vectors are pushed."""
 
 from __future__ import annotations
 
 import re
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -99,3 +100,31 @@ class FloorSettings(Section):
     """What score_catalog does where the model is below a simple rival on the validation window."""
 
     gate: Literal["fallback", "refuse", "off"] = "fallback"
+
+
+class PushSettings(Section):
+    """The vector store that `itemsage push` writes what is published into."""
+
+    store: Literal["", "pgvector", "milvus", "lancedb", "opensearch"] = ""
+    uri: str = ""
+    table: str = Field(default="items", pattern=r"^([A-Za-z_]\w{0,39}\.)?[A-Za-z_]\w{0,39}$")
+    hnsw: bool = False
+    sample_rows: int = Field(default=10_000, ge=1, le=100_000)
+    file_mb: int = Field(default=16, ge=1, le=1_024)
+    gzip: bool = False
+    lancedb_python: str = ".venv-lancedb/bin/python"
+
+    @model_validator(mode="after")
+    def _whole(self) -> PushSettings:
+        if bool(self.store) != bool(self.uri):
+            raise ValueError("name both push.store and push.uri, or neither")
+        if self.store == "pgvector" and urlsplit(self.uri).scheme not in ("postgresql", "postgres"):
+            raise ValueError("push.uri of pgvector: write postgresql://user@host:port/database")
+        if "." in self.table and self.store != "pgvector":
+            raise ValueError("push.table: only a Postgres table has a schema before a dot")
+        return self
+
+    @property
+    def is_place(self) -> bool:
+        """Whether the URI names files, and no server."""
+        return self.store in ("lancedb", "opensearch") or (self.store == "milvus" and "://" not in self.uri)
