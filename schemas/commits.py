@@ -191,7 +191,7 @@ def _refuse_rules(stored: deltalake.DeltaTable, table: Table) -> None:
     found = [f"partitioned by {name}" for name in metadata.partition_columns]
     found += [name for name in sorted(metadata.configuration) if name.startswith("delta.constraints.")]
     # Whoever replaces all files of a table whose rows were deleted by vectors leaves none.
-    refused = {"columnMapping"} if table in MERGED else {"columnMapping", "deletionVectors"}
+    refused = {"columnMapping"} if table.name in MERGED else {"columnMapping", "deletionVectors"}
     found += sorted(features & refused)
     if found:
         raise TableError(

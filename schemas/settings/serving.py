@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from schemas.settings.section import Section
+from schemas.short_vectors import ShortVector, short_vector
 
 
 class ScoreSettings(Section):
@@ -16,6 +17,20 @@ class ScoreSettings(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     publish: Literal["live", "candidate"] = "live"
     max_changed_share: float = Field(default=0.1, ge=0, le=1)
+    short_vectors: tuple[str, ...] = ()
+
+    @property
+    def short_forms(self) -> tuple[ShortVector, ...]:
+        """The forms that short_vectors names."""
+        return tuple(map(short_vector, self.short_vectors))
+
+    @field_validator("short_vectors")
+    @classmethod
+    def _known_forms(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        spelled = tuple(str(short_vector(name)) for name in names)
+        if len(set(spelled)) != len(spelled):
+            raise ValueError("name each short form once")
+        return spelled
 
 
 class EvaluateSettings(Section):
@@ -48,6 +63,7 @@ class GateSettings(Section):
     max_rise_near_duplicates: float = Field(default=0.1, ge=0, le=1)
     min_neighbour_overlap: float = Field(default=0.02, ge=0, le=1)
     max_drift: float = Field(default=0.01, ge=0, le=2)
+    max_recall_loss_short: float = Field(default=0.1, ge=0, le=1)
     override: bool = False
 
 
