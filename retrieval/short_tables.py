@@ -3,9 +3,9 @@
 from retrieval.short_tables import read_short
 from schemas.published import live
 short = read_short(live(Warehouse("/data/warehouse")), "int8:64")
-for ids, codes, scales in short.codes(): ...            # int8 [row, 64] and float32 [row]
-for ids, vectors in short.vectors(): ...                # float32 [row, 64], of unit length but for the rounding
-scores = vectors @ short.queries(query_vectors).T       # query_vectors: rows of the table, or adapted queries
+for ids, codes, scales in short.codes(): ...     # int8 [row, 64] and float32 [row]
+for ids, vectors in short.vectors(): ...         # the same as float32 [row, 64]
+scores = short.queries(query_vectors) @ vectors.T     # query_vectors: rows of the table, or adapted queries
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import safetensors.numpy
 
-from retrieval.short_vectors import Floats, from_int8, shortened, to_float16, to_int8
+from retrieval.short_vectors import Floats, from_int8, short_queries, shortened, to_float16, to_int8
 from schemas.cells import pack_cells, to_list_column, to_matrix, unpack_cells
 from schemas.errors import InputError
 from schemas.published import Published
@@ -65,7 +65,7 @@ class ShortTable:
         Args:
             vectors: Rows of query_vectors, or queries that have passed the model's adapter [query, 256].
         """
-        return shortened(vectors, self.rotation, self.form.length)
+        return short_queries(vectors, self.rotation, self.form.length)
 
 
 def read_short(found: Published, name: str) -> ShortTable:

@@ -330,11 +330,13 @@ class ShortMetrics:
     Attributes:
         forms: As in score.short_vectors.
         rotation: File in the model's folder: what the shorter forms are prefixes after; empty = there are none.
+        rotated_by: Which of the rotations it is; see retrieval/short_vectors.py.
         losses: Form -> what it loses; empty where there is no validation pair.
     """
 
     forms: tuple[str, ...]
     rotation: str = ""
+    rotated_by: str = ""
     losses: dict[str, ShortLoss] = field(default_factory=dict)
 
 

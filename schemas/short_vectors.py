@@ -52,7 +52,7 @@ class ShortVector:
     def columns(self) -> tuple[Column, ...]:
         """Its columns."""
         if self.kind == "float32":
-            doc = f"the first {self.length} numbers of the rotated embedding, unit length"
+            doc = f"the first {self.length} numbers of the rotated embedding"
             return (Column(self.column, "vector", doc, shape=(self.length,)),)
         doc = f"little-endian {self.kind}" + (f" of the first {self.length} rotated numbers" if self.is_prefix else "")
         cell_bytes = _BYTES[self.kind] * self.length

@@ -16,7 +16,7 @@ from jobs.evaluation.compared import Candidates, Keys, TaskPairs, Vectors
 from jobs.evaluation.measure import OURS, EvaluationRow, Worth, held_out_of, rows_of
 from jobs.transforms.keys import item_key
 from retrieval.short_tables import from_columns
-from retrieval.short_vectors import Floats, shortened
+from retrieval.short_vectors import Floats, short_queries
 from schemas.metrics import ShortLoss
 from schemas.short_vectors import ShortVector
 
@@ -52,7 +52,7 @@ def worth_of_forms(
 
     add(OURS, candidates.vectors[OURS], queries)
     for form in forms:
-        short = [shortened(of_task, rotation if form.is_prefix else None, form.length) for of_task in queries]
+        short = [short_queries(of_task, rotation if form.is_prefix else None, form.length) for of_task in queries]
         add(str(form), decode(form), short)
     return found
 

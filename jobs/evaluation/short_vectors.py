@@ -23,7 +23,7 @@ from jobs.runtime.job_run import JobRun, side_by_side
 from jobs.runtime.worker_rows import WorkerRows
 from jobs.transforms.keys import item_key
 from retrieval.short_tables import from_columns, load_rotation, save_rotation, to_columns
-from retrieval.short_vectors import Floats, leading_rotation
+from retrieval.short_vectors import Floats, rotations
 from schemas.cells import to_matrix
 from schemas.commits import Note, Staged
 from schemas.errors import leaving_a_worker
@@ -34,6 +34,7 @@ from schemas.storage import is_unchanged_since
 from schemas.tables import QUERY_VECTORS, validation_pairs
 from schemas.tasks import Task
 
+_SAMPLED_QUERIES = 10_000
 _MOST_PAIRS = 16_000
 """Validation pairs of all tasks: the interval of a loss is then some thousandths wide."""
 
@@ -114,15 +115,14 @@ def stage_short(job: JobRun[ScoreMetrics], items: Items, answers: Staged) -> Sta
         staged = job.stage_worker_rows(_rows(items.scored, forms, rotation), table, count)
         assert kept.metrics.short is not None
         return StagedShort(staged, kept.metrics.short, version)
-    task_pairs = _validation_pairs(job)
-    sample = _sample(items, task_pairs)
-    rotation, file = None, ""
+    sample = _sample(job, items, answers)
+    rotated_by, rotation, file = "", None, ""
     if any(form.is_prefix for form in forms):
-        rotation = leading_rotation(sample.vectors[OURS][sample.is_distractor])
+        rotated_by, rotation = _best_rotation(job, sample)
         file = save_rotation(job.settings.layout.model(items.model_id), rotation)
     staged = job.stage_worker_rows(_rows(items.whole, forms, rotation), table, items.rows)
-    lost = _losses(job, task_pairs, sample, answers, rotation)
-    return StagedShort(staged, ShortMetrics(tuple(map(str, forms)), file, lost))
+    names = tuple(map(str, forms))
+    return StagedShort(staged, ShortMetrics(names, file, rotated_by, _losses(job, sample, forms, rotation)))
 
 
 def _kept_version(kept: Published, forms: Sequence[ShortVector]) -> int | None:
@@ -148,6 +148,50 @@ def _rows(items: DataFrame, forms: Sequence[ShortVector], rotation: Floats | Non
     return WorkerRows(items.select("item_id", "model_id", "embedding"), make)
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """What is measured on.
+
+    Attributes:
+        candidates: About SAMPLED_ITEMS items, chosen by hash, and those of the pairs.
+        queries: Some queries, chosen by hash [query, 256].
+        task_pairs: Validation pairs of each task that has any, whose item and query are published.
+        asked: Of each of these tasks, the vectors of its queries [query, 256].
+    """
+
+    candidates: Candidates
+    queries: Vectors
+    task_pairs: list[TaskPairs]
+    asked: list[Vectors]
+
+    def recalls(self, forms: Sequence[ShortVector], rotation: Floats | None, k: int) -> dict[str, ShortLoss]:
+        """What each form loses; nothing where there is no pair."""
+
+        def decode(form: ShortVector) -> Vectors:
+            columns = to_columns(self.candidates.vectors[OURS], form, rotation)
+            return from_columns(pa.table(columns, [column.name for column in form.columns]), form)
+
+        worths = worth_of_forms(self.task_pairs, self.asked, self.candidates, forms, decode, rotation, k)
+        return losses(self.task_pairs, worths, f"recall@{k}")
+
+
+def _sample(job: JobRun[ScoreMetrics], items: Items, answers: Staged) -> _Sample:
+    found = _validation_pairs(job)
+    candidates = _candidates(items, found)
+    published = table_io.read_files(job.spark, answers.uris, QUERY_VECTORS).select("query_id", "query_vector")
+    share = min(1.0, _SAMPLED_QUERIES / max(answers.rows, 1))
+    some = published.where(is_sampled(share, "query_id")).toArrow().sort_by("query_id")
+    task_pairs, asked = [], []
+    for pairs in found:
+        wanted = job.spark.createDataFrame(pa.table({"query_id": pairs.query_ids.tolist()}))
+        vectors = by_query(published.join(F.broadcast(wanted), on="query_id", how="left_semi"), pairs.query_ids)
+        known = _published(pairs, candidates.item_key, vectors.any(axis=1))
+        if len(known.query):
+            task_pairs.append(known)
+            asked.append(vectors)
+    return _Sample(candidates, to_matrix(some["query_vector"]), task_pairs, asked)
+
+
 def _validation_pairs(job: JobRun[ScoreMetrics]) -> list[TaskPairs]:
     """Some pairs of every task's validation window."""
     tasks = job.settings.task_list
@@ -159,8 +203,7 @@ def _validation_pairs(job: JobRun[ScoreMetrics]) -> list[TaskPairs]:
     return [pairs for pairs in found if len(pairs.query)]
 
 
-def _sample(items: Items, task_pairs: Sequence[TaskPairs]) -> Candidates:
-    """About SAMPLED_ITEMS items, chosen by hash, and those of the pairs."""
+def _candidates(items: Items, task_pairs: Sequence[TaskPairs]) -> Candidates:
     share = min(1.0, SAMPLED_ITEMS / max(items.rows, 1))
     keys = np.unique(np.concatenate([np.empty(0, np.int64), *(pairs.item_key for pairs in task_pairs)]))
     wanted = items.whole.sparkSession.createDataFrame(pa.table({"item_key": keys}), "item_key long")
@@ -177,31 +220,27 @@ def _sample(items: Items, task_pairs: Sequence[TaskPairs]) -> Candidates:
     return Candidates(table["item_key"].to_numpy(), is_distractor, nothing, vectors, no, no)
 
 
-def _losses(
-    job: JobRun[ScoreMetrics],
-    task_pairs: Sequence[TaskPairs],
-    sample: Candidates,
-    answers: Staged,
-    rotation: Floats | None,
-) -> dict[str, ShortLoss]:
-    """What each form loses on the pairs whose item and query are published, said aloud."""
+def _best_rotation(job: JobRun[ScoreMetrics], sample: _Sample) -> tuple[str, Floats]:
+    """The rotation, and its name, after which the prefixes have the best recall; the first where there is no pair."""
     forms, k = job.settings.score.short_forms, job.settings.evaluate.k
-    queries = table_io.read_files(job.spark, answers.uris, QUERY_VECTORS)
-    known, asked = [], []
-    for pairs in task_pairs:
-        wanted = job.spark.createDataFrame(pa.table({"query_id": pairs.query_ids.tolist()}))
-        of_task = queries.join(F.broadcast(wanted), on="query_id", how="left_semi")
-        vectors = by_query(of_task.select("query_id", "query_vector"), pairs.query_ids)
-        known.append(_published(pairs, sample.item_key, vectors.any(axis=1)))
-        asked.append(vectors)
+    prefixes = [ShortVector("float32", length) for length in sorted({form.length for form in forms if form.is_prefix})]
+    items = sample.candidates.vectors[OURS][sample.candidates.is_distractor]
+    found, recalls = rotations(items, sample.queries), {}
+    for name, rotation in found.items():
+        measured = sample.recalls(prefixes, rotation, k)
+        recalls[name] = sum(loss.recall for loss in measured.values())
+        figures = ", ".join(f"{form.length} numbers {measured[str(form)].recall:.4f}" for form in prefixes if measured)
+        print(f"  rotation {name}: {figures or 'no validation pair'}", flush=True)
+    best = max(recalls, key=recalls.__getitem__)
+    return best, found[best]
 
-    def decode(form: ShortVector) -> Vectors:
-        columns = to_columns(sample.vectors[OURS], form, rotation)
-        return from_columns(pa.table(columns, [column.name for column in form.columns]), form)
 
-    used = [number for number, pairs in enumerate(known) if len(pairs.query)]
-    known, asked = [known[number] for number in used], [asked[number] for number in used]
-    found = losses(known, worth_of_forms(known, asked, sample, forms, decode, rotation, k), f"recall@{k}")
+def _losses(
+    job: JobRun[ScoreMetrics], sample: _Sample, forms: Sequence[ShortVector], rotation: Floats | None
+) -> dict[str, ShortLoss]:
+    """What each form loses, said aloud."""
+    k = job.settings.evaluate.k
+    found = sample.recalls(forms, rotation, k)
     if not found:
         print("  short vectors: no validation pair says what they lose", flush=True)
     for name, loss in found.items():

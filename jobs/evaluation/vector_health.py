@@ -55,9 +55,9 @@ def sampled(rows: DataFrame, share: float) -> VectorSample:
     return VectorSample(ids, features, to_matrix(table["embedding"])).taken(order)
 
 
-def is_sampled(share: float) -> Column:
-    """Whether an item is among the share of them that is chosen by a hash of item_id."""
-    return F.pmod(F.xxhash64("item_id"), F.lit(_BUCKETS)) < F.lit(round(share * _BUCKETS))
+def is_sampled(share: float, key: str = "item_id") -> Column:
+    """Whether a row is among the share of them that is chosen by a hash of its key."""
+    return F.pmod(F.xxhash64(key), F.lit(_BUCKETS)) < F.lit(round(share * _BUCKETS))
 
 
 def _chosen(rows: DataFrame, share: float) -> DataFrame:
