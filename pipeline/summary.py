@@ -129,19 +129,20 @@ def _print_evaluation(settings: Settings) -> None:
             where = settings.layout.record(EVALUATE.name)
             print(f"\n{metric}, {part} held-out pairs, and its 95 % intervals (record: {where})")
             _print_figures(chosen, metric)
-    _print_short([row for row in rows if row["metric"] == metric and row["slice"] == "all"], metric)
+    for part in ("all", "unseen"):
+        _print_short([row for row in rows if row["metric"] == metric and row["slice"] == part], f"{metric}, {part}")
     for note in record.metrics.notes:
         print(f"  note: {printable(note)}")
 
 
-def _print_short(rows: list[dict[str, Any]], metric: str) -> None:
+def _print_short(rows: list[dict[str, Any]], what: str) -> None:
     """A line for each short form: bytes an item, and of each task the figure and what of the 256 floats' it loses."""
     tasks = sorted({row["task"] for row in rows})
     found = {(row["system"], row["task"]): row for row in rows}
     names = list(dict.fromkeys(row["system"] for row in rows if row["system"] not in EVALUATED_SYSTEMS))
     if not names:
         return
-    print(f"\n{metric} of short vectors, all held-out pairs; in brackets: 256 floats minus this, 95 % intervals")
+    print(f"\n{what} held-out pairs, by short vectors; in brackets: 256 floats minus this, 95 % intervals")
     width = max(24, *(len(task) + 2 for task in tasks))
     print(f"  {'form':<14}{'bytes':>6}" + "".join(f"{task:>{width}}" for task in tasks))
     for name in names:

@@ -81,8 +81,9 @@ class Objective(nn.Module):
         losses = self._losses(queries, items, batch, temperature)
         with_prefixes = losses
         for length in self.settings.prefixes:
-            sides = (F.normalize(side[:, :length], dim=-1) for side in (queries, items))
-            with_prefixes = with_prefixes + self.settings.prefix_weight * self._losses(*sides, batch, temperature)
+            short_queries, short_items = (F.normalize(side[:, :length], dim=-1) for side in (queries, items))
+            short = self._losses(short_queries, short_items, batch, temperature)
+            with_prefixes = with_prefixes + self.settings.prefix_weight * short
         weight_sum = distributed.sum_over_ranks(batch.pair_weight.sum())
         mean = weighted_mean(with_prefixes, batch.pair_weight, weight_sum, distributed.world_size())
         if self.settings.distillation:
