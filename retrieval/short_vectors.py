@@ -19,7 +19,7 @@ Exact = npt.NDArray[np.float64]
 
 LARGEST_CODE = 127
 """The codes -127 to 127 stand for equal steps on both sides of zero; -128 is none."""
-_NEAREST, _QUERIES = 100, 4_000
+_NEAREST = 100
 _FLOOR = 1e-9
 _TINY = float(np.finfo(np.float32).tiny)
 
@@ -35,7 +35,8 @@ def rotations(items: Floats, queries: Floats) -> dict[str, Floats]:
 
     Args:
         items: Embeddings of a catalog, or of a sample of it [item, dim], at least one.
-        queries: Vectors of some queries [query, dim]; where there are none, `both` is left out.
+        queries: Vectors of some queries, of which a thousand or two are enough [query, dim]; where there are none,
+            `both` is left out.
 
     Returns:
         Orthogonal matrices [dim, dim], by name; `items @ rotation` are the rotated ones. The same to the last bit for
@@ -61,11 +62,11 @@ def _spread(items: Floats, queries: Floats) -> Exact:
     """Second moment of what parts the nearest items of a query from their mean [dim, dim]."""
     nearest = min(_NEAREST, len(items))
     total = np.zeros((items.shape[1], items.shape[1]))
-    for query in queries[:_QUERIES]:
+    for query in queries:
         near = items[np.argpartition(-(items @ query), nearest - 1)[:nearest]].astype(np.float64)
         near -= near.mean(axis=0)
         total += near.T @ near
-    return total / (nearest * len(queries[:_QUERIES]))
+    return total / (nearest * len(queries))
 
 
 def _geometric_mean(left: Exact, right: Exact) -> Exact:

@@ -69,22 +69,33 @@ def evaluation_rows(
     ]
 
 
+def mean_recalls(task_pairs: Sequence[TaskPairs], worths: Sequence[Worth], metric: str) -> dict[str, float]:
+    """The recall of the 256 floats and of each form, the mean over all tasks; nothing where there is no pair."""
+    names = list(worths[0]) if worths else []
+    return {
+        name: float(np.mean([np.average(worth[name][metric].numpy(), weights=pairs.weights)
+                             for pairs, worth in zip(task_pairs, worths, strict=True)]))
+        for name in names
+    }  # fmt: skip
+
+
 def losses(task_pairs: Sequence[TaskPairs], worths: Sequence[Worth], metric: str) -> dict[str, ShortLoss]:
-    """What each form loses over all tasks, each of which counts the same; pairs of weight 0 do not count.
+    """What each form loses over all tasks, each of which counts the same; nothing where there is no pair.
 
     Args:
         task_pairs: The pairs of each task.
         worths: From `worth_of_forms`.
         metric: Such as recall@10.
     """
-    known = [(pairs, worth) for pairs, worth in zip(task_pairs, worths, strict=True) if pairs.weights.sum() > 0]
+    known = list(zip(task_pairs, worths, strict=True))
     if not known:
         return {}
     names = list(known[0][1])
     values = np.concatenate([np.stack([worth[name][metric].numpy() for name in names], axis=1) for _, worth in known])
     # A query has one kind but may stand in several tasks; its resamples are then one.
     _, query = np.unique(np.concatenate([pairs.query_ids[pairs.query] for pairs, _ in known]), return_inverse=True)
-    weights = np.concatenate([pairs.weights * len(pairs.weights) / pairs.weights.sum() for pairs, _ in known])
+    of_task = len(query) / len(known)
+    weights = np.concatenate([pairs.weights * (of_task / pairs.weights.sum()) for pairs, _ in known])
     found = bootstrap(query, weights.astype(np.float64), values, {"all": np.ones(len(query), bool)})["all"]
     between = found.differences(np.zeros(len(names), np.int64), np.arange(len(names)))
     return {

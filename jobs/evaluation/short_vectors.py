@@ -14,8 +14,8 @@ from pyspark.sql import functions as F
 
 from jobs.evaluation.candidates import by_query, pairs_of
 from jobs.evaluation.compared import Candidates, TaskPairs, Vectors
-from jobs.evaluation.measure import OURS
-from jobs.evaluation.short_recall import losses, worth_of_forms
+from jobs.evaluation.measure import OURS, Worth
+from jobs.evaluation.short_recall import losses, mean_recalls, worth_of_forms
 from jobs.evaluation.vector_health import SAMPLED_ITEMS, is_sampled
 from jobs.runtime import table_io
 from jobs.runtime.changes import REMOVED, Changes, merge
@@ -34,7 +34,7 @@ from schemas.storage import is_unchanged_since
 from schemas.tables import QUERY_VECTORS, validation_pairs
 from schemas.tasks import Task
 
-_SAMPLED_QUERIES = 10_000
+_SAMPLED_QUERIES = 2_000
 _MOST_PAIRS = 16_000
 """Validation pairs of all tasks: the interval of a loss is then some thousandths wide."""
 
@@ -164,15 +164,14 @@ class _Sample:
     task_pairs: list[TaskPairs]
     asked: list[Vectors]
 
-    def recalls(self, forms: Sequence[ShortVector], rotation: Floats | None, k: int) -> dict[str, ShortLoss]:
-        """What each form loses; nothing where there is no pair."""
+    def worths(self, forms: Sequence[ShortVector], rotation: Floats | None, k: int) -> list[Worth]:
+        """What every pair is worth by the 256 floats and by each form, of each task."""
 
         def decode(form: ShortVector) -> Vectors:
             columns = to_columns(self.candidates.vectors[OURS], form, rotation)
             return from_columns(pa.table(columns, [column.name for column in form.columns]), form)
 
-        worths = worth_of_forms(self.task_pairs, self.asked, self.candidates, forms, decode, rotation, k)
-        return losses(self.task_pairs, worths, f"recall@{k}")
+        return worth_of_forms(self.task_pairs, self.asked, self.candidates, forms, decode, rotation, k)
 
 
 def _sample(job: JobRun[ScoreMetrics], items: Items, answers: Staged) -> _Sample:
@@ -227,9 +226,9 @@ def _best_rotation(job: JobRun[ScoreMetrics], sample: _Sample) -> tuple[str, Flo
     items = sample.candidates.vectors[OURS][sample.candidates.is_distractor]
     found, recalls = rotations(items, sample.queries), {}
     for name, rotation in found.items():
-        measured = sample.recalls(prefixes, rotation, k)
-        recalls[name] = sum(loss.recall for loss in measured.values())
-        figures = ", ".join(f"{form.length} numbers {measured[str(form)].recall:.4f}" for form in prefixes if measured)
+        means = mean_recalls(sample.task_pairs, sample.worths(prefixes, rotation, k), f"recall@{k}")
+        recalls[name] = sum(means.get(str(form), 0.0) for form in prefixes)
+        figures = ", ".join(f"{form.length} numbers {means[str(form)]:.4f}" for form in prefixes if means)
         print(f"  rotation {name}: {figures or 'no validation pair'}", flush=True)
     best = max(recalls, key=recalls.__getitem__)
     return best, found[best]
@@ -240,7 +239,7 @@ def _losses(
 ) -> dict[str, ShortLoss]:
     """What each form loses, said aloud."""
     k = job.settings.evaluate.k
-    found = sample.recalls(forms, rotation, k)
+    found = losses(sample.task_pairs, sample.worths(forms, rotation, k), f"recall@{k}")
     if not found:
         print("  short vectors: no validation pair says what they lose", flush=True)
     for name, loss in found.items():
