@@ -29,6 +29,7 @@ from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import load_model
 from itemsage_model.serving.query_vectors import adapt_queries
 from itemsage_model.serving.scorer import Scorer
+from jobs.evaluation.short_vectors import StagedShort
 from pipeline import commands
 from retrieval.short_tables import read_short
 from retrieval.short_vectors import shortened
@@ -446,6 +447,7 @@ def test_only_changed_items_are_scored_and_all_is_as_if_every_one_were(
     # Ended where a kill would leave most: all is written, nothing is committed.
     with monkeypatch.context() as ending:
         ending.setattr(score_catalog, "merge_published", end)
+        ending.setattr(StagedShort, "merge", end)  # which comes before it
         with pytest.raises(KeyboardInterrupt):
             score(some)
     assert live(some.layout) == before
