@@ -1,7 +1,7 @@
 """Measure recall@k on the held-out window, for the published embeddings and for every baseline that applies.
 
 Reads: held_out_<task>, training_<task>, query_embeddings, queries, items, item_features, item_counts,
-item_embeddings; on the demo world true_item_vectors and true_query_vectors.
+item_embeddings, item_short_vectors if there are any; on the demo world true_item_vectors and true_query_vectors.
 Writes: evaluation; one row is one figure of one system on one task.
 Safe to rerun: one Delta commit replaces the table; pairs and distractors are chosen by hash, not at random.
 

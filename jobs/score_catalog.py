@@ -1,9 +1,10 @@
 """Score the whole catalog with the trained model, and publish the query vectors that its embeddings answer.
 
 Reads: item_features at the version that its record names, item_counts, query_embeddings, and the model that the record
-of train names.
-Writes: item_embeddings, query_vectors, item_changes; one row is one product of the catalog with its embedding,
-one query with the vector to compare them with, or one item that the version has otherwise than the one before.
+of train names; with score.short_vectors validation_<task> too.
+Writes: item_embeddings, query_vectors, item_changes, item_short_vectors; one row is one product of the catalog with its
+embedding, one query with the vector to compare them with, one item that the version has otherwise than the one before,
+or one product with its embedding in short forms.
 Safe to rerun: one Delta commit replaces each table, and equal inputs give equal rows (scored_ts is the logical date).
 Before the work it compares with what is published, and stops where a gate does not open: [gates] of the settings.
 Where validate found the model below a simple rival, frozen vectors take its place, or it stops: [floor].
@@ -35,6 +36,7 @@ from itemsage_model.serving.query_vectors import query_batches, saved_adapter
 from itemsage_model.serving.scorer import batch_function, load_once
 from itemsage_model.serving.selection import Selection, rows_of_keys
 from jobs.evaluation import vector_health
+from jobs.evaluation.short_vectors import Items, StagedShort, stage_short
 from jobs.runtime import command_line, gates, table_io
 from jobs.runtime.changes import Changes, with_changes
 from jobs.runtime.job_run import JobRun
@@ -204,23 +206,38 @@ def run(spark: SparkSession, settings: Settings) -> None:
         is_same = previous is not None and previous.metrics.published_id == identity
         health = _health(job, new, files.row_count, answers, compared, is_same)
         gates.require_sound_vectors(health, previous.metrics.health if previous else None, settings.gates)
+        whole = new if changes is None or compared.published is None else with_changes(compared.published, changes, new)
+        short = stage_short(job, Items(new, whole, files.row_count, model.model_id, changes, kept), answers)
+        if short is not None:
+            gates.require_small_loss(short.metrics, settings.gates)
         trained_as_of = date_of(job.record(TRAIN))
         counted = made.metrics.items_without_text, made.metrics.items_without_images
         spaces = {kind: job.made_with[space_of(kind)] for kind in sorted(kinds) if space_of(kind) in job.made_with}
         job.metrics = ScoreMetrics(
             model.model_id, precision, *counted, fallback=fallback, floor=decision.lines, published_id=identity,
             spaces=spaces, health=health, scoring=scoring, scored=count, trained_as_of=trained_as_of,
+            short=short.metrics if short else None,
         )  # fmt: skip
-        candidate = Candidate(items, answers, job.note(made_with=job.made_with), job.metrics, files.row_count)
-        _publish(job, candidate, changes, new)
+        note = job.note(made_with=job.made_with)
+        candidate = Candidate(items, answers, note, job.metrics, files.row_count, short.staged if short else None)
+        _publish(job, candidate, changes, new, short)
 
 
-def _publish(job: JobRun[ScoreMetrics], candidate: Candidate, changes: Changes | None, scored: DataFrame) -> None:
+def _publish(
+    job: JobRun[ScoreMetrics],
+    candidate: Candidate,
+    changes: Changes | None,
+    scored: DataFrame,
+    short: StagedShort | None,
+) -> None:
     """Make the candidate live, by a merge where only changed items were scored; or keep it beside what is."""
     layout, outputs = job.settings.layout, candidate.outputs
     if job.settings.score.publish == "live":
         by_merge = None if changes is None else partial(merge_published, layout, candidate.items.table, changes, scored)
-        outputs = candidate.make_live(layout, by_merge)
+        merge_short = None
+        if short is not None and short.kept is not None and changes is not None:
+            merge_short = partial(short.merge, changes)
+        outputs = candidate.make_live(layout, by_merge, merge_short)
         remove_candidate(layout)
         if changes is not None:
             candidate.items.discard()

@@ -22,6 +22,7 @@ from schemas.metrics import EvaluationMetrics
 from schemas.plain_text import printable
 from schemas.records import RunRecord, TableVersion, all_records, find_record, read_record
 from schemas.settings import Settings
+from schemas.short_vectors import short_vector
 from schemas.stages import BESIDE, EVALUATE, SCORE_CATALOG, VALIDATE
 from schemas.storage import read_columns, read_first_rows
 from schemas.tables import EVALUATED_SYSTEMS, EVALUATION, ITEM_EMBEDDINGS
@@ -126,8 +127,29 @@ def _print_evaluation(settings: Settings) -> None:
             where = settings.layout.record(EVALUATE.name)
             print(f"\n{metric}, {part} held-out pairs, and its 95 % intervals (record: {where})")
             _print_figures(chosen, metric)
+    for part in ("all", "unseen"):
+        _print_short([row for row in rows if row["metric"] == metric and row["slice"] == part], f"{metric}, {part}")
     for note in record.metrics.notes:
         print(f"  note: {printable(note)}")
+
+
+def _print_short(rows: list[dict[str, Any]], what: str) -> None:
+    """A line for each short form: bytes an item, and of each task the figure and what of the 256 floats' it loses."""
+    tasks = sorted({row["task"] for row in rows})
+    found = {(row["system"], row["task"]): row for row in rows}
+    names = list(dict.fromkeys(row["system"] for row in rows if row["system"] not in EVALUATED_SYSTEMS))
+    if not names:
+        return
+    print(f"\n{what} held-out pairs, by short vectors; in brackets: 256 floats minus this, 95 % intervals")
+    width = max(24, *(len(task) + 2 for task in tasks))
+    print(f"  {'form':<14}{'bytes':>6}" + "".join(f"{task:>{width}}" for task in tasks))
+    for name in names:
+        of_form = [found[name, task] for task in tasks]
+        cells = [
+            f"{row['value']:.4f} {_interval(row['difference_low'], row['difference_high'], sign='+')}".rstrip()
+            for row in of_form
+        ]
+        print(f"  {name:<14}{short_vector(name).bytes:>6}" + "".join(f"{cell:>{width}}" for cell in cells))
 
 
 def _print_figures(rows: list[dict[str, Any]], metric: str) -> None:

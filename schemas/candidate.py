@@ -19,12 +19,13 @@ from schemas.metrics import ScoreMetrics
 from schemas.published import PUBLISHED, Published, keep_makers, live
 from schemas.records import TableVersion, read_record, write_record
 from schemas.settings import Settings
+from schemas.short_vectors import short_vector, short_vectors_table
 from schemas.stages import SCORE_CATALOG
 from schemas.storage import file_system, is_file, read_bytes, write_bytes
-from schemas.tables import ITEM_EMBEDDINGS, QUERY_VECTORS, filtered
+from schemas.tables import ITEM_EMBEDDINGS, ITEM_SHORT_VECTORS, QUERY_VECTORS, filtered
 from schemas.warehouse import Warehouse
 
-CANDIDATE_TABLES = {table.name: table for table in (ITEM_EMBEDDINGS, QUERY_VECTORS)}
+CANDIDATE_TABLES = (ITEM_EMBEDDINGS.name, QUERY_VECTORS.name, ITEM_SHORT_VECTORS.name)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Candidate:
         note: What the commits will say of the run.
         metrics: What score_catalog counted.
         rows: Rows of item_embeddings then, where the staged items replace some of them; None = they replace all.
+        short: Rows of ITEM_SHORT_VECTORS, in the forms that the metrics name; None where there are none.
     """
 
     items: Staged
@@ -44,39 +46,49 @@ class Candidate:
     note: dict[str, Any]
     metrics: ScoreMetrics
     rows: int | None = None
+    short: Staged | None = None
 
-    def make_live(self, warehouse: Warehouse, merge: Callable[[Note], int] | None = None) -> tuple[TableVersion, ...]:
-        """Commit the queries, then the items, whose commit is the pointer to both; returns both.
+    def make_live(
+        self,
+        warehouse: Warehouse,
+        merge: Callable[[Note], int] | None = None,
+        merge_short: Callable[[Note], int] | None = None,
+    ) -> tuple[TableVersion, ...]:
+        """Commit queries and short vectors, then the items, whose commit is the pointer to all; returns all.
 
         Args:
             warehouse: Where they lie.
             merge: Commits the items in another way than by replacing all rows, and returns the version.
+            merge_short: The same of the short vectors.
 
         Raises:
             OvertakenError: another run has committed to one of the tables since they were staged.
         """
         keep_makers(warehouse, self.metrics.model_id)
-        answers = self.answers.commit(self.note)
-        belongs = {"version": answers, "rows": self.answers.rows}
-        rows = self.items.rows if self.rows is None else self.rows
-        what = {"metrics": asdict(self.metrics), "rows": rows, QUERY_VECTORS.name: belongs}
-        note = {**self.note, PUBLISHED: what}
+        pointer, *others = self.outputs
+        versions = {QUERY_VECTORS.name: self.answers.commit(self.note)}
+        if self.short is not None:
+            versions[ITEM_SHORT_VECTORS.name] = merge_short(self.note) if merge_short else self.short.commit(self.note)
+        belong = {one.table: {"version": versions[one.table], "rows": one.rows} for one in others}
+        note = {**self.note, PUBLISHED: {"metrics": asdict(self.metrics), "rows": pointer.rows, **belong}}
         items = merge(note) if merge else self.items.commit(note, before=lambda version: announce(warehouse, version))
-        versions = {ITEM_EMBEDDINGS.name: items, QUERY_VECTORS.name: answers}
-        return tuple(replace(one, version=versions[one.table]) for one in self.outputs)
+        return replace(pointer, version=items), *(replace(one, version=versions[one.table]) for one in others)
 
     @property
     def outputs(self) -> tuple[TableVersion, ...]:
         """Its tables, of no version yet."""
-        items, answers = self.items, self.answers
-        return (
-            TableVersion(items.table.name, items.uri, None, items.rows if self.rows is None else self.rows),
-            TableVersion(answers.table.name, answers.uri, None, answers.rows),
-        )
+        rows = self.items.rows if self.rows is None else self.rows
+        counted = [(one, one.rows if one is self.answers else rows) for one in self.parts]
+        return tuple(TableVersion(one.table.name, one.uri, None, count) for one, count in counted)
+
+    @property
+    def parts(self) -> tuple[Staged, ...]:
+        """What is staged, a table each."""
+        return tuple(one for one in (self.items, self.answers, self.short) if one is not None)
 
     def staged(self, table: str) -> Staged:
         """What is staged for one of its tables."""
-        return self.items if table == ITEM_EMBEDDINGS.name else self.answers
+        return next(one for one in self.parts if one.table.name == table)
 
 
 def announce(warehouse: Warehouse, version: int) -> None:
@@ -87,7 +99,7 @@ def announce(warehouse: Warehouse, version: int) -> None:
 def keep_candidate(warehouse: Warehouse, candidate: Candidate) -> None:
     """Name the files, in the place of those of a candidate before, which nothing names then."""
     keep_makers(warehouse, candidate.metrics.model_id)
-    staged = {one.table.name: {"files": one.files, "base": one.base} for one in (candidate.items, candidate.answers)}
+    staged = {one.table.name: {"files": one.files, "base": one.base} for one in candidate.parts}
     further = candidate.items.table.columns[len(ITEM_EMBEDDINGS.columns) :]
     filters = {column.name: column.kind for column in further}
     values = {"tables": staged, "note": candidate.note, "metrics": asdict(candidate.metrics), "filters": filters}
@@ -102,13 +114,17 @@ def read_candidate(warehouse: Warehouse) -> Candidate:
     """
     try:
         values = json.loads(read_bytes(warehouse.candidate))
-        items, answers = (
-            Staged(table, warehouse.table(table.name), found["files"], found["base"])
-            for table in (filtered(ITEM_EMBEDDINGS, values.get("filters", {})), QUERY_VECTORS)
-            for found in (values["tables"][table.name],)
-        )
         metrics = TypeAdapter(ScoreMetrics).validate_python(values["metrics"])
-        return Candidate(items, answers, values["note"], metrics)
+        items_table = filtered(ITEM_EMBEDDINGS, values.get("filters", {}))
+        forms = map(short_vector, metrics.short.forms if metrics.short else ())
+        parts = {
+            table.name: Staged(table, warehouse.table(table.name), values["tables"][table.name]["files"],
+                               values["tables"][table.name]["base"])
+            for table in (items_table, QUERY_VECTORS, short_vectors_table(forms))
+            if table.name != ITEM_SHORT_VECTORS.name or metrics.short
+        }  # fmt: skip
+        items, answers = parts[ITEM_EMBEDDINGS.name], parts[QUERY_VECTORS.name]
+        return Candidate(items, answers, values["note"], metrics, short=parts.get(ITEM_SHORT_VECTORS.name))
     except FileNotFoundError as error:
         raise _refusal(warehouse, "none") from error
     except (ValueError, KeyError, TypeError) as error:

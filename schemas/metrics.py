@@ -304,6 +304,43 @@ class Health:
 
 
 @dataclass(frozen=True)
+class ShortLoss:
+    """What a short form of the vectors loses, over all tasks' validation pairs.
+
+    Attributes:
+        recall: Its recall@k among a sample of the catalog.
+        full: That of the 256 floats.
+        low: Lower end of the 95 % interval of `full - recall`; None = too few queries for one.
+    """
+
+    recall: float
+    full: float
+    low: float | None
+
+    @property
+    def share(self) -> float:
+        """The loss as a share of the recall of the 256 floats."""
+        return 1 - self.recall / self.full if self.full else 0.0
+
+
+@dataclass(frozen=True)
+class ShortMetrics:
+    """The short forms that were published beside the embeddings.
+
+    Attributes:
+        forms: As in score.short_vectors.
+        rotation: File in the model's folder: what the shorter forms are prefixes after; empty = there are none.
+        rotated_by: Which of the rotations it is; see retrieval/short_vectors.py.
+        losses: Form -> what it loses; empty where there is no validation pair.
+    """
+
+    forms: tuple[str, ...]
+    rotation: str = ""
+    rotated_by: str = ""
+    losses: dict[str, ShortLoss] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ScoreMetrics:
     """Of score_catalog: the model whose embeddings were published, and of which items.
 
@@ -320,6 +357,7 @@ class ScoreMetrics:
         scoring: Hash of model, precision, fallback and code: rows of equal features that share it are equal.
         scored: Items that were scored; the others' rows are those of before. None in records of before.
         trained_as_of: The logical date of the model, ISO; empty in records of before.
+        short: The short forms of the vectors; None where there are none.
     """
 
     model_id: str
@@ -334,6 +372,7 @@ class ScoreMetrics:
     scoring: str = ""
     scored: int | None = None
     trained_as_of: str = ""
+    short: ShortMetrics | None = None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """What is published, read without Spark: the newest commit of item_embeddings is the pointer to all that belongs to it.
 
-The commit's note (userMetadata, JSON) names the run, the model, the spaces of the queries, and the version of
-query_vectors that belongs to these items. So one commit makes a new model live, and one brings the former back; whoever
-reads through here has the items and the queries of one model, at any instant. Whoever reads the newest version of both
-tables by other means compares their model_id.
+The commit's note (userMetadata, JSON) names the run, the model, the spaces of the queries, and the versions of
+query_vectors and item_short_vectors that belong to these items. So one commit makes a new model live, and one brings
+the former back; whoever reads through here has the items and the queries of one model, at any instant. Whoever reads
+the newest versions of the tables by other means compares their model_id.
 
     from schemas.published import live
     found = live(Warehouse("/data/warehouse"))
@@ -33,7 +33,7 @@ from schemas.retention import why_gone
 from schemas.settings import Settings
 from schemas.stages import SCORE_CATALOG, TRAIN, VALIDATE, Stage
 from schemas.storage import is_file, is_unchanged_since, read_batches, read_bytes, version_files, write_bytes
-from schemas.tables import ITEM_EMBEDDINGS, QUERY_VECTORS
+from schemas.tables import ITEM_EMBEDDINGS, ITEM_SHORT_VECTORS, QUERY_VECTORS
 from schemas.warehouse import Warehouse
 
 UPSERT, DELETE = "upsert", "delete"
@@ -83,12 +83,28 @@ class Published:
         return self.note.get("rolled_back_from")
 
     @property
-    def outputs(self) -> tuple[TableVersion, TableVersion]:
-        """Its items and its queries."""
+    def outputs(self) -> tuple[TableVersion, ...]:
+        """Its items, its queries, and the short vectors of its items if it has any."""
         found, place = self.note[PUBLISHED], self.warehouse.table
         items = TableVersion(ITEM_EMBEDDINGS.name, place(ITEM_EMBEDDINGS.name), self.version, found["rows"])
-        answers = found[QUERY_VECTORS.name]
-        return items, TableVersion(QUERY_VECTORS.name, place(QUERY_VECTORS.name), answers["version"], answers["rows"])
+        others = [name for name in (QUERY_VECTORS.name, ITEM_SHORT_VECTORS.name) if name in found]
+        return items, *(TableVersion(name, place(name), found[name]["version"], found[name]["rows"]) for name in others)
+
+    @property
+    def short_output(self) -> TableVersion | None:
+        """The short vectors of its items; None where it has none. retrieval/short_tables.py reads them."""
+        return next((one for one in self.outputs if one.table == ITEM_SHORT_VECTORS.name), None)
+
+    @property
+    def short_forms(self) -> tuple[str, ...]:
+        """Their forms, as score.short_vectors names them."""
+        return self.metrics.short.forms if self.metrics.short and self.short_output else ()
+
+    @property
+    def rotation_uri(self) -> str:
+        """The file of the rotation after which their prefixes were taken; empty where there is none."""
+        name = self.metrics.short.rotation if self.metrics.short else ""
+        return name and f"{self.warehouse.model(self.metrics.model_id)}/{name}"
 
     def items(self, columns: Sequence[str] = ITEM_EMBEDDINGS.column_names) -> Iterator[pa.RecordBatch]:
         """Its rows of item_embeddings, a piece after the other."""
@@ -236,7 +252,7 @@ def _bring_makers_back(warehouse: Warehouse, model_id: str) -> None:
 
 
 def _kept(warehouse: Warehouse, model_id: str, stage: Stage[Any]) -> str:
-    return f"{warehouse.models}/{model_id}/{stage.name}.json"
+    return f"{warehouse.model(model_id)}/{stage.name}.json"
 
 
 def roll_back(settings: Settings, version: int | None = None) -> Published:

@@ -387,6 +387,15 @@ QUERY_VECTORS = Table(
     key=("query_id",),
 )
 
+ITEM_SHORT_VECTORS = Table(
+    "item_short_vectors",
+    "one product of the catalog with the short forms of its published embedding that score.short_vectors names: "
+    "float32_64 with 64 numbers, or little-endian cells such as float16_256, or int8_64 with its int8_64_scale",
+    (_ITEM_ID, Column("model_id", "string", "as in item_embeddings")),
+    key=("item_id",),
+)
+"""A form has columns of its own: see schemas/short_vectors.py."""
+
 RIVALS = (
     "popularity", "popularity_recent", "co_occurrence", "co_occurrence_recent", "tfidf", "bm25", "frozen_query", "sum"
 )  # fmt: skip
@@ -489,5 +498,7 @@ TRUE_QUERY_VECTORS = Table(
     key=("query_id", "engagement"),
 )
 
-MERGED = tuple(table.name for table in (ITEM_EMBEDDINGS, ITEM_TEXT_EMBEDDINGS, QUERY_EMBEDDINGS))
-"""Tables of which changed rows alone are written: they may have deletion vectors, and Petastorm reads none of them."""
+MERGED = frozenset(
+    table.name for table in (ITEM_EMBEDDINGS, ITEM_SHORT_VECTORS, ITEM_TEXT_EMBEDDINGS, QUERY_EMBEDDINGS)
+)
+"""Tables, by name, of which changed rows alone are written: they may have deletion vectors; Petastorm reads none."""

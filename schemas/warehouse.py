@@ -7,7 +7,8 @@
 <warehouse>/_names/                    where tables lie that the settings know by name; schemas/names.py
 <warehouse>/_logs/                     what Spark and Python said while `itemsage run` ran; local warehouses only
 <warehouse>/models/<model_id>/         model.safetensors and model.json of every trained model; of a published one the
-                                       records of its training and validation, which a rollback brings back
+                                       records of its training and validation, which a rollback brings back, and
+                                       rotation-<sha256>.safetensors, after which its short vectors are prefixes
 <warehouse>/checkpoints/<run id>/      what an unfinished training run goes on from; removed when it ends
 <warehouse>/tensorboard/<run id>/      training curves; local warehouses only
 <warehouse>/query_encoder/             the frozen text encoder that embed_queries fitted, and embed_items reads
@@ -93,6 +94,10 @@ class Warehouse:
     def models(self) -> str:
         """Folder of all models; each lies in a folder of its model_id."""
         return self.place("models")
+
+    def model(self, model_id: str) -> str:
+        """Folder of one model."""
+        return f"{self.models}/{model_id}"
 
     def checkpoints(self, run_id: str) -> str:
         """Folder of a training run's checkpoints."""

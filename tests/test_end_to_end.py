@@ -29,7 +29,10 @@ from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import load_model
 from itemsage_model.serving.query_vectors import adapt_queries
 from itemsage_model.serving.scorer import Scorer
+from jobs.evaluation.short_vectors import StagedShort
 from pipeline import commands
+from retrieval.short_tables import read_short
+from retrieval.short_vectors import shortened
 from schemas.elements import FEATURE_CELLS
 from schemas.errors import GateError, InputError
 from schemas.published import changes_since, live
@@ -95,6 +98,10 @@ negative_count = 50
 steps = 6
 warmup_steps = 2
 threads = 1
+[score]
+short_vectors = ["int8", "float16:64", "int8:64"]
+[gates]
+max_recall_loss_short = 1.0
 [demo_world]
 items = 200
 events = 3000
@@ -183,6 +190,13 @@ def test_every_task_of_the_settings_has_its_tables_and_figures(portal: Settings)
     assert all(0 <= row["value"] <= 1 for row in figures)
     of = {(row["task"], row["system"], row["slice"]): row["value"] for row in figures}
     assert of["search_inquiry", "oracle", "all"] > of["search_inquiry", "random", "all"]
+    for task in ("search_inquiry", "search_tour", "closeup_inquiry"):
+        of_task = [row for row in figures if (row["task"], row["metric"]) == (task, "recall@10")]
+        short, whole = ([row for row in of_task if row["system"] == system] for system in ("int8", "itemsage"))
+        assert [(one["slice"], one["pair_count"]) for one in short] == [
+            (one["slice"], one["pair_count"]) for one in whole
+        ]
+        assert all(abs(one["value"] - other["value"]) < 0.05 for one, other in zip(short, whole, strict=True))
 
 
 @pytest.mark.fault("F1", "recovered", "a scheduler that runs a whole pipeline of the same date and inputs once more")
@@ -494,6 +508,7 @@ def test_only_changed_items_are_scored_and_all_is_as_if_every_one_were(
     # Ended where a kill would leave most: all is written, nothing is committed.
     with monkeypatch.context() as ending:
         ending.setattr(score_catalog, "merge_published", end)
+        ending.setattr(StagedShort, "merge", end)  # which comes before it
         with pytest.raises(KeyboardInterrupt):
             score(some)
     assert live(some.layout) == before
@@ -510,6 +525,16 @@ def test_only_changed_items_are_scored_and_all_is_as_if_every_one_were(
     assert whole is not None
     assert whole.metrics.scored == len(items) == found.outputs[0].rows
     assert without_times(some) == without_times(all_of_them)
+    # Of the short vectors, too, two rows were written; the others stay after the rotation of before.
+    assert before.metrics.short is not None
+    assert before.metrics.short.rotation
+    assert found.metrics.short == before.metrics.short
+    short = read_short(found, "int8:64")
+    rows = {name: vector for ids, vectors in short.vectors() for name, vector in zip(ids, vectors, strict=True)}
+    assert set(rows) == set(without_times(some))
+    for name, (embedding, *_) in without_times(some).items():
+        exact = shortened(np.array([embedding], np.float32), short.rotation, 64)[0]
+        np.testing.assert_allclose(rows[name], exact, atol=0.51 * np.abs(exact).max() / 127)
     assert pl.scan_delta(f"{some.warehouse.uri}/item_embeddings").collect().height == len(items)
 
 
@@ -543,10 +568,13 @@ def test_a_candidate_is_measured_made_live_and_rolled_back(
     assert second is not None
     assert second.model_id != first.model_id
     assert {row["model_id"] for row in rows_of(settings, "item_embeddings").to_pylist()} == {second.model_id}
+    assert second.short_forms == ("int8", "float16:64", "int8:64")
+    assert {row["model_id"] for row in rows_of(settings, "item_short_vectors").to_pylist()} == {second.model_id}
     front_door("rollback")
     third = live(settings.layout)
     assert third is not None
     assert (third.model_id, third.run_id) == (first.model_id, first.run_id)
+    assert third.short_output == first.short_output
     assert (
         rows_of(settings, "item_embeddings")
         .sort_by("item_id")

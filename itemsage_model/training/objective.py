@@ -10,6 +10,7 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from itemsage_model.data.batch import PairBatch
 from itemsage_model.training import distributed
@@ -58,6 +59,13 @@ class Objective(nn.Module):
     ) -> tuple[Float[Tensor, "pair"], Float[Tensor, ""]]:
         """Compute the losses of this rank's pairs, and its part of the mean over all ranks.
 
+        With loss.prefixes, the mean counts the same loss of the first n numbers of both sides too, brought to unit
+        length.
+
+        Source of that: Matryoshka representation learning (Kusupati et al. 2022, arXiv 2205.13147). Differs from the
+        paper, which has one length. Assumed: one temperature for all lengths. Without a query adapter the first
+        numbers of a query are those of its frozen vector, which cannot adapt.
+
         Args:
             queries: Vector of each pair's query.
             items: Vectors of `batch.items`. Gradient flows to both; see `Tower.sides`.
@@ -65,24 +73,34 @@ class Objective(nn.Module):
             temperature: Scale of the cosine.
 
         Returns:
-            The loss of each pair, without gradient, and the scalar to differentiate (see `loss.weighted_mean`).
+            The loss of each pair by all numbers, without gradient, and the scalar to differentiate (see
+            `loss.weighted_mean`).
         """
-        if self.settings.form == "full":
-            all_vectors = distributed.gather_rows_with_gradient(items)
-            losses = self._full_losses(queries, all_vectors, batch, temperature)
-        elif self.settings.form == "bucketed":
-            losses = self._bucketed_losses(queries, items, batch, temperature)
-        else:
-            all_vectors = distributed.gather_rows_with_gradient(items)
-            all_keys = distributed.gather_rows(batch.item_key)
-            positive, in_batch = self._in_batch(all_vectors, all_keys, batch)
-            negatives = self._negatives(all_vectors, all_keys, batch)
-            losses = pair_losses(queries, positive, in_batch, negatives, temperature, self.settings.form)
+        if self.settings.form not in ("full", "bucketed"):
+            self.frequency.update(distributed.gather_rows(batch.item_key[batch.positive]))
+        losses = self._losses(queries, items, batch, temperature)
+        with_prefixes = losses
+        for length in self.settings.prefixes:
+            short_queries, short_items = (F.normalize(side[:, :length], dim=-1) for side in (queries, items))
+            short = self._losses(short_queries, short_items, batch, temperature)
+            with_prefixes = with_prefixes + self.settings.prefix_weight * short
         weight_sum = distributed.sum_over_ranks(batch.pair_weight.sum())
-        mean = weighted_mean(losses, batch.pair_weight, weight_sum, distributed.world_size())
+        mean = weighted_mean(with_prefixes, batch.pair_weight, weight_sum, distributed.world_size())
         if self.settings.distillation:
             mean = mean + self.settings.distillation * self._distillation(queries, items, batch)
         return losses.detach(), mean
+
+    def _losses(self, queries: Tensor, items: Tensor, batch: PairBatch, temperature: Tensor) -> Tensor:
+        """The loss of each pair by vectors of any length."""
+        if self.settings.form == "bucketed":
+            return self._bucketed_losses(queries, items, batch, temperature)
+        all_vectors = distributed.gather_rows_with_gradient(items)
+        if self.settings.form == "full":
+            return self._full_losses(queries, all_vectors, batch, temperature)
+        all_keys = distributed.gather_rows(batch.item_key)
+        positive, in_batch = self._in_batch(all_vectors, all_keys, batch)
+        negatives = self._negatives(all_vectors, all_keys, batch)
+        return pair_losses(queries, positive, in_batch, negatives, temperature, self.settings.form)
 
     def _distillation(self, queries: Tensor, items: Tensor, batch: PairBatch) -> Tensor:
         """Mean divergence of this rank's queries from the frozen ranking of some items, each query once.
@@ -114,7 +132,6 @@ class Objective(nn.Module):
         pair_keys = batch.item_key[batch.positive]
         all_pair_keys = distributed.gather_rows(pair_keys)
         keys, all_positive, counts = torch.unique(all_pair_keys, return_inverse=True, return_counts=True)
-        self.frequency.update(all_pair_keys)
         share = self.frequency.share(keys)
         literal = self.settings.form == "literal"
         # Rows of weight 0 are left out of a batch, so its size varies.

@@ -19,12 +19,15 @@ from jobs.evaluation.candidates import by_query, collect_candidates, exists
 from jobs.evaluation.compared import Candidates, Names, Queries, TaskPairs, Vectors
 from jobs.evaluation.engagements import collect_log
 from jobs.evaluation.measure import EvaluationRow, measure
+from jobs.evaluation.short_recall import decoder, evaluation_rows, worth_of_forms
 from jobs.evaluation.subject import Subject
 from jobs.evaluation.systems import systems_of
 from jobs.evaluation.texts import collect_texts, shown_items, with_words
 from jobs.runtime.job_run import JobRun, side_by_side
+from retrieval.short_tables import load_rotation
 from schemas.columns import Table
-from schemas.stages import EMBED_QUERIES
+from schemas.short_vectors import short_vector, short_vectors_table
+from schemas.stages import EMBED_QUERIES, SCORE_CATALOG
 from schemas.tables import ITEMS, MAX_TEXT_CHARACTERS, QUERIES, QUERY_EMBEDDINGS, TRUE_QUERY_VECTORS
 
 
@@ -50,7 +53,25 @@ def compare(job: JobRun[Any], task_pairs: list[TaskPairs], subject: Subject) -> 
         return measure(pairs, candidates, systems, asked.k, asked.slice_by)
 
     measured = side_by_side([partial(measure_task, pairs) for pairs in task_pairs])
-    return [row for of_task in measured for row in of_task], int(candidates.is_distractor.sum())
+    rows = [row for of_task in measured for row in of_task]
+    rows += _of_short_forms(job, task_pairs, candidates, known) if subject.is_published else []
+    return rows, int(candidates.is_distractor.sum())
+
+
+def _of_short_forms(
+    job: JobRun[Any], task_pairs: list[TaskPairs], candidates: Candidates, queries: Queries
+) -> list[EvaluationRow]:
+    """Rows of the short forms that are published beside the vectors, on the same pairs and candidates."""
+    scored, asked = job.record(SCORE_CATALOG).metrics, job.settings.evaluate
+    if scored.short is None:
+        return []
+    forms = [short_vector(name) for name in scored.short.forms]
+    file = f"{job.settings.layout.model(scored.model_id)}/{scored.short.rotation}"
+    rotation = load_rotation(file) if scored.short.rotation else None
+    decode = decoder(job.read(short_vectors_table(forms)), candidates.item_key)
+    of_tasks = [queries.adapted[np.searchsorted(queries.ids, pairs.query_ids)] for pairs in task_pairs]
+    worths = worth_of_forms(task_pairs, of_tasks, candidates, forms, decode, rotation, asked.k)
+    return evaluation_rows(task_pairs, candidates, worths, asked.slice_by)
 
 
 def _with_texts(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from itemsage_model.evaluation.health import VectorSample, health_of
@@ -55,8 +55,13 @@ def sampled(rows: DataFrame, share: float) -> VectorSample:
     return VectorSample(ids, features, to_matrix(table["embedding"])).taken(order)
 
 
+def is_sampled(share: float, key: str = "item_id") -> Column:
+    """Whether a row is among the share of them that is chosen by a hash of its key."""
+    return F.pmod(F.xxhash64(key), F.lit(_BUCKETS)) < F.lit(round(share * _BUCKETS))
+
+
 def _chosen(rows: DataFrame, share: float) -> DataFrame:
-    return rows.where(F.pmod(F.xxhash64("item_id"), F.lit(_BUCKETS)) < F.lit(round(share * _BUCKETS)))
+    return rows.where(is_sampled(share))
 
 
 def with_canaries(found: Health, items: DataFrame, queries: DataFrame, canaries: Sequence[CanarySettings]) -> Health:

@@ -12,7 +12,7 @@ from typing import Any
 
 from schemas.contracts import date_of
 from schemas.errors import GateError, InputError
-from schemas.metrics import Health, ItemMetrics, ScoreMetrics
+from schemas.metrics import Health, ItemMetrics, ScoreMetrics, ShortMetrics
 from schemas.published import Published, find_previous, published_versions
 from schemas.records import RunRecord
 from schemas.settings import GateSettings, Settings
@@ -142,6 +142,30 @@ def require_sound_vectors(health: Health, previous: Health | None, gates: GateSe
         GateError: a gate did not open, and the override is not set.
     """
     stop([*_health(health, previous, gates)], gates)
+
+
+def require_small_loss(short: ShortMetrics, gates: GateSettings) -> None:
+    """Ask whether a short form loses more of the recall of the 256 floats than it may, and than chance explains.
+
+    Args:
+        short: The forms that are to be published, and what each loses on the validation pairs.
+        gates: The limits.
+
+    Raises:
+        GateError: one does, and the override is not set.
+    """
+    stop([*_losses(short, gates)], gates)
+
+
+def _losses(short: ShortMetrics, gates: GateSettings) -> Iterator[Failure]:
+    for name, loss in short.losses.items():
+        allowed = gates.max_recall_loss_short * loss.full
+        if loss.low is not None and loss.low > allowed:
+            limit = f"gates.max_recall_loss_short {gates.max_recall_loss_short:g}"
+            expected = (
+                f"{name} to keep {loss.full - allowed:.4f} of the recall of {loss.full:.4f} of 256 floats ({limit})"
+            )
+            yield Failure(expected, f"{loss.recall:.4f} ({-loss.share:+.1%})")
 
 
 def stop(failures: list[Failure], gates: GateSettings) -> None:

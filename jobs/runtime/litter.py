@@ -139,8 +139,7 @@ def _candidates_files(warehouse: Warehouse, uri: str) -> set[str]:
     if not is_file(warehouse.candidate):
         return set()
     candidate = read_candidate(warehouse)
-    parts = [part for part in (candidate.items, candidate.answers) if part.uri == uri]
-    return {str(file["path"]) for part in parts for file in part.files}
+    return {str(file["path"]) for part in candidate.parts if part.uri == uri for file in part.files}
 
 
 def _vector_files(system: fs.FileSystem, log: str) -> set[str]:

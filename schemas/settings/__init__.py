@@ -318,7 +318,7 @@ def _explain(error: Any) -> str:
 __all__ = [
     "CatalogSettings", "DateSettings", "DeadlineSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings",
     "FloorSettings", "GateSettings", "IndexSettings", "InputSettings", "LossSettings", "ModelSettings",
-    "NegativeSettings", "PushSettings", "QueryEncoderSettings", "RejectShareSettings", "ScoreSettings", "Section", "SecuritySettings",
-    "Settings", "TaskSettings", "TrainSettings", "TrainingTableSettings", "WarehouseSettings", "item_elements",
-    "load_settings",
+    "NegativeSettings", "PushSettings", "QueryEncoderSettings", "RejectShareSettings", "ScoreSettings", "Section",
+    "SecuritySettings", "Settings", "TaskSettings", "TrainSettings", "TrainingTableSettings", "WarehouseSettings",
+    "item_elements", "load_settings",
 ]  # fmt: skip

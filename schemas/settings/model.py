@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -68,6 +68,8 @@ class LossSettings(Section):
     max_temperature: float = Field(default=100.0, gt=0)
     distillation: float = Field(default=0.0, ge=0)
     distillation_scale: float = Field(default=20.0, gt=0)
+    prefixes: tuple[Annotated[int, Field(ge=1, lt=EMBEDDING_DIM)], ...] = ()
+    prefix_weight: float = Field(default=1.0, ge=0)
 
     @model_validator(mode="after")
     def _cap_above_start(self) -> LossSettings:

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from schemas.columns import Kind, Table
 from schemas.settings.section import Section
+from schemas.short_vectors import ShortVector, short_vector
 from schemas.tables import ITEM_EMBEDDINGS, ITEM_FEATURES, TEXT_FEATURES, filtered
 
 
@@ -21,6 +22,7 @@ class ScoreSettings(Section):
     publish: Literal["live", "candidate"] = "live"
     max_changed_share: float = Field(default=0.1, ge=0, le=1)
     filters: dict[str, Literal["string", "boolean", "int64", "float64"]] = Field(default={})
+    short_vectors: tuple[str, ...] = ()
 
     @field_validator("filters")
     @classmethod
@@ -41,6 +43,19 @@ class ScoreSettings(Section):
     def filtered(self, table: Table) -> Table:
         """ITEMS, ITEM_FEATURES or ITEM_EMBEDDINGS with the columns of `filters`."""
         return filtered(table, self.filters)
+
+    @property
+    def short_forms(self) -> tuple[ShortVector, ...]:
+        """The forms that short_vectors names."""
+        return tuple(map(short_vector, self.short_vectors))
+
+    @field_validator("short_vectors")
+    @classmethod
+    def _known_forms(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        spelled = tuple(str(short_vector(name)) for name in names)
+        if len(set(spelled)) != len(spelled):
+            raise ValueError("name each short form once")
+        return spelled
 
 
 class EvaluateSettings(Section):
@@ -73,6 +88,7 @@ class GateSettings(Section):
     max_rise_near_duplicates: float = Field(default=0.1, ge=0, le=1)
     min_neighbour_overlap: float = Field(default=0.02, ge=0, le=1)
     max_drift: float = Field(default=0.01, ge=0, le=2)
+    max_recall_loss_short: float = Field(default=0.1, ge=0, le=1)
     override: bool = False
 
 

@@ -41,6 +41,8 @@ FIGURES = [
     ("search_click", "itemsage", "unseen", 0.25, 4), ("search_save", "itemsage", "all", 0.75, 2),
     ("search_click", "tfidf", "unseen", 0.125, 4, None, None, 0.125),
     ("search_click", "itemsage", "tail", 0.0, 1),
+    ("search_click", "int8:64", "all", 0.48, 9, 0.4, 0.6, 0.02, -0.01, 0.05),
+    ("search_save", "int8:64", "all", 0.7, 2, None, None, 0.05), ("search_click", "int8:64", "unseen", 0.2, 4),
 ]  # fmt: skip
 
 
@@ -96,6 +98,10 @@ def test_the_summary_shows_what_the_records_and_tables_say(
     assert lines[unseen + 1 : unseen + 4] == [
         "search_click 4 0.2500 0.1250", "search_click: itemsage minus best rival (tfidf): +0.1250", ""
     ]  # fmt: skip
+    short = lines.index("form bytes search_click search_save")
+    assert lines[short + 1 : short + 3] == ["int8:64 68 0.4800 [-.010, +.050] 0.7000", ""]
+    assert "all held-out pairs, by short vectors" in lines[short - 1]
+    assert "int8:64 68 0.2000" in lines[short + 3 :]
     first = lines.index("nearest neighbours") + 1
     assert lines[first].startswith("title ")
     assert [line.split()[0] for line in lines[first + 1 : first + 6]] == sorted(

@@ -152,6 +152,9 @@ def test_a_wrong_key_or_type_is_named(tmp_path: Path, text: str, parts: list[str
         (["train.batch_size=4", "train.negative_count=4"], ["train.batch_size", "every task", "raise it"]),
         (['features.text_features=["titel"]'], ["features.text_features", "title", "remove ['titel']"]),
         (['features.text_features=["size", "size"]'], ["features.text_features", "repeats"]),
+        (['score.short_vectors=["int4"]'], ["score.short_vectors", "'int4' is no short form", "such as int8:64"]),
+        (['score.short_vectors=["int8", "int8:256"]'], ["score.short_vectors", "each short form once"]),
+        (["loss.prefixes=[256]"], ["loss.prefixes", "less than 256"]),
     ],
 )
 def test_an_impossible_combination_is_named(load: Load, overrides: list[str], parts: list[str]) -> None:

@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from jobs.runtime import gates
 from schemas.errors import GateError, InputError
-from schemas.metrics import ItemMetrics, ScoreMetrics
+from schemas.metrics import ItemMetrics, ScoreMetrics, ShortLoss, ShortMetrics
 from schemas.published import Published
 from schemas.records import RunRecord, TableVersion, write_record
 from schemas.settings import GateSettings, Settings
@@ -144,3 +144,23 @@ def test_a_damaged_record_of_what_is_published_stops(make_settings: MakeSettings
     with pytest.raises(InputError, match=r"run record of score_catalog: .*damaged.*--set gates\.override=true"):
         gates.published(settings)
     assert gates.published(make_settings(gates={"override": True})) is None
+
+
+@pytest.mark.fault("floor", "loud", "a short form of the vectors that loses more of the recall than it may")
+def test_a_short_form_that_loses_too_much_stops(capsys: pytest.CaptureFixture[str]) -> None:
+    limits = GateSettings(max_recall_loss_short=0.1)
+    sound = {
+        "int8": ShortLoss(0.5, 0.5, 0.0),
+        "int8:128": ShortLoss(0.44, 0.5, 0.04),
+        "int8:8": ShortLoss(0, 0.5, None),
+    }
+    gates.require_small_loss(ShortMetrics(tuple(sound), losses=sound), limits)
+    bad = sound | {"int8:64": ShortLoss(0.4, 0.5, 0.06)}
+    expected = (
+        r"expected int8:64 to keep 0\.4500 of the recall of 0\.5000 of 256 floats \(gates\.max_recall_loss_short 0\.1\)"
+    )
+    with pytest.raises(GateError, match=expected + r"; found 0\.4000 \(-20\.0%\)") as caught:
+        gates.require_small_loss(ShortMetrics(tuple(bad), losses=bad), limits)
+    assert caught.value.exit_code == 4
+    gates.require_small_loss(ShortMetrics(tuple(bad), losses=bad), limits.model_copy(update={"override": True}))
+    assert "gate overridden: expected int8:64 to keep" in capsys.readouterr().out
