@@ -203,8 +203,8 @@ def changes_since(warehouse: Warehouse, since: int, until: int | None = None) ->
         until: The version it shall hold; None = the one that is live.
 
     Returns:
-        item_id -> UPSERT or DELETE; None = read the version whole, as a new model or a rollback came between, or the
-        feed does not tell.
+        item_id -> UPSERT or DELETE; None = read the version whole, as a new model or a rollback came between, the
+        version is an older one, or the feed does not tell.
     """
     known = [one.version for one in published_versions(warehouse)]
     until = (known[0] if known else since) if until is None else until
@@ -212,7 +212,12 @@ def changes_since(warehouse: Warehouse, since: int, until: int | None = None) ->
         return {}
     between = [version for version in known if since < version <= until]
     found = recorded_changes(warehouse, since, until)
-    if since not in known or until not in known or any(("", SOME) not in found.get(one, []) for one in between):
+    if (
+        since > until
+        or since not in known
+        or until not in known
+        or any(("", SOME) not in found.get(one, []) for one in between)
+    ):
         return None
     todo: dict[str, str] = {}
     for version in sorted(between):

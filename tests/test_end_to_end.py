@@ -518,6 +518,7 @@ def test_only_changed_items_are_scored_and_all_is_as_if_every_one_were(
     assert found.metrics.scored == 2
     todo = {gone: "delete", changed["item_id"]: "upsert", "quite new": "upsert"}
     assert changes_since(some.layout, before.version) == todo
+    assert changes_since(some.layout, found.version, before.version) is None, "the feed tells no way back"
     all_of_them = of("b", "score.max_changed_share=0")
     run_jobs(spark, all_of_them, ("embed_items", "build_item_features"))
     score(all_of_them)
