@@ -30,7 +30,7 @@ from benchmarks.contest import Contender, Figures, Row, Turn, compete, judge, re
 from benchmarks.report import Options, main, print_outcome
 from benchmarks.spark_tables import session
 from jobs import export_index
-from retrieval.faiss_engine import Graph
+from retrieval.faiss_engine import FaissGraph
 from retrieval.index import Index, open_index
 from retrieval.manifest import find_manifest
 from retrieval.shards import Shard
@@ -157,7 +157,7 @@ def search_turn(name: str, scratch: Path) -> Turn:
         index = open_index(folder)
         require(len(index.shards) == 4, "the export has made another number of shards")
     if name == ONE:
-        graph = Graph(faiss.read_index(str(scratch / "plain.graph")))
+        graph = FaissGraph(faiss.read_index(str(scratch / "plain.graph")))
         manifest = find_manifest(folder)
         assert manifest is not None
         shard = Shard(pq.read_table(scratch / "plain.parquet").combine_chunks(), graph.vectors, graph)
@@ -166,7 +166,7 @@ def search_turn(name: str, scratch: Path) -> Turn:
         plain = faiss.read_index(str(scratch / "plain.graph"))
         parameters = faiss.SearchParametersHNSW(efSearch=SEARCHED)
         search = partial(plain.search, k=K, params=parameters)
-        vectors = Graph(plain).vectors
+        vectors = FaissGraph(plain).vectors
         scores, _ = search(queries)
     else:
         search = partial(index.search, k=K)

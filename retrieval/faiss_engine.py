@@ -1,7 +1,4 @@
-"""The door to faiss: a graph (HNSW) over the vectors of one shard, built, stored and searched; nobody else imports it.
-
-Another engine would be a file beside this one with a class of the same five members.
-"""
+"""The door to faiss: a graph (HNSW) over the vectors of a shard, built, stored and searched; nobody else imports it."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ faiss: Any = untyped
 """Its stubs know the C++ side and not the Python one."""
 
 
-class Graph:
+class FaissGraph:
     """An HNSW graph that holds the vectors it was built of.
 
     Args:
@@ -34,7 +31,7 @@ class Graph:
         self.vectors: Scores = faiss.rev_swig_ptr(flat.get_xb(), count * dim).reshape(count, dim)
 
     @classmethod
-    def build(cls, vectors: Scores, hnsw_m: int, ef_construction: int) -> Graph:
+    def build(cls, vectors: Scores, hnsw_m: int, ef_construction: int) -> FaissGraph:
         """Build it of float32 [row, dim]; with one thread equal vectors in equal order give an equal graph.
 
         Args:
@@ -48,7 +45,7 @@ class Graph:
         return cls(index)
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> Graph:
+    def from_bytes(cls, content: bytes) -> FaissGraph:
         """The graph that `to_bytes` has stored.
 
         Raises:

@@ -213,14 +213,14 @@ def load(folder: str, manifest: Manifest) -> Index:
         InputError: a file is not what the manifest says, or more or fewer items are found than it says.
     """
     name = f"index {folder}"
-    parts = [*manifest.shards]
-    shards = [_load_shard(folder, part) for part in parts]
+    engine = manifest.build.engine
+    shards = [_load_shard(folder, part, engine) for part in manifest.shards]
     alive: list[Allowed | None] = [None] * len(shards)
     if delta := manifest.delta:
         removed = read_removed(read_file(folder, delta.removed))
         alive = [without(shard, removed) for shard in shards]
         if delta.adds:
-            shards, alive = [*shards, _load_shard(folder, delta.adds)], [*alive, None]
+            shards, alive = [*shards, _load_shard(folder, delta.adds, engine)], [*alive, None]
     index = Index(name, manifest, shards, alive)
     if len(index) != manifest.items:
         cure = "Build it again with index.rebuild = true."
@@ -240,10 +240,10 @@ def read_removed(content: bytes) -> pa.Array:
         return reader.read_all()["item_id"].combine_chunks()
 
 
-def _load_shard(folder: str, files: ShardFiles) -> Shard:
+def _load_shard(folder: str, files: ShardFiles, engine: str) -> Shard:
     vectors, rows = read_file(folder, files.vectors), read_file(folder, files.rows)
     try:
-        shard = Shard.from_bytes(vectors, rows)
+        shard = Shard.from_bytes(vectors, rows, engine)
     except (ValueError, OSError, pa.ArrowException) as error:
         cure = "Build it again with index.rebuild = true."
         found = " ".join(str(error).split())[:200]

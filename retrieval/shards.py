@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retrieval.faiss_engine import Graph
+from retrieval.engine import Graph, engine_named
 from retrieval.top import Rows, Scores, best, nearest
 
 _COMPARED_A_STEP = 32
@@ -87,7 +87,7 @@ class Shard:
         rows, vectors = rows.take(order).combine_chunks(), np.ascontiguousarray(vectors[order], np.float32)
         if len(vectors) <= settings.exact_rows:
             return cls(rows, vectors, None)
-        graph = Graph.build(vectors, settings.hnsw_m, settings.ef_construction)
+        graph = engine_named(settings.engine).build(vectors, settings.hnsw_m, settings.ef_construction)
         return cls(rows, graph.vectors, graph)
 
     def to_bytes(self) -> tuple[bytes, bytes]:
@@ -101,13 +101,18 @@ class Shard:
         return self.graph.to_bytes() if self.graph else vectors.getvalue(), rows.getvalue().to_pybytes()
 
     @classmethod
-    def from_bytes(cls, vectors: bytes, rows: bytes) -> Shard:
+    def from_bytes(cls, vectors: bytes, rows: bytes, engine: str) -> Shard:
         """The shard that `to_bytes` has stored.
 
+        Args:
+            vectors: The first file.
+            rows: The second.
+            engine: What has built its graph, if it has one.
+
         Raises:
-            ValueError: the bytes are none, or vectors and rows are not as many.
+            ValueError: the bytes are none, the engine is not here, or vectors and rows are not as many.
         """
-        graph = None if vectors[:6] == b"\x93NUMPY" else Graph.from_bytes(vectors)
+        graph = None if vectors[:6] == b"\x93NUMPY" else engine_named(engine).from_bytes(vectors)
         found = np.load(io.BytesIO(vectors), allow_pickle=False) if graph is None else graph.vectors
         with pa.ipc.open_file(pa.py_buffer(rows)) as reader:
             table = reader.read_all().combine_chunks()

@@ -14,7 +14,7 @@ class IndexSettings(Section):
 
     folder: str = ""
     version: Literal["live"] | int = "live"
-    engine: Literal["faiss"] = "faiss"
+    engine: Literal["faiss", "usearch"] = "faiss"
     hnsw_m: int = Field(default=32, ge=4, le=256)
     ef_construction: int = Field(default=200, ge=8, le=10_000)
     ef_search: int = Field(default=64, ge=10, le=10_000)

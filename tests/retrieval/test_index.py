@@ -56,6 +56,31 @@ def built(found: Published, folder: Path, settings: BuildSettings = GRAPH, check
     return load(str(folder), manifest)
 
 
+@pytest.mark.parametrize("engine", ["faiss", "usearch"])
+def test_an_engine_finds_what_comparing_finds_and_its_files_are_refused_by_another(
+    found: Published, queries: np.ndarray, tmp_path: Path, engine: str
+) -> None:
+    other = {"faiss": "usearch", "usearch": "faiss"}[engine]
+    index = built(found, tmp_path / "one", replace(GRAPH, engine=engine))
+    again = built(found, tmp_path / "two", replace(GRAPH, engine=engine))
+    exact = built(found, tmp_path / "exact", EXACT)
+    assert index.shards[0].graph is not None
+    np.testing.assert_array_equal(index.shards[0].vectors, exact.shards[0].vectors)
+    assert index.shards[0].to_bytes() == again.shards[0].to_bytes()
+    for where in (None, {"in_stock": [True]}, {"category": ["c3"]}):
+        hits, expected = index.search(queries, 10, where), exact.search(queries, 10, where)
+        same = [len({*one} & {*two}) for one, two in zip(hits.item_ids, expected.item_ids, strict=True)]
+        assert np.mean(same) > 9.5
+        np.testing.assert_allclose(hits.scores[:, 0], expected.scores[:, 0], atol=1e-5)
+    single, all_of_them = index.search(queries[:1], 10), index.search(queries[:1], len(index))
+    np.testing.assert_array_equal(single.item_ids[0], index.search(queries, 10).item_ids[0])
+    assert len({*all_of_them.item_ids[0]}) == len(index)
+    with pytest.raises(InputError, match="expected a shard; found"):
+        load(str(tmp_path / "one"), replace(index.manifest, build=replace(index.manifest.build, engine=other)))
+    with pytest.raises(InputError, match="no engine 'annoy'; there are faiss and usearch"):
+        load(str(tmp_path / "one"), replace(index.manifest, build=replace(index.manifest.build, engine="annoy")))
+
+
 @pytest.fixture(scope="module")
 def index(found: Published, tmp_path_factory: pytest.TempPathFactory) -> Index:
     return built(found, tmp_path_factory.mktemp("index"))
