@@ -49,7 +49,7 @@ def publish(spark: SparkSession, warehouse: Warehouse, generation: int) -> None:
         F.lit(now).alias("scored_ts"),
     )
     new = spark.createDataFrame(vectors.collect(), struct_type(ITEM_EMBEDDINGS))
-    merge_published(warehouse, changes, new, {"run_id": f"run {generation}"})
+    merge_published(warehouse, ITEM_EMBEDDINGS, changes, new, {"run_id": f"run {generation}"})
     changes.forget()
 
 

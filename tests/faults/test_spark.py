@@ -264,7 +264,7 @@ def test_a_null_key_commits_nothing(spark: SparkSession, tmp_path: Path) -> None
     nameless = published.limit(1).selectExpr("cast(null as string) item_id", "embedding", "model_id",
                                              "features_hash", "scored_ts")  # fmt: skip
     with pytest.raises(Exception, match=r"(?i)not null constraint violated for column: item_id"):
-        merge_published(warehouse, changes, nameless, {})
+        merge_published(warehouse, ITEM_EMBEDDINGS, changes, nameless, {})
     assert generations(warehouse) == (0, 0)
 
 
