@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import statistics
 from collections.abc import Iterator, Sequence
@@ -42,11 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--item", help="closeup: item_id")
     asked.add_argument("--vector", help="closeup: a file with a frozen vector, a JSON list of numbers")
     asked.add_argument("--home", help="home: item_id[:days ago],... of a user")
-    asked.add_argument("--samples", type=int, help="so many real queries on each surface")
+    asked.add_argument("--samples", type=_count, help="so many real queries on each surface")
     parser.add_argument("--space", default="", help="of --vector: its embedding space")
-    parser.add_argument("--kind", default="", help="query kind; by default search for --text, closeup for the others")
-    parser.add_argument("--k", type=int, default=10, help="how many items")
-    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE[,VALUE]", help="a filter")
+    parser.add_argument(
+        "--kind", default="", help="query kind; by default search for --text, closeup for --item and --vector"
+    )
+    parser.add_argument("--k", type=_count, default=10, help="how many items")
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="COLUMN=VALUE[,VALUE]",
+        help='a filter; a value with a comma stands in double quotes: brand="Calden, Ltd",Torford',
+    )  # fmt: skip
     parser.add_argument("--why", action="store_true", help="what each score consists of")
 
 
@@ -56,18 +62,21 @@ def search(settings: Settings, arguments: argparse.Namespace) -> None:
     Raises:
         InputError, SettingsError: as of `Surfaces`, or an argument is not usable.
     """
+    _require_used(arguments)
     surfaces = Surfaces.open(settings)
     if arguments.samples is not None:
         for surface, asked, found in samples(surfaces, arguments.samples, arguments.k):
             _show(surfaces, f"{surface}  {asked}", found, why=arguments.why)
         return
-    where = dict(_filter(surfaces, one) for one in arguments.where) or None
+    where: dict[str, list[Any]] = {}
+    for column, values in (_filter(surfaces, one) for one in arguments.where):
+        where.setdefault(column, []).extend(values)
     k, kind = arguments.k, arguments.kind
     if arguments.text is not None:
         found = surfaces.search(arguments.text, k, where, kind or SEARCH)
         _show(surfaces, f"search  {arguments.text}", found, why=arguments.why)
     elif arguments.home is not None:
-        engaged = [_engaged(one) for one in arguments.home.split(",")]
+        engaged = _engaged(surfaces, arguments.home)
         found = surfaces.home(engaged, k, where)
         _show(surfaces, f"home  {arguments.home}", found, why=arguments.why)
     elif arguments.vector is not None:
@@ -79,6 +88,30 @@ def search(settings: Settings, arguments: argparse.Namespace) -> None:
         query, item = arguments.query or "", arguments.item or ""
         found = surfaces.closeup(query, item, k, where, kind or CLOSEUP)
         _show(surfaces, f"closeup  {query or item}", found, why=arguments.why)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number, at least 1; found {text}")
+    return int(text)
+
+
+def _require_used(arguments: argparse.Namespace) -> None:
+    """Refuse an argument that what is asked takes no notice of.
+
+    Raises:
+        SettingsError: there is one.
+    """
+    takes: dict[str, tuple[str, ...]] = {
+        "samples": (),
+        "query": ("where",),
+        "home": ("where",),
+        "vector": ("where", "kind", "space"),
+    }
+    asked = next(name for name in ("text", "item", *takes) if getattr(arguments, name) is not None)
+    for name in ("where", "kind", "space"):
+        if getattr(arguments, name) and name not in takes.get(asked, ("where", "kind")):
+            raise SettingsError(f"--{name}: --{asked} takes no notice of it; leave it out")
 
 
 def samples(surfaces: Surfaces, count: int, k: int) -> Iterator[tuple[str, str, Found]]:
@@ -148,7 +181,13 @@ def _filter(surfaces: Surfaces, text: str) -> tuple[str, list[Any]]:
     if not sign:
         raise SettingsError(f"--where {text}: write column=value or column=value,value")
     kind = surfaces.index.manifest.columns.get(column, "string")
-    return column, [_value(one, kind, text) for one in values.split(",")]
+    try:
+        listed = next(csv.reader([values], strict=True)) or [""]
+    except csv.Error as error:
+        raise SettingsError(
+            f'--where {text}: expected values such as brand="Calden, Ltd",Torford; found {error}'
+        ) from error
+    return column, [_value(one, kind, text) for one in listed]
 
 
 def _value(text: str, kind: str, where: str) -> Any:
@@ -164,12 +203,25 @@ def _value(text: str, kind: str, where: str) -> Any:
         raise SettingsError(f"--where {where}: expected a {kind}; found {text}") from error
 
 
-def _engaged(text: str) -> Engaged:
-    item, sign, age = text.rpartition(":")
-    try:
-        return Engaged(item, float(age)) if sign else Engaged(text, 0.0)
-    except ValueError:
-        return Engaged(text, 0.0)  # an id with a colon in it
+def _engaged(surfaces: Surfaces, text: str) -> list[Engaged]:
+    """`item[:days ago],...`; an item_id with a colon in it is known by the index."""
+    listed = [one.strip() for one in text.split(",")]
+    _, is_whole = surfaces.index.vectors_of(listed)
+    pairs = [
+        (one, "0") if whole or ":" not in one else one.rsplit(":", 1)
+        for one, whole in zip(listed, is_whole, strict=True)
+    ]
+    _, is_known = surfaces.index.vectors_of([item for item, _ in pairs])
+    engaged = []
+    for (item, age), known in zip(pairs, is_known, strict=True):
+        if not known:
+            print(f"not in the index, and passed over: {printable(item)}")
+            continue
+        try:
+            engaged.append(Engaged(item, float(age)))
+        except ValueError as error:
+            raise SettingsError(f"--home {item}:{age}: expected days since the user took it; found {age}") from error
+    return engaged
 
 
 def _vector(place: str) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,28 @@ def test_an_index_of_another_model_is_refused(shop: query_side.Shop, surfaces: S
         Surfaces.open(settings)
 
 
+def test_more_than_there_are_is_all_of_them_and_fewer_than_one_is_refused(surfaces: Surfaces) -> None:
+    """Room is made for what can be found, and not for a number that somebody has typed."""
+    most = 10**12
+    everything = [surfaces.search("red mug", k=most), surfaces.closeup("closeup0", k=most)]
+    assert {len(found.hits) for found in everything} == {ITEMS}
+    others = [surfaces.closeup(item_id="P008", k=most), surfaces.home([Engaged("P008", 0)], k=most)]
+    assert {len(found.hits) for found in others} == {ITEMS - 1}
+    for k in (0, -3):
+        with pytest.raises(InputError, match=f"k: expected at least 1; found {k}"):
+            surfaces.home([Engaged("P008", 0)], k=k)
+
+
+def test_what_no_answer_would_be_right_for_is_refused(surfaces: Surfaces) -> None:
+    for text in ("", " \n"):
+        with pytest.raises(InputError, match="search text: expected a text"):
+            surfaces.search(text)
+    with pytest.raises(InputError, match="age of P002: expected days since"):
+        surfaces.home([Engaged("P001", 1), Engaged("P002", float("nan"))])
+    with pytest.raises(InputError, match="query kind: expected one of closeup, search; found close-up"):
+        surfaces.closeup(item_id="P007", kind="close-up")
+
+
 def asked(surfaces: Surfaces, *arguments: str) -> None:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
@@ -194,3 +217,54 @@ def test_the_command_prints_scores_titles_and_milliseconds(
     for arguments in (["--vector", str(tmp_path / "vector.json")], ["--text", "a", "--where", "in_stock=maybe"]):
         with pytest.raises(SettingsError, match="expected a"):
             asked(surfaces, *arguments)
+
+
+def test_the_command_takes_no_argument_that_means_nothing(
+    surfaces: Surfaces, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["--samples", "0"], ["--samples", "-1"], ["--text", "red mug", "--k", "0"]):
+        with pytest.raises(SystemExit):
+            asked(surfaces, *arguments)
+        assert "expected a number, at least 1; found" in capsys.readouterr().err
+    for arguments in (
+        ["--samples", "1", "--where", "in_stock=true"], ["--home", "P001", "--kind", "search"],
+        ["--query", "closeup0", "--kind", "search"], ["--text", "red mug", "--space", "lsa-1"],
+    ):  # fmt: skip
+        with pytest.raises(SettingsError, match=f"{arguments[2]}: {arguments[0]} takes no notice of it"):
+            asked(surfaces, *arguments)
+    with pytest.raises(SettingsError, match=r'--where in_stock="true: expected values such as'):
+        asked(surfaces, "--text", "red mug", "--where", 'in_stock="true')
+
+
+def test_a_filter_named_twice_has_the_values_of_both(surfaces: Surfaces, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = []
+    for more in ([], ["--where", "in_stock=false"]):
+        asked(surfaces, "--text", "red mug", "--k", str(ITEMS), "--where", "in_stock=true", *more)
+        counts.append(capsys.readouterr().out.count("  Lamp P"))
+    assert counts == [ITEMS / 3, ITEMS]
+
+
+def test_a_value_with_a_comma_stands_in_quotes() -> None:
+    index = SimpleNamespace(manifest=SimpleNamespace(columns={"brand": "string"}))
+    told = command._filter(SimpleNamespace(index=index), 'brand="Calden, Ltd",the "best",')  # type: ignore[arg-type]
+    assert told == ("brand", ["Calden, Ltd", 'the "best"', None])
+
+
+def test_items_of_the_home_surface_that_nobody_knows_are_named(
+    surfaces: Surfaces, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked(surfaces, "--home", "P001:2, nobody:3,P002", "--k", "3")
+    said = capsys.readouterr().out
+    assert "not in the index, and passed over: nobody\n" in said
+    assert said.count("  Lamp P") == 3
+    with pytest.raises(SettingsError, match="--home P001:yesterday: expected days since the user took it"):
+        asked(surfaces, "--home", "P001:yesterday")
+
+
+def test_an_id_with_a_colon_is_told_from_an_age_by_the_index() -> None:
+    def vectors_of(ids: list[str]) -> tuple[None, np.ndarray]:
+        return None, np.array([one in ("shop:7", "P1") for one in ids])
+
+    of_shop = SimpleNamespace(index=SimpleNamespace(vectors_of=vectors_of))
+    found = command._engaged(of_shop, "shop:7,shop:7:2,P1:3,P1")  # type: ignore[arg-type]
+    assert found == [Engaged("shop:7", 0), Engaged("shop:7", 2), Engaged("P1", 3), Engaged("P1", 0)]
