@@ -154,6 +154,12 @@ def test_a_filter_that_means_nothing_is_refused(
         index.search(queries, 3, where)
 
 
+@pytest.mark.parametrize("values", [np.array([2]), [np.int64(2)], {2}, (2,), 2])
+def test_values_of_a_filter_come_as_they_are_at_hand(index: Index, queries: np.ndarray, values: object) -> None:
+    found, expected = (index.search(queries[:1], 9, {"price_band": one}) for one in (values, [2]))  # type: ignore[dict-item]
+    assert found.item_ids.tolist() == expected.item_ids.tolist()
+
+
 @pytest.mark.parametrize(
     ("vectors", "message"),
     [(np.ones((2, 7)), r"\[query, 256\]; found the shape \[2, 7\]"), (np.full((1, DIM), np.nan), "found NaN")],
