@@ -490,6 +490,17 @@ def test_another_warehouses_rows_are_refused(in_postgres: Target, make_settings:
     assert not in_postgres.push().is_repeat
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_an_unknown_value(target: Target, number: float) -> None:
+    """NaN is not equal to itself when it is read back, and JSON has no word for it."""
+    target.shop.put("P1", "P2")
+    target.shop.rows["P2"]["price"] = number
+    target.shop.publish()
+    target.push()
+    target.shop.rows["P2"]["price"] = None
+    assert target.rows() == target.expected()
+
+
 @pytest.mark.parametrize("kind", ["pgvector", "milvus"])
 def test_a_table_that_was_dropped_is_written_anew(
     kind: str, request: pytest.FixtureRequest, make_settings: MakeSettings, tmp_path: Path
