@@ -248,6 +248,18 @@ def test_an_index_of_another_version_or_space_or_without_a_certificate_does_not_
             open_index(str(tmp_path))
 
 
+def test_a_manifest_of_another_format_and_a_file_in_the_folders_place_are_refused(
+    found: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built(found, tmp_path / "index")
+    monkeypatch.setattr(manifests, "FORMAT", 2)
+    with pytest.raises(InputError, match=r"a manifest of format 2; found .* it is of format 1"):
+        open_index(str(tmp_path / "index"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file: expected a folder; found a file. Name another"):
+        open_index(str(tmp_path / "file"))
+
+
 def test_a_build_that_is_ended_before_its_manifest_leaves_the_former_index(
     found: Published, tmp_path: Path, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
