@@ -27,6 +27,7 @@ from schemas.errors import SettingsError
 from schemas.input_rows import input_rows
 from schemas.input_tables import find_input
 from schemas.plain_text import printable
+from schemas.published import live
 from schemas.settings import Settings
 from schemas.storage import read_bytes
 from schemas.tables import QUERIES
@@ -64,6 +65,11 @@ def search(settings: Settings, arguments: argparse.Namespace) -> None:
     """
     _require_used(arguments)
     surfaces = Surfaces.open(settings)
+    now = live(settings.layout)
+    if now is not None and now.version != surfaces.published.version:
+        print(
+            f"The index holds version {surfaces.published.version}; live is {now.version}: run itemsage export-index."
+        )
     if arguments.samples is not None:
         for surface, asked, found in samples(surfaces, arguments.samples, arguments.k):
             _show(surfaces, f"{surface}  {asked}", found, why=arguments.why)

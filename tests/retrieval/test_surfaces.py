@@ -268,3 +268,16 @@ def test_an_id_with_a_colon_is_told_from_an_age_by_the_index() -> None:
     of_shop = SimpleNamespace(index=SimpleNamespace(vectors_of=vectors_of))
     found = command._engaged(of_shop, "shop:7,shop:7:2,P1:3,P1")  # type: ignore[arg-type]
     assert found == [Engaged("shop:7", 0), Engaged("shop:7", 2), Engaged("P1", 3), Engaged("P1", 0)]
+
+
+def test_it_is_said_that_another_version_is_live_than_the_index_holds(
+    shop: query_side.Shop, surfaces: Surfaces, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a rollback, which the index has not followed."""
+    asked(surfaces, "--text", "red mug")
+    assert "The index holds" not in capsys.readouterr().out
+    held = surfaces.published
+    with monkeypatch.context() as later:
+        later.setattr(command, "live", lambda _: replace(held, version=held.version + 1))
+        asked(surfaces, "--text", "red mug")
+    assert f"The index holds version {held.version}; live is {held.version + 1}" in capsys.readouterr().out
