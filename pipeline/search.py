@@ -175,6 +175,8 @@ def _show(surfaces: Surfaces, asked: str, found: Found, *, why: bool) -> None:
             f"  {hit.score:.4f}  {printable(hit.item_id)}  {printable(titles.get(hit.item_id, '(no title)'))}{because}"
         )
         if hit.item_id in explained:
+            if hit.because_of:
+                print(f"      score with {printable(titles.get(hit.because_of, hit.because_of))}:")
             for line in explained[hit.item_id].lines():
                 print(f"      {printable(line)}")
     if not found.hits:

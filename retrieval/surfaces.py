@@ -68,7 +68,8 @@ class Found:
     Attributes:
         hits: The best first.
         queries: What was searched with: `because_of` -> a vector of unit length [256]; of one query under "".
-        milliseconds: From the query to the ids; what is read once for all queries does not count.
+        milliseconds: Encoding and searching; which query has a text or shows an item is looked up in tables, and does
+            not count.
     """
 
     hits: tuple[Hit, ...]

@@ -17,11 +17,12 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 from itemsage_model.encoders.frozen_text.lsa import fit_lsa
 from pipeline import search as command
 from retrieval.build_index import write_index
+from retrieval.explain import Explanation
 from retrieval.home import Engaged
 from retrieval.index import load
 from retrieval.manifest import Certificate, Figure, publish
 from retrieval.shards import BuildSettings
-from retrieval.surfaces import Surfaces
+from retrieval.surfaces import Found, Surfaces
 from schemas.cells import to_list_column
 from schemas.errors import InputError, SettingsError
 from schemas.published import PUBLISHED
@@ -281,3 +282,18 @@ def test_it_is_said_that_another_version_is_live_than_the_index_holds(
         later.setattr(command, "live", lambda _: replace(held, version=held.version + 1))
         asked(surfaces, "--text", "red mug")
     assert f"The index holds version {held.version}; live is {held.version + 1}" in capsys.readouterr().out
+
+
+def test_shares_of_the_home_surface_say_of_which_score_they_are(
+    surfaces: Surfaces, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The score that is printed is merged of several; the shares add up to that with one of the user's items."""
+
+    def why(_: Surfaces, found: Found) -> dict[str, Explanation]:
+        return {hit.item_id: Explanation(0.5, 0.1, {"title": 0.4}, True) for hit in found.hits}
+
+    monkeypatch.setattr(Surfaces, "why", why)
+    asked(surfaces, "--home", "P001", "--k", "1", "--why")
+    assert "      score with Lamp P001:\n      +0.4000  title\n" in capsys.readouterr().out
+    asked(surfaces, "--item", "P001", "--k", "1", "--why")
+    assert "score with" not in capsys.readouterr().out
