@@ -13,7 +13,10 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
+import signal
 import statistics
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -126,7 +129,7 @@ def samples(surfaces: Surfaces, count: int, k: int) -> Iterator[tuple[str, str, 
     The shop's first queries are taken, of those that the version answers. A user of the home surface is made up of the
     items that two such queries show.
     """
-    rows = list(islice(_queries(surfaces), 8 * count))
+    rows = list(islice(_queries(surfaces, 8 * count), 8 * count))
     known = surfaces.query_vectors([row["query_id"] for row in rows])
     rows = [row for row in rows if row["query_id"] in known]
     for row in [row for row in rows if row["query_item_id"]][:count]:
@@ -142,14 +145,14 @@ def samples(surfaces: Surfaces, count: int, k: int) -> Iterator[tuple[str, str, 
         yield "home", asked, _timed(lambda user=user: surfaces.home(user, k))
 
 
-def _queries(surfaces: Surfaces) -> Iterator[dict[str, Any]]:
-    """Queries of the shop, of every kind as many at a time."""
+def _queries(surfaces: Surfaces, most: int) -> Iterator[dict[str, Any]]:
+    """Queries of the shop, at most so many of each kind; of every kind as many at a time."""
     table = find_input(surfaces.settings.table_uri(QUERIES.name), QUERIES)
     taken: dict[str, list[dict[str, Any]]] = {}
     for batch in input_rows(table, ("query_id", "query_kind", "text", "query_item_id")):
         for kind in pc.unique(batch.column("query_kind")).to_pylist():
-            rows = batch.filter(pc.equal(batch.column("query_kind"), kind)).slice(0, 100)
-            taken.setdefault(kind, []).extend(rows.to_pylist()[: 100 - len(taken.get(kind, []))])
+            rows = batch.filter(pc.equal(batch.column("query_kind"), kind)).slice(0, most)
+            taken.setdefault(kind, []).extend(rows.to_pylist()[: most - len(taken.get(kind, []))])
     for number in range(max(map(len, taken.values()), default=0)):
         yield from (rows[number] for rows in taken.values() if number < len(rows))
 
@@ -166,21 +169,27 @@ def _shown(row: dict[str, Any]) -> str:
 
 def _show(surfaces: Surfaces, asked: str, found: Found, *, why: bool) -> None:
     manifest = surfaces.index.manifest
-    print(f"\n{printable(asked)}  ({found.milliseconds:.1f} ms, version {manifest.version}, {manifest.items:,} items)")
+    lines = [
+        f"\n{printable(asked)}  ({found.milliseconds:.1f} ms, version {manifest.version}, {manifest.items:,} items)"
+    ]
     titles = surfaces.titles([*(hit.item_id for hit in found.hits), *found.queries])
     explained = surfaces.why(found) if why else {}
     for hit in found.hits:
-        because = f"  as of {printable(titles.get(hit.because_of, hit.because_of))}" if hit.because_of else ""
-        print(
-            f"  {hit.score:.4f}  {printable(hit.item_id)}  {printable(titles.get(hit.item_id, '(no title)'))}{because}"
-        )
+        title, whose = titles.get(hit.item_id, "(no title)"), titles.get(hit.because_of, hit.because_of)
+        because = f"  as of {whose}" if whose else ""
+        lines.append(printable(f"  {hit.score:.4f}  {hit.item_id}  {title}{because}"))
         if hit.item_id in explained:
-            if hit.because_of:
-                print(f"      score with {printable(titles.get(hit.because_of, hit.because_of))}:")
-            for line in explained[hit.item_id].lines():
-                print(f"      {printable(line)}")
-    if not found.hits:
-        print("  nothing")
+            lines += [printable(f"      score with {whose}:")] if whose else []
+            lines += [printable(f"      {line}") for line in explained[hit.item_id].lines()]
+    _print(lines if found.hits else [*lines, "  nothing"])
+
+
+def _print(lines: Sequence[str]) -> None:
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # whoever reads has seen enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def _filter(surfaces: Surfaces, text: str) -> tuple[str, list[Any]]:
@@ -223,7 +232,7 @@ def _engaged(surfaces: Surfaces, text: str) -> list[Engaged]:
     engaged = []
     for (item, age), known in zip(pairs, is_known, strict=True):
         if not known:
-            print(f"not in the index, and passed over: {printable(item)}")
+            _print([f"not in the index, and passed over: {printable(item)}"])
             continue
         try:
             engaged.append(Engaged(item, float(age)))

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -297,3 +301,20 @@ def test_shares_of_the_home_surface_say_of_which_score_they_are(
     assert "      score with Lamp P001:\n      +0.4000  title\n" in capsys.readouterr().out
     asked(surfaces, "--item", "P001", "--k", "1", "--why")
     assert "score with" not in capsys.readouterr().out
+
+
+def test_samples_are_as_many_of_each_kind_as_are_asked_for(surfaces: Surfaces) -> None:
+    everything = Counter(row["query_kind"] for row in command._queries(surfaces, 10**6))
+    for most in (1, 2):
+        some = Counter(row["query_kind"] for row in command._queries(surfaces, most))
+        assert some == {kind: min(count, most) for kind, count in everything.items()}
+
+
+def test_a_reader_who_has_seen_enough_is_no_error() -> None:
+    """As of `itemsage search ... | head -1`."""
+    code = "from pipeline.search import _print\nfor _ in range(9):\n    _print(['a line'] * 1_000)"
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")
