@@ -140,7 +140,7 @@ def main() -> None:
             "--to", type=int, help="version of item_embeddings; by default the one that was live before"
         )
     if command == _EXPORT_QUERIES:
-        parser.add_argument("--to", type=Path, required=True, help="a folder that does not exist yet")
+        parser.add_argument("--to", type=_local, required=True, help="a local folder that does not exist yet")
         parser.add_argument("--version", type=int, help="version of item_embeddings; by default the one that is live")
     if command == _SEARCH:
         from pipeline.search import add_arguments  # noqa: PLC0415 (imports torch)
@@ -165,6 +165,13 @@ def main() -> None:
             # What the stages' own processes have noted.
             with suppress(DeltaError, OSError, InputError):
                 stages += runs_since(settings, started)
+
+
+def _local(text: str) -> Path:
+    """A path; of a URI it would be a folder that is called `s3:`."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"expected a path on this machine, from where you copy it; found {text}")
+    return Path(text)
 
 
 def _quick(command: str, settings: Settings, arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ Filter columns are those that item_embeddings has beside its own: categories, pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -51,7 +51,8 @@ def allowed_values(where: Where, columns: Mapping[str, str]) -> dict[str, pa.Arr
             cure = "Name another, or add the column to score.filters and publish again."
             raise InputError("filter", name, expected=known, found=f"the column {name}", cure=cure)
         kind = pa.type_for_alias(columns[name])
-        listed = [values] if isinstance(values, str | bytes) or not isinstance(values, Sequence) else list(values)
+        several = isinstance(values, Iterable) and not isinstance(values, str | bytes)
+        listed = [one.item() if isinstance(one, np.generic) else one for one in (values if several else [values])]
         wrong = [value for value in listed if value is not None and not _fits(value, kind)]
         if wrong:
             cure = "Name values as the column has them."

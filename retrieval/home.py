@@ -53,7 +53,7 @@ class HomeSettings:
         half_life_days: After so many days an item counts half.
         max_distance: Ward distance, between unit vectors, up to which clusters are merged; 0 = an item a cluster.
         max_interests: Most clusters that are searched for, the most important first.
-        depth: Items asked for of each search.
+        depth: Items asked for of each search; as many as the answer shall have, where these are more.
         sharpness: Of the soft maximum over interests; towards 0 it is their weighted mean.
         leave_out_engaged: Whether the user's own items are left out of the answer.
     """
@@ -73,7 +73,7 @@ class Engaged:
 
     Attributes:
         item_id: Which.
-        age_days: How long ago, in days; 0 = now.
+        age_days: How long ago, in days; 0 = now, as is what lies ahead.
     """
 
     item_id: str
@@ -107,7 +107,8 @@ def recent(engaged: Sequence[Engaged], most: int) -> list[Engaged]:
     """Each item once, at its most recent; the most recent first, ties by item_id, at most so many."""
     youngest: dict[str, float] = {}
     for one in engaged:
-        youngest[one.item_id] = min(one.age_days, youngest.get(one.item_id, math.inf))
+        # A clock that goes ahead of ours makes no item more than new.
+        youngest[one.item_id] = min(max(one.age_days, 0.0), youngest.get(one.item_id, math.inf))
     ordered = sorted(youngest.items(), key=lambda entry: (entry[1], entry[0]))
     return [Engaged(item_id, age) for item_id, age in ordered[:most]]
 
@@ -178,7 +179,8 @@ def merge(found: Hits, asked: Sequence[Interest], left_out: Collection[str], k: 
     scores = np.repeat(np.where(finite.any(axis=1), floors, -1.0)[:, None], len(places) + 1, axis=1).astype(np.float64)
     for row, ids in enumerate(found.item_ids.tolist()):
         scores[row, [places.get(item_id, -1) for item_id in ids]] = found.scores[row]
-    each = np.log(shares)[:, None] + sharpness * scores[:, :-1]
+    with np.errstate(divide="ignore"):  # an interest so old that it weighs nothing
+        each = np.log(shares)[:, None] + sharpness * scores[:, :-1]
     totals, best = np.logaddexp.reduce(each, axis=0) / sharpness, each.argmax(axis=0)
     answers = [
         Answer(item_id, float(total), asked[row].medoid)
@@ -219,5 +221,5 @@ def search_home(
     queries = [(query_of(one.medoid) if query_of else None, embeddings[one.medoid]) for one in asked]
     vectors = np.stack([item if query is None else query for query, item in queries])
     own = {one.item_id for one in engaged} if how.leave_out_engaged else set()
-    found = index.search(vectors, how.depth + len(own), where=where)
+    found = index.search(vectors, max(how.depth, k) + len(own), where=where)
     return merge(found, asked, own, k, how.sharpness)

@@ -220,10 +220,12 @@ def read_manifest(folder: str, build: str) -> Manifest:
         sha256 = values.pop("sha256", "")
         if sha256 != _checksum(values):
             raise ValueError("its sha256 differs")
+        if values["format"] != FORMAT:
+            raise ValueError(f"it is of format {values['format']}, of another version of this code")
         return TypeAdapter(Manifest).validate_python(values)
     except FileNotFoundError:
         raise _refusal(folder, path, "the manifest that `live` names", "no such file") from None
-    except (ValueError, AttributeError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
         found = f"a damaged one: {' '.join(str(error).split())[:200]}"
         raise _refusal(folder, path, f"a manifest of format {FORMAT}", found) from error
 
@@ -260,6 +262,9 @@ def _pointer(folder: str) -> list[str]:
         return [str(values["live"]), *map(str, values["before"])]
     except FileNotFoundError:
         return []
+    except NotADirectoryError:
+        cure = "Name another folder by index.folder."
+        raise InputError(f"index {folder}", "", expected="a folder", found="a file", cure=cure) from None
     except (ValueError, KeyError, TypeError) as error:
         raise _refusal(folder, _POINTER, "the name of a build", f"a damaged file: {error}") from error
 

@@ -330,8 +330,14 @@ def _checked(batch: pa.RecordBatch, target: Held) -> pa.RecordBatch:
             found="a row with others", cure="Score the catalog anew.",
         )  # fmt: skip
     arrays = {ITEM_ID: batch.column(ITEM_ID).cast(pa.string()), EMBEDDING: vectors}
-    arrays |= {name: batch.column(name).cast(ARROW_KINDS[kind]) for name, kind in target.columns.items()}
+    arrays |= {name: _value_of(batch.column(name), kind) for name, kind in target.columns.items()}
     return pa.RecordBatch.from_pydict(arrays)
+
+
+def _value_of(column: pa.Array, kind: Kind) -> pa.Array:
+    """A filter column as stores are given it: NaN and infinity, which JSON has no word for, are unknown values."""
+    values = column.cast(ARROW_KINDS[kind])
+    return pc.if_else(pc.is_finite(values), values, None) if kind == "double" else values
 
 
 def _pieces(batches: Iterator[pa.RecordBatch], rows: int, skipped: int) -> Iterator[pa.RecordBatch]:

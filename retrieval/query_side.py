@@ -287,7 +287,7 @@ def require_folder(folder: Path, published: Published) -> dict[str, Any]:
     try:
         manifest, _ = read_folder(folder)
     except (RefusedError, OSError) as error:
-        cure = "Remove it, or name a folder that does not exist."
+        cure = "Nothing was written. Name a folder that does not exist."
         raise InputError("exported queries", str(folder), expected=expected, found=str(error), cure=cure) from error
     if (manifest["version"], manifest["model_id"]) != (published.version, published.model_id):
         found = f"version {manifest['version']}, model {manifest['model_id']}"

@@ -82,9 +82,9 @@ def read_short(found: Published, name: str) -> ShortTable:
     if name not in known:
         raise InputError(
             f"item_embeddings, version {found.version}",
-            "short vectors",
-            expected=f"one of {', '.join(known)}" if known else "a version with short vectors",
-            found=name,
+            f"short vectors {name}",
+            expected=f"a form that it has: {', '.join(known)}" if known else "a version with short vectors",
+            found="no such form",
             cure="Name it in score.short_vectors and run score_catalog again.",
         )
     form = short_vector(name)

@@ -14,6 +14,7 @@ Source: ItemSage section 4 (closeup, search and home feed are served by the same
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,7 +68,8 @@ class Found:
     Attributes:
         hits: The best first.
         queries: What was searched with: `because_of` -> a vector of unit length [256]; of one query under "".
-        milliseconds: From the query to the ids; what is read once for all queries does not count.
+        milliseconds: Encoding and searching; which query has a text or shows an item is looked up in tables, and does
+            not count.
     """
 
     hits: tuple[Hit, ...]
@@ -131,6 +133,8 @@ class Surfaces:
             InputError: no query has this text, and texts of this kind are encoded elsewhere; or no word of it is known.
         """
         text = text[:MAX_TEXT_CHARACTERS]
+        if not text.strip():
+            raise self._refusal(f"{kind} text", "a text", repr(text), "Say what is looked for.")
         known = self._known_text(text, kind)
         begun = time.perf_counter()
         return self._answer(self._encoded(text, kind) if known is None else known, k, where, begun=begun)
@@ -148,8 +152,10 @@ class Surfaces:
             kind: Which queries show items.
 
         Raises:
-            InputError: there is no such query or item.
+            InputError: there is no such query or item, or no such kind.
         """
+        if kind != CLOSEUP:
+            self._space(kind)
         if query_id:
             vector = next(iter(self.query_vectors([query_id]).values()), None)
             if vector is None:
@@ -205,12 +211,17 @@ class Surfaces:
             k: How many items.
             where: Column -> allowed values.
             how: See retrieval.home; None = what was chosen there.
+
+        Raises:
+            InputError: an age is no number.
         """
+        if unknown := [one.item_id for one in engaged if math.isnan(one.age_days)]:
+            raise self._refusal(f"age of {unknown[0]}", "days since the user took it", "no number", "Give 0 for now.")
         ids = list(dict.fromkeys(one.item_id for one in engaged))
         vectors, is_there = self.index.vectors_of(ids)
         known = {ids[row]: vectors[row] for row in np.flatnonzero(is_there)}
         begun = time.perf_counter()
-        answers = search_home(self.index, engaged, known, k, how, where=where)
+        answers = search_home(self.index, engaged, known, self._bounded(k), how, where=where)
         spent = (time.perf_counter() - begun) * 1e3
         hits = tuple(Hit(one.item_id, one.score, one.because_of) for one in answers)
         return Found(hits, {one.because_of: known[one.because_of] for one in answers}, spent)
@@ -271,7 +282,8 @@ class Surfaces:
         space, encoder = self._space(kind), self.parts.encoder
         if encoder is None or encoder.name != space:
             cure = (
-                "Encode it there, and ask by the vector (`closeup_of_vector`); or let embed_queries encode all texts."
+                "Encode it there, and ask by the vector (`closeup_of_vector`, or --vector FILE --space "
+                f"{space} --kind {kind}); or let embed_queries encode all texts."
             )
             found = "no query of the shop has this text"
             raise self._refusal(f"{kind} text", f"queries of {space}, whose encoder is not here", found, cure)
@@ -299,10 +311,16 @@ class Surfaces:
         self, query: Vector, k: int, where: Where | None, left_out: str = "", begun: float | None = None
     ) -> Found:
         begun = time.perf_counter() if begun is None else begun
-        hits = self.index.search(query[None], k + bool(left_out), where)
+        hits = self.index.search(query[None], self._bounded(k) + bool(left_out), where)
         pairs = zip(hits.item_ids[0].tolist(), hits.scores[0].tolist(), strict=True)
         found = [Hit(item, score) for item, score in pairs if item is not None and item != left_out][:k]
         return Found(tuple(found), {"": query}, (time.perf_counter() - begun) * 1e3)
+
+    def _bounded(self, k: int) -> int:
+        """At most as many as there are: an answer has no more, however many are asked for."""
+        if k < 1:
+            raise self._refusal("k", "at least 1", str(k), "Ask for one item at least.")
+        return min(k, len(self.index))
 
     def _refusal(self, part: str, expected: str, found: str, cure: str) -> InputError:
         return InputError(self.index.name, part, expected=expected, found=found, cure=cure)

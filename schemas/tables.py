@@ -304,10 +304,11 @@ def filtered(table: Table, filters: Mapping[str, Kind]) -> Table:
         table: One of items, or one that follows from them.
         filters: Column -> its kind.
     """
+    doc = "the shop's own column that results are filtered by (score.filters)"
+    if table.name != ITEMS.name:
+        doc += ", which build_item_features brings here from items: run it again where score.filters has changed since"
     further = (
-        Column(name, kind, "the shop's own column that results are filtered by", nullable=True)
-        for name, kind in filters.items()
-        if name not in table.column_names
+        Column(name, kind, doc, nullable=True) for name, kind in filters.items() if name not in table.column_names
     )
     return replace(table, columns=(*table.columns, *further))
 

@@ -75,7 +75,8 @@ def opened(settings: PushSettings) -> Iterator[Milvus]:
 
 def live_collection(client: MilvusClient, table: str) -> str:
     """The collection that a table's name stands for in milvus-lite; empty = none. A server takes the name itself."""
-    return _read(client, f"{_POINTER}{table}")
+    name = _read(client, f"{_POINTER}{table}")
+    return name if name and client.has_collection(name) else ""
 
 
 def _read(client: MilvusClient, key: str) -> str:

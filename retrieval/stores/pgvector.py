@@ -128,7 +128,7 @@ class PgVector:
 
     def held(self) -> Held | None:
         """See `Store`."""
-        text = self._recorded("held")
+        text = self._recorded("held") if self._exists(self._table) else ""  # else somebody has dropped it
         return Held.from_json(text, self.name) if text else None
 
     def is_taken(self) -> bool:

@@ -52,6 +52,16 @@ def test_training_is_started_by_itself_and_not_by_a_launcher_that_loses_exit_cod
     assert command == [sys.executable, "-m", "itemsage_model.train", "--settings", "shop.toml"]
 
 
+def test_queries_are_exported_to_a_path_and_not_to_a_folder_that_is_called_like_a_uri(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["itemsage", "export-queries", "--settings", "none.toml", "--to", "s3://shop/q"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "--to: expected a path on this machine, from where you copy it; found s3://shop/q" in capsys.readouterr().err
+
+
 def itemsage(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipeline.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=commands.ROOT, timeout=120, check=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,3 +124,20 @@ def test_a_medoid_is_searched_for_by_the_query_that_shows_it() -> None:
     search_home(index, [Engaged("t0", 0)], VECTORS, 3, SETTINGS, query_of={"g0": TOYS[0]}.get)
     np.testing.assert_array_equal(index.asked[0], TOYS[:1])
     np.testing.assert_array_equal(index.asked[1], VECTORS["t0"][None])
+
+
+def test_an_item_of_tomorrow_is_as_new_as_one_of_now_and_one_of_long_ago_weighs_nothing() -> None:
+    """A clock that goes ahead made the weight infinite, and every score no number."""
+    index = Exact(VECTORS)
+    now, ahead = (search_home(index, [Engaged("g0", age), Engaged("t0", 9)], VECTORS, 8, SETTINGS) for age in (0, -1e5))
+    assert ahead == now
+    assert recent([Engaged("a", -3), Engaged("b", 0)], 9) == [Engaged("a", 0), Engaged("b", 0)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = search_home(index, [Engaged("g0", 0), Engaged("t0", 1e9)], VECTORS, 8, SETTINGS)
+    assert {one.because_of for one in found} == {"g0"}
+
+
+def test_an_answer_may_be_longer_than_a_search_is_deep() -> None:
+    found = search_home(Exact(VECTORS), [Engaged("g0", 0)], VECTORS, 20, replace(SETTINGS, depth=4))
+    assert len(found) == 20

@@ -179,6 +179,12 @@ def test_a_filter_that_means_nothing_is_refused(
         index.search(queries, 3, where)
 
 
+@pytest.mark.parametrize("values", [np.array([2]), [np.int64(2)], {2}, (2,), 2])
+def test_values_of_a_filter_come_as_they_are_at_hand(index: Index, queries: np.ndarray, values: object) -> None:
+    found, expected = (index.search(queries[:1], 9, {"price_band": one}) for one in (values, [2]))  # type: ignore[dict-item]
+    assert found.item_ids.tolist() == expected.item_ids.tolist()
+
+
 @pytest.mark.parametrize(
     ("vectors", "message"),
     [(np.ones((2, 7)), r"\[query, 256\]; found the shape \[2, 7\]"), (np.full((1, DIM), np.nan), "found NaN")],
@@ -265,6 +271,18 @@ def test_an_index_of_another_version_or_space_or_without_a_certificate_does_not_
         built(found, tmp_path, checked=checked)
         with pytest.raises(InputError, match=message):
             open_index(str(tmp_path))
+
+
+def test_a_manifest_of_another_format_and_a_file_in_the_folders_place_are_refused(
+    found: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built(found, tmp_path / "index")
+    monkeypatch.setattr(manifests, "FORMAT", 2)
+    with pytest.raises(InputError, match=r"a manifest of format 2; found .* it is of format 1"):
+        open_index(str(tmp_path / "index"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file: expected a folder; found a file. Name another"):
+        open_index(str(tmp_path / "file"))
 
 
 def test_a_build_that_is_ended_before_its_manifest_leaves_the_former_index(

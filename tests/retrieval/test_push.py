@@ -490,6 +490,44 @@ def test_another_warehouses_rows_are_refused(in_postgres: Target, make_settings:
     assert not in_postgres.push().is_repeat
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_an_unknown_value(target: Target, number: float) -> None:
+    """NaN is not equal to itself when it is read back, and JSON has no word for it."""
+    target.shop.put("P1", "P2")
+    target.shop.rows["P2"]["price"] = number
+    target.shop.publish()
+    target.push()
+    target.shop.rows["P2"]["price"] = None
+    assert target.rows() == target.expected()
+
+
+@pytest.mark.parametrize("kind", ["pgvector", "milvus"])
+def test_a_table_that_was_dropped_is_written_anew(
+    kind: str, request: pytest.FixtureRequest, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    """Its record, which lies elsewhere, says nothing of a table that is gone: neither done, nor another warehouse's."""
+    target = new_target(kind, request, make_settings, tmp_path)
+    before = two_versions(target)
+    drop(target)
+    assert target.held() is None
+    assert target.push(version=0).since is None
+    assert target.rows() == target.expected(before)
+    drop(target)
+    assert not target.push().is_repeat
+    assert target.rows() == target.expected()
+
+
+def drop(target: Target) -> None:
+    """As somebody does who was told to push into another table or drop this one."""
+    if target.kind == "pgvector":
+        with psycopg.connect(target.settings.push.uri) as connection:
+            connection.execute(f"DROP TABLE {target.settings.push.table}")
+        return
+    client = MilvusClient(target.settings.push.uri)
+    client.drop_collection(live_collection(client, target.settings.push.table))
+    client.close()
+
+
 @pytest.mark.fault("B11", "loud", "a row of another model in the version to push")
 def test_rows_of_two_models_are_refused_and_what_was_there_stands(in_postgres: Target) -> None:
     before = two_versions(in_postgres)

@@ -102,14 +102,16 @@ def test_a_reader_has_short_vectors_of_the_live_model_at_every_instant(make_sett
     third, _ = candidate(settings, "c", 3, ())
     third.make_live(settings.layout)
     assert now(settings).short_forms == ()
-    with pytest.raises(InputError, match="expected a version with short vectors; found int8:64"):
+    with pytest.raises(InputError, match="short vectors int8:64: expected a version with short vectors; found no"):
         read_short(now(settings), "int8:64")
     roll_back(settings)
     np.testing.assert_array_equal(vectors_of(read_short(now(settings), "float32:128")), of_128)
     roll_back(settings)
     np.testing.assert_allclose(vectors_of(read_short(now(settings), "int8:64")), shortened(of_a, rotation, 64),
                                atol=0.51 / 127)  # fmt: skip
-    with pytest.raises(InputError, match="expected one of int8:64, float16; found float32:128"):
+    with pytest.raises(
+        InputError, match=r"short vectors float32:128: expected a form that it has: int8:64, float16; found no"
+    ):
         read_short(now(settings), "float32:128")
 
 

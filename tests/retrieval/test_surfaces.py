@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,11 +21,12 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 from itemsage_model.encoders.frozen_text.lsa import fit_lsa
 from pipeline import search as command
 from retrieval.build_index import write_index
+from retrieval.explain import Explanation
 from retrieval.home import Engaged
 from retrieval.index import load
 from retrieval.manifest import Certificate, Figure, publish
 from retrieval.shards import BuildSettings
-from retrieval.surfaces import Surfaces
+from retrieval.surfaces import Found, Surfaces
 from schemas.cells import to_list_column
 from schemas.errors import InputError, SettingsError
 from schemas.published import PUBLISHED
@@ -170,6 +176,28 @@ def test_an_index_of_another_model_is_refused(shop: query_side.Shop, surfaces: S
         Surfaces.open(settings)
 
 
+def test_more_than_there_are_is_all_of_them_and_fewer_than_one_is_refused(surfaces: Surfaces) -> None:
+    """Room is made for what can be found, and not for a number that somebody has typed."""
+    most = 10**12
+    everything = [surfaces.search("red mug", k=most), surfaces.closeup("closeup0", k=most)]
+    assert {len(found.hits) for found in everything} == {ITEMS}
+    others = [surfaces.closeup(item_id="P008", k=most), surfaces.home([Engaged("P008", 0)], k=most)]
+    assert {len(found.hits) for found in others} == {ITEMS - 1}
+    for k in (0, -3):
+        with pytest.raises(InputError, match=f"k: expected at least 1; found {k}"):
+            surfaces.home([Engaged("P008", 0)], k=k)
+
+
+def test_what_no_answer_would_be_right_for_is_refused(surfaces: Surfaces) -> None:
+    for text in ("", " \n"):
+        with pytest.raises(InputError, match="search text: expected a text"):
+            surfaces.search(text)
+    with pytest.raises(InputError, match="age of P002: expected days since"):
+        surfaces.home([Engaged("P001", 1), Engaged("P002", float("nan"))])
+    with pytest.raises(InputError, match="query kind: expected one of closeup, search; found close-up"):
+        surfaces.closeup(item_id="P007", kind="close-up")
+
+
 def asked(surfaces: Surfaces, *arguments: str) -> None:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
@@ -194,3 +222,99 @@ def test_the_command_prints_scores_titles_and_milliseconds(
     for arguments in (["--vector", str(tmp_path / "vector.json")], ["--text", "a", "--where", "in_stock=maybe"]):
         with pytest.raises(SettingsError, match="expected a"):
             asked(surfaces, *arguments)
+
+
+def test_the_command_takes_no_argument_that_means_nothing(
+    surfaces: Surfaces, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["--samples", "0"], ["--samples", "-1"], ["--text", "red mug", "--k", "0"]):
+        with pytest.raises(SystemExit):
+            asked(surfaces, *arguments)
+        assert "expected a number, at least 1; found" in capsys.readouterr().err
+    for arguments in (
+        ["--samples", "1", "--where", "in_stock=true"], ["--home", "P001", "--kind", "search"],
+        ["--query", "closeup0", "--kind", "search"], ["--text", "red mug", "--space", "lsa-1"],
+    ):  # fmt: skip
+        with pytest.raises(SettingsError, match=f"{arguments[2]}: {arguments[0]} takes no notice of it"):
+            asked(surfaces, *arguments)
+    with pytest.raises(SettingsError, match=r'--where in_stock="true: expected values such as'):
+        asked(surfaces, "--text", "red mug", "--where", 'in_stock="true')
+
+
+def test_a_filter_named_twice_has_the_values_of_both(surfaces: Surfaces, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = []
+    for more in ([], ["--where", "in_stock=false"]):
+        asked(surfaces, "--text", "red mug", "--k", str(ITEMS), "--where", "in_stock=true", *more)
+        counts.append(capsys.readouterr().out.count("  Lamp P"))
+    assert counts == [ITEMS / 3, ITEMS]
+
+
+def test_a_value_with_a_comma_stands_in_quotes() -> None:
+    index = SimpleNamespace(manifest=SimpleNamespace(columns={"brand": "string"}))
+    told = command._filter(SimpleNamespace(index=index), 'brand="Calden, Ltd",the "best",')  # type: ignore[arg-type]
+    assert told == ("brand", ["Calden, Ltd", 'the "best"', None])
+
+
+def test_items_of_the_home_surface_that_nobody_knows_are_named(
+    surfaces: Surfaces, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked(surfaces, "--home", "P001:2, nobody:3,P002", "--k", "3")
+    said = capsys.readouterr().out
+    assert "not in the index, and passed over: nobody\n" in said
+    assert said.count("  Lamp P") == 3
+    with pytest.raises(SettingsError, match="--home P001:yesterday: expected days since the user took it"):
+        asked(surfaces, "--home", "P001:yesterday")
+
+
+def test_an_id_with_a_colon_is_told_from_an_age_by_the_index() -> None:
+    def vectors_of(ids: list[str]) -> tuple[None, np.ndarray]:
+        return None, np.array([one in ("shop:7", "P1") for one in ids])
+
+    of_shop = SimpleNamespace(index=SimpleNamespace(vectors_of=vectors_of))
+    found = command._engaged(of_shop, "shop:7,shop:7:2,P1:3,P1")  # type: ignore[arg-type]
+    assert found == [Engaged("shop:7", 0), Engaged("shop:7", 2), Engaged("P1", 3), Engaged("P1", 0)]
+
+
+def test_it_is_said_that_another_version_is_live_than_the_index_holds(
+    shop: query_side.Shop, surfaces: Surfaces, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a rollback, which the index has not followed."""
+    asked(surfaces, "--text", "red mug")
+    assert "The index holds" not in capsys.readouterr().out
+    held = surfaces.published
+    with monkeypatch.context() as later:
+        later.setattr(command, "live", lambda _: replace(held, version=held.version + 1))
+        asked(surfaces, "--text", "red mug")
+    assert f"The index holds version {held.version}; live is {held.version + 1}" in capsys.readouterr().out
+
+
+def test_shares_of_the_home_surface_say_of_which_score_they_are(
+    surfaces: Surfaces, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The score that is printed is merged of several; the shares add up to that with one of the user's items."""
+
+    def why(_: Surfaces, found: Found) -> dict[str, Explanation]:
+        return {hit.item_id: Explanation(0.5, 0.1, {"title": 0.4}, True) for hit in found.hits}
+
+    monkeypatch.setattr(Surfaces, "why", why)
+    asked(surfaces, "--home", "P001", "--k", "1", "--why")
+    assert "      score with Lamp P001:\n      +0.4000  title\n" in capsys.readouterr().out
+    asked(surfaces, "--item", "P001", "--k", "1", "--why")
+    assert "score with" not in capsys.readouterr().out
+
+
+def test_samples_are_as_many_of_each_kind_as_are_asked_for(surfaces: Surfaces) -> None:
+    everything = Counter(row["query_kind"] for row in command._queries(surfaces, 10**6))
+    for most in (1, 2):
+        some = Counter(row["query_kind"] for row in command._queries(surfaces, most))
+        assert some == {kind: min(count, most) for kind, count in everything.items()}
+
+
+def test_a_reader_who_has_seen_enough_is_no_error() -> None:
+    """As of `itemsage search ... | head -1`."""
+    code = "from pipeline.search import _print\nfor _ in range(9):\n    _print(['a line'] * 1_000)"
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")

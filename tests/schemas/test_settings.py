@@ -12,7 +12,7 @@ import pytest
 
 from schemas.errors import InputError, SettingsError
 from schemas.settings import Settings, load_settings
-from schemas.tables import ITEMS
+from schemas.tables import ITEM_FEATURES, ITEMS
 
 MINIMAL = """
 [warehouse]
@@ -57,7 +57,10 @@ def test_a_minimal_file_has_the_papers_tasks(load: Load) -> None:
 def test_a_filter_is_a_column_of_its_own_of_one_value_an_item(load: Load, filters: str, said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         load(f"[score]\nfilters = {filters}")
-    assert load('[score]\nfilters = {brand = "string"}').score.filtered(ITEMS) == ITEMS
+    score = load('[score]\nfilters = {brand = "string"}').score
+    assert score.filtered(ITEMS) == ITEMS
+    # Of a table that was written before the settings named it, the error says which stage to run.
+    assert "build_item_features brings here from items: run it again" in score.filtered(ITEM_FEATURES).columns[-1].doc
 
 
 def test_the_windows_follow_each_other(load: Load) -> None:
