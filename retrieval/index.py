@@ -107,7 +107,7 @@ class Index:
         if found is None:
             found = [passing(shard.rows, values) for shard in self.shards]
             while len(self._filters) >= _KEPT_FILTERS:
-                self._filters.pop(next(iter(self._filters)))
+                self._filters.pop(next(iter(self._filters)), None)  # another thread may have taken it away
         self._filters[key] = found
         return found
 

@@ -133,8 +133,12 @@ class QuerySide:
             query_ids: The query_id of each, where they have one; a query of the training log has a vector of its own.
 
         Raises:
-            RefusedError: queries of this kind are not made of texts.
+            RefusedError: queries of this kind are not made of texts; or one text stands in place of a list of them.
         """
+        if isinstance(texts, str):
+            raise RefusedError(
+                f"texts: expected a list of them, such as [{texts!r}]; found one, whose letters are none."
+            )
         encoder = self.manifest["text_encoder"]
         if self._space(kind) != encoder:
             made = f"texts become vectors of {encoder}" if encoder else "no text encoder is here"
@@ -153,8 +157,12 @@ class QuerySide:
             query_ids: As of `texts`.
 
         Raises:
-            RefusedError: they are of another space, or of another length.
+            RefusedError: they are of another space or length, or not finite.
         """
+        vectors = np.asarray(vectors, np.float32)
+        if vectors.ndim != 2 or not np.isfinite(vectors).all():
+            found = f"the shape {list(vectors.shape)}" if vectors.ndim != 2 else "NaN or infinite ones"
+            raise RefusedError(f"{kind} queries: expected finite numbers, [row, length]; found {found}.")
         space, projection = self._space(kind), self.manifest["projections"].get(kind)
         known = {space: self.manifest["dim"]} | ({projection["takes"]: projection["length"]} if projection else {})
         if known.get(embedding_space) != vectors.shape[1]:

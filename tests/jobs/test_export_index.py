@@ -77,6 +77,15 @@ def test_it_is_built_measured_and_recorded_and_once_is_enough(
     assert len(open_index(settings.index_folder)) == 600
 
 
+def test_a_version_with_short_vectors_is_exported_as_any_other(
+    spark: SparkSession, make_settings: MakeSettings, shop: Shop
+) -> None:
+    assert len(shop.publish(has_short=True).outputs) == 3
+    settings = settings_of(make_settings)
+    assert exported(spark, settings).items == 600
+    assert len(read_record(settings.layout, EXPORT_INDEX).inputs) == 2
+
+
 def test_workers_build_the_shards_of_a_catalog_that_is_too_large_for_one(
     spark: SparkSession, make_settings: MakeSettings, shop: Shop, tmp_path: Path
 ) -> None:

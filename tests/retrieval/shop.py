@@ -15,7 +15,7 @@ from schemas.cells import to_list_column
 from schemas.feed import ALL, SOME, begin_version
 from schemas.metrics import ScoreMetrics
 from schemas.published import PUBLISHED, Published, live
-from schemas.tables import ITEM_CHANGES, ITEM_EMBEDDINGS, QUERY_VECTORS
+from schemas.tables import ITEM_CHANGES, ITEM_EMBEDDINGS, ITEM_SHORT_VECTORS, QUERY_VECTORS
 from schemas.tasks import Task
 from schemas.warehouse import Warehouse
 
@@ -97,9 +97,17 @@ class Shop:
         return table
 
     def publish(
-        self, changes: dict[str, list[str]] | None = None, *, rows: pa.Table | None = None, count: int | None = None
+        self,
+        changes: dict[str, list[str]] | None = None,
+        *,
+        rows: pa.Table | None = None,
+        count: int | None = None,
+        has_short: bool = False,
     ) -> Published:
-        """One commit of item_embeddings; `changes`: added, changed, removed -> ids; None = the feed does not tell."""
+        """One commit of item_embeddings; `changes`: added, changed, removed -> ids; None = the feed does not tell.
+
+        With `has_short` it says that short vectors belong to it.
+        """
         uri = self.warehouse.table(ITEM_EMBEDDINGS.name)
         queries = DeltaTable(self.warehouse.table(QUERY_VECTORS.name))
         version = DeltaTable(uri).version() + 1 if DeltaTable.is_deltatable(uri) else 0
@@ -113,6 +121,8 @@ class Shop:
         belongs = {"version": queries.version(), "rows": 120}
         metrics = ScoreMetrics(self.model, "float32", published_id=self.model, spaces=SPACES)
         what = {"metrics": asdict(metrics), "rows": len(table) if count is None else count, QUERY_VECTORS.name: belongs}
+        if has_short:
+            what[ITEM_SHORT_VECTORS.name] = {"version": 0, "rows": len(table)}
         note = {"run_id": f"run-{version}", "as_of": "2026-03-01", PUBLISHED: what}
         properties = CommitProperties({"userMetadata": json.dumps(note)})
         write_deltalake(uri, table, mode="overwrite", schema_mode="overwrite", commit_properties=properties)

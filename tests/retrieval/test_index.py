@@ -149,6 +149,20 @@ def test_a_walk_is_not_believed_where_what_is_near_does_not_pass(
     assert (scores >= exact[:, -1:] - 1e-5).mean() > 0.99
 
 
+def test_threads_may_forget_the_same_filter(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Raced(dict):  # type: ignore[type-arg]
+        """Another thread removes the oldest entry as soon as this one has looked which it is."""
+
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            oldest = next(super().__iter__())
+            self.pop(oldest)
+            return iter([oldest])
+
+    monkeypatch.setattr(index, "_filters", Raced({str(number): [] for number in range(32)}))
+    [allowed] = index.allowed({"price_band": [2]})
+    assert allowed.any()
+
+
 def test_where_fewer_pass_than_are_asked_for_the_rest_is_empty(shop: Shop, index: Index, queries: np.ndarray) -> None:
     hits = index.search(queries[:2], 3, {"category": ["c1", "no such"], "in_stock": []})
     assert hits.item_ids.tolist() == [[None] * 3] * 2

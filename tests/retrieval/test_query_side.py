@@ -312,6 +312,18 @@ def test_a_damaged_file_is_refused_by_name(folder: Path, tmp_path: Path, shop: S
 
 
 @pytest.mark.fault("B11", "loud", "an index of another model or query space than the exported query side")
+def test_what_is_no_list_of_queries_is_refused(service: QuerySide) -> None:
+    """A text is a sequence of letters, of which each would be a query."""
+    with pytest.raises(RefusedError, match=r"expected a list of them, such as \['red mug'\]"):
+        service.texts("red mug", "search")
+    row = np.ones(256)
+    for vectors, found in ((row, r"the shape \[256\]"), ([row, row * np.nan], "NaN or infinite ones")):
+        with pytest.raises(RefusedError, match=rf"closeup queries: expected finite numbers, .*; found {found}"):
+            service.vectors(vectors, "closeup", "image-1")
+    several = service.vectors([row.tolist()], "closeup", "image-1")
+    np.testing.assert_array_equal(several, service.vectors(row[None], "closeup", "image-1"))
+
+
 def test_an_index_of_another_model_or_space_is_refused(shop: Shop, service: QuerySide) -> None:
     index = {"model_id": shop.published.model_id, "spaces": shop.published.metrics.spaces | {"home": "x"}}
     service.require(index)
