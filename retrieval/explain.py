@@ -37,6 +37,8 @@ still add up to the score, are estimates of the mean over all orders."""
 
 IDENTITY = "the item's own engagements"
 _ORDERS = 64
+_MOST_KEPT = 10_000
+"""Items whose rows an explainer keeps."""
 _TOLERANCE = 1e-4
 
 Keep = npt.NDArray[np.bool_]
@@ -122,6 +124,8 @@ class Explainer:
             InputError: there is no such item, or the model does not make the vector that is published, as where a
                 frozen vector took its place.
         """
+        if len(self._rows) > _MOST_KEPT:
+            self._rows.clear()
         self._read([item_id for item_id in item_ids if item_id not in self._rows])
         explained = []
         for item_id in item_ids:

@@ -99,7 +99,12 @@ class Surfaces:
             InputError: there is no index, it is damaged, or its version is not, or is no longer, what it says.
         """
         index = open_index(settings.index_folder)
-        published = published_version(settings.layout, index.manifest.version)
+        try:
+            published = published_version(settings.layout, index.manifest.version)
+        except InputError as error:
+            cure = "Export what is live: `itemsage export-index --settings FILE`."
+            expected, found = "a version that the log of item_embeddings still has", f"version {index.manifest.version}"
+            raise InputError(index.name, "version", expected=expected, found=found, cure=cure) from error
         if index.manifest.model_id != published.model_id:
             cure = "Export it again: `itemsage export-index --settings FILE --set index.rebuild=true`."
             expected, found = f"the model of version {published.version}, {published.model_id}", index.manifest.model_id

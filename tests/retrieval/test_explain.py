@@ -141,7 +141,7 @@ def test_without_its_identity_an_item_is_as_one_that_nobody_met() -> None:
 
 
 def test_items_of_a_published_version_are_explained_or_refused_by_name(
-    make_settings: Callable[..., Settings],
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout, vector = make_settings().layout, query()
     write_catalog(Path(layout.table("item_features")), items=6)
@@ -164,6 +164,9 @@ def test_items_of_a_published_version_are_explained_or_refused_by_name(
     first, again = explainer.explain(["i1", "i3"], vector), explainer.explain(["i3"], vector)
     assert [one.score for one in first] == pytest.approx([embeddings[1] @ vector, embeddings[3] @ vector], abs=1e-5)
     assert again == first[1:]
+    monkeypatch.setattr(explain_module, "_MOST_KEPT", 1)
+    assert explainer.explain(["i3", "i1"], vector) == first[::-1]
+    assert len(explainer._rows) == 2
     with pytest.raises(
         InputError, match=r"version 0, item i5: expected the score that its model gives .*found 1\.0000"
     ):

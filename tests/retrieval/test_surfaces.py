@@ -174,6 +174,10 @@ def test_an_index_of_another_model_is_refused(shop: query_side.Shop, surfaces: S
     publish(settings.index_folder, build, replace(manifest, model_id="another", shards=made.shards))
     with pytest.raises(InputError, match="model_id: expected the model of version 1"):
         Surfaces.open(settings)
+    gone, build = write_index(shop.published, settings.index_folder, manifest.build)
+    publish(settings.index_folder, build, replace(manifest, version=99, shards=gone.shards))
+    with pytest.raises(InputError, match="a version that the log of item_embeddings still has; found version 99"):
+        Surfaces.open(settings)
 
 
 def test_more_than_there_are_is_all_of_them_and_fewer_than_one_is_refused(surfaces: Surfaces) -> None:
