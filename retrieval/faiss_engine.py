@@ -32,13 +32,7 @@ class FaissGraph:
 
     @classmethod
     def build(cls, vectors: Scores, hnsw_m: int, ef_construction: int) -> FaissGraph:
-        """Build it of float32 [row, dim]; with one thread equal vectors in equal order give an equal graph.
-
-        Args:
-            vectors: What is searched.
-            hnsw_m: Links of a row in each layer.
-            ef_construction: Candidates that a row's links are chosen from.
-        """
+        """See `engine.Graph`."""
         index = faiss.IndexHNSWFlat(vectors.shape[1], hnsw_m, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = ef_construction
         index.add(np.ascontiguousarray(vectors, np.float32))
@@ -46,11 +40,7 @@ class FaissGraph:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> FaissGraph:
-        """The graph that `to_bytes` has stored.
-
-        Raises:
-            ValueError: the bytes are none.
-        """
+        """See `engine.Graph`."""
         try:
             index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
         except RuntimeError as error:
@@ -60,20 +50,11 @@ class FaissGraph:
         return cls(index)
 
     def to_bytes(self) -> bytes:
-        """The graph and its vectors, for a file."""
+        """See `engine.Graph`."""
         return bytes(faiss.serialize_index(self._index).tobytes())
 
     def search(self, queries: Scores, k: int, ef_search: int) -> tuple[Scores, Rows]:
-        """Walk the graph.
-
-        Args:
-            queries: float32 [query, dim].
-            k: How many to return.
-            ef_search: Rows nearest to the query that are looked at.
-
-        Returns:
-            Inner products and rows, [query, k], best first; -inf and -1 where fewer were met.
-        """
+        """See `engine.Graph`."""
         ef_search = max(ef_search, k)
         parameters = self._parameters
         if parameters.efSearch != ef_search:  # to make them takes a tenth of a search
