@@ -111,6 +111,10 @@ class ItemMetrics:
         items_without_text: Items no text of which holds a known token.
         items_without_images: Items without a usable image.
         items_without_text_embedding: Items whose text has no frozen embedding.
+        kept_rows: Items whose row stayed as it was; the other figures count them too.
+        kept_from: Which files they were copied from, as `storage.files_checksum` names the version before, which
+            item_feature_changes goes on from; empty where all rows were made anew.
+        made_by: Hash of vocabulary, settings and code: rows of equal sources are equal while it stays.
     """
 
     vocabulary_size: int
@@ -124,6 +128,9 @@ class ItemMetrics:
     items_without_text: int = 0
     items_without_images: int = 0
     items_without_text_embedding: int = 0
+    kept_rows: int = 0
+    kept_from: str = ""
+    made_by: str = ""
 
 
 @dataclass(frozen=True)
