@@ -365,6 +365,8 @@ class ScoreMetrics:
         scored: Items that were scored; the others' rows are those of before. None in records of before.
         trained_as_of: The logical date of the model, ISO; empty in records of before.
         short: The short forms of the vectors; None where there are none.
+        features_checksum: Which files of item_features were scored, or stand for what is published, as
+            `storage.files_checksum` names them; empty in records of before.
     """
 
     model_id: str
@@ -380,6 +382,7 @@ class ScoreMetrics:
     scored: int | None = None
     trained_as_of: str = ""
     short: ShortMetrics | None = None
+    features_checksum: str = ""
 
 
 @dataclass(frozen=True)
