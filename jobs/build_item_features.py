@@ -199,7 +199,7 @@ def _write_changed(job: JobRun[ItemMetrics], inputs: _Inputs, usable: Usable, ma
         made_by: See `_Inputs.made_by`.
 
     Returns:
-        None, and nothing is written, where all rows are to be made anew.
+        None where all rows are to be made anew, such as those of a damaged file.
     """
     settings = job.settings
     table, changed_table = (settings.score.filtered(one) for one in (ITEM_FEATURES, CHANGED_ITEM_FEATURES))
@@ -221,7 +221,13 @@ def _write_changed(job: JobRun[ItemMetrics], inputs: _Inputs, usable: Usable, ma
         job.count_output(stored)
         return replace(last.metrics, kept_rows=stored.rows, kept_from=stored.checksum)
     rows = merged_rows(job.spark, stored, made, inputs.parts, which["item_key"].to_numpy(), _copy(table, settings))
-    written = job.write_worker_rows(rows, table, stored.rows + counts[ADDED] - counts[REMOVED])
+    try:
+        written = job.write_worker_rows(rows, table, stored.rows + counts[ADDED] - counts[REMOVED])
+    except TableError as error:
+        if error.subject != table.name:
+            raise
+        print(f"  warning: no row of {table.name} can stay, all are made anew: {error}", flush=True)
+        return None
     sums = {**written.sums, "kept_rows": written.rows - made.rows}
     return _metrics(job, inputs, made_by, sums, stored.checksum)
 

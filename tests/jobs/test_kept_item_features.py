@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,6 @@ from pyspark.sql import SparkSession
 from jobs import build_item_features
 from jobs.runtime import kept_files
 from jobs.runtime.kept_files import part_count
-from schemas.errors import TableError
 from schemas.metrics import ItemMetrics, ItemTextMetrics, VocabularyMetrics
 from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.settings import Settings
@@ -163,10 +163,10 @@ def test_all_rows_are_made_where_they_may_differ(
     assert changed_ids(settings) == set()
 
 
-def test_a_stored_row_that_is_damaged_is_not_copied(
-    spark: SparkSession, shop_settings: Callable[[str], Settings]
+def test_a_stored_row_that_is_damaged_is_not_copied_but_made_anew(
+    spark: SparkSession, shop_settings: Callable[[str], Settings], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = shop_settings("daily")
+    settings, clean = shop_settings("daily"), shop_settings("clean")
     run(spark, settings, FIRST)
     for file in version_files(settings.table_uri(ITEM_FEATURES.name)).files:
         path = file.uri.removeprefix("file://")
@@ -175,8 +175,13 @@ def test_a_stored_row_that_is_damaged_is_not_copied(
         pq.write_table(
             rows.set_column(rows.schema.get_field_index("image_embeddings"), "image_embeddings", cells), path
         )
-    with pytest.raises(TableError, match=r"table item_features, column features_hash"):
-        run(spark, settings, NEXT)
+    record = run(spark, settings, NEXT)
+    assert re.search(
+        r"warning: .*all are made anew: table item_features, column features_hash", capsys.readouterr().out
+    )
+    assert record.metrics == run(spark, clean, NEXT).metrics
+    assert rows_by_file(settings) == rows_by_file(clean)
+    assert changed_ids(settings) == set()
 
 
 def test_a_table_lies_in_a_power_of_two_of_files() -> None:
