@@ -403,6 +403,52 @@ class IndexMetrics:
 
 
 @dataclass(frozen=True)
+class GraphMetrics:
+    """Of build_item_graph.
+
+    Attributes:
+        join_by: What a group is; see graph.join_by.
+        read_events: Rows of the log.
+        used_events: Events before the validation window, of which the graph is made.
+        later_events: Events of the validation and held-out windows, and negative ones, of which it is not.
+        groups: Groups of two items or more.
+        edges: Items in them, after the caps.
+        capped_edges: Items that a cap took out of a group, and groups that are left with one item.
+        pairs: Pairs to train on.
+        items_without_neighbours: Items in no group with another: their vector is that of their features.
+        node_length: Numbers of an item's features.
+    """
+
+    join_by: str
+    read_events: int
+    used_events: int
+    later_events: int
+    groups: int
+    edges: int
+    capped_edges: int
+    pairs: int
+    items_without_neighbours: int
+    node_length: int
+
+
+@dataclass(frozen=True)
+class GraphVectorMetrics:
+    """Of embed_graph.
+
+    Attributes:
+        model_id: The graph tower.
+        kept_layers: Rows of graph_layers that stayed as they were.
+        kept_rows: Rows of item_graph_images that did.
+        made_by: Hash of model and code: rows of equal sources are equal while it stays.
+    """
+
+    model_id: str
+    kept_layers: int = 0
+    kept_rows: int = 0
+    made_by: str = ""
+
+
+@dataclass(frozen=True)
 class EvaluationMetrics:
     """Of evaluate.
 

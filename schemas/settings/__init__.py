@@ -30,6 +30,7 @@ from schemas.settings.data import (
     WarehouseSettings,
 )
 from schemas.settings.deadlines import DeadlineSettings
+from schemas.settings.graph import GraphSettings
 from schemas.settings.index import IndexSettings
 from schemas.settings.maintenance import MaintenanceSettings
 from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
@@ -95,6 +96,7 @@ class Settings(Section):
     model: ModelSettings = ModelSettings()
     loss: LossSettings = LossSettings()
     train: TrainSettings = TrainSettings()
+    graph: GraphSettings = GraphSettings()
     score: ScoreSettings = ScoreSettings()
     gates: GateSettings = GateSettings()
     canaries: tuple[CanarySettings, ...] = ()
@@ -317,7 +319,7 @@ def _explain(error: Any) -> str:
 
 __all__ = [
     "CatalogSettings", "DateSettings", "DeadlineSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings",
-    "FloorSettings", "GateSettings", "IndexSettings", "InputSettings", "LossSettings", "ModelSettings",
+    "FloorSettings", "GateSettings", "GraphSettings", "IndexSettings", "InputSettings", "LossSettings", "ModelSettings",
     "NegativeSettings", "PushSettings", "QueryEncoderSettings", "RejectShareSettings", "ScoreSettings", "Section",
     "SecuritySettings", "Settings", "TaskSettings", "TrainSettings", "TrainingTableSettings", "WarehouseSettings",
     "item_elements", "load_settings",
