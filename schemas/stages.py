@@ -148,13 +148,15 @@ def is_among(name: str, declared: Sequence[Table]) -> bool:
 
 
 def maker_of(name: str) -> Stage[Any] | None:
-    """The stage of the pipeline that writes a table; None for a table that the shop supplies."""
-    return next((stage for stage in PIPELINE if is_among(name, stage.writes)), None)
+    """The stage that writes a table, of the pipeline or beside it; None for a table that the shop supplies."""
+    return next((stage for stage in (*PIPELINE, *BESIDE) if is_among(name, stage.writes)), None)
 
 
 def rerun(name: str) -> str:
     """The command that makes a table anew, and all that follows from it; words for one that the shop supplies."""
     maker = maker_of(name)
+    if maker in BESIDE:
+        return f"`itemsage {maker.name.replace('_', '-')} --settings ...`"
     return f"`make pipeline SETTINGS=... FROM={maker.name}`" if maker else "write it again"
 
 
