@@ -42,7 +42,7 @@ from schemas.lease import VARIABLE, WHOLE_RUN, hold
 from schemas.published import published_versions, roll_back
 from schemas.results import Result, ending_in_json, runs_since
 from schemas.settings import Settings
-from schemas.stages import EVALUATE, EXPORT_INDEX, PIPELINE, SCORE_CATALOG, TRAIN, VALIDATE, Stage
+from schemas.stages import EVALUATE, EXPORT_INDEX, PIPELINE, SCORE_CATALOG, TRAIN, VALIDATE, Stage, stage_named
 
 _WATCH = [sys.executable, "-I", "-S", str(ROOT / "pipeline" / "watch.py")]
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -100,8 +100,9 @@ def _end(number: int, _: object) -> None:
 
 def run_stages(log: Path, stages: list[str], passed: list[str], prepare: str = "") -> None:
     """Run some stages in order: in one Spark session, or, for training alone and without a cluster, without Spark."""
-    if stages == [TRAIN.name] and not prepare and not has_cluster():
-        run_command(train_command(passed), log)
+    trains = len(stages) == 1 and stage_named(stages[0]).launcher == "python"
+    if trains and not prepare and not has_cluster():
+        run_command(train_command(passed, stages[0]), log)
         return
     arguments = [*passed, "--stages", ",".join(stages), *(("--prepare", prepare) if prepare else ())]
     run_command(spark_submit("pipeline/one_session.py", arguments), log)

@@ -167,7 +167,7 @@ def is_among(name: str, declared: Sequence[Table]) -> bool:
 
 
 def maker_of(name: str) -> Stage[Any] | None:
-    """The stage, of the pipeline or beside it, that writes a table; None for a table that the shop supplies."""
+    """The stage that writes a table, of the pipeline or beside it; None for a table that the shop supplies."""
     return next((stage for stage in (*PIPELINE, *BESIDE) if is_among(name, stage.writes)), None)
 
 
