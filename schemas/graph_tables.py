@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from schemas.columns import Column, Table
+from schemas.elements import Element
 from schemas.tables import ITEM_FEATURES, ITEM_IMAGES, REJECTED_EVENTS, ROW_CHECKSUM, SOURCE_HASH
 
 _ITEM_ID, _ITEM_KEY = ITEM_FEATURES.column("item_id"), ITEM_FEATURES.column("item_key")
@@ -16,19 +17,26 @@ def _checksum(columns: tuple[str, ...]) -> Column:
     return replace(ITEM_FEATURES.column(ROW_CHECKSUM), doc=f"CRC-32 of {', '.join(columns)}; see schemas/checksums.py")
 
 
+NODE = Element(
+    "node",
+    Column(
+        "node_embedding",
+        "binary",
+        "little-endian float16: the frozen embedding of the item's text, of 256 numbers, then, where the shop has "
+        "images, the mean of its images at unit length, of model.image_length numbers; zeros for what is missing",
+        shape=(-1,),
+    ),
+    "<f2",
+)
+"""A node's features, one vector."""
+
 GRAPH_NODES = Table(
     "graph_nodes",
     "one product as the graph tower reads it: its frozen features, and the items that walks from it have met",
     (
         _ITEM_ID,
         _ITEM_KEY,
-        Column(
-            "node_embedding",
-            "binary",
-            "little-endian float16: the frozen embedding of the item's text, of 256 numbers, then, where the shop has "
-            "images, the mean of its images at unit length, of model.image_length numbers; zeros for what is missing",
-            shape=(-1,),
-        ),
+        NODE.values,
         Column(
             "neighbour_keys",
             "binary",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itemsage_model.training.graph_inputs import GRAPH_TOWER
 from itemsage_model.training.inputs import Course
 from itemsage_model.training.item_inputs import ITEM_TOWER
 
-_COURSES = (ITEM_TOWER,)
+_COURSES = (ITEM_TOWER, GRAPH_TOWER)
 
 
 def course_of(stage: str) -> Course:

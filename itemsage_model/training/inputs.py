@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from itemsage_model.data.batch import PairBatch
 from itemsage_model.data.mixing import CPU, CatalogBatches, MixedBatches, pairs_per_task
 from itemsage_model.data.parquet_files import file_batches
 from itemsage_model.data.pinned_files import TableFiles, some_files
@@ -53,6 +54,7 @@ class Course:
         for_pass: The same tables for a pass with other settings, or over another window.
         begin: The tower that a pass begins with, the same for the same seed.
         candidates: The configurations to try.
+        batches: This rank's endless batches from a step on, for a device; None = `make_batches`.
     """
 
     stage: Stage[TrainMetrics]
@@ -61,6 +63,7 @@ class Course:
     for_pass: Callable[[Inputs, Settings, Weight], Inputs]
     begin: Callable[[Inputs, Settings], Tower]
     candidates: Callable[[Inputs, Settings], list[Candidate]]
+    batches: Callable[[Inputs, Settings, int, torch.device], Iterable[PairBatch]] | None = None
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def run_pass(one: Pass, device: torch.device) -> Outcome:
     if is_first:
         print(f"  parameters: {parameter_counts(tower)['total']:,}; run {one.run_id}", flush=True)
     progress = Progress(settings.train.steps, names, one.tensorboard, trainer.step) if is_first else None
-    batches = _prefetched(inputs, settings, trainer.step, device)
+    batches = _prefetched(one, trainer.step, device)
 
     def save() -> None:
         if is_first:
@@ -216,9 +216,10 @@ def _is_enough(one: Pass, trainer: Trainer, stopping: EarlyStopping, device: tor
     return measure
 
 
-def _prefetched(inputs: Inputs, settings: Settings, start_step: int, device: torch.device) -> Prefetch[PairBatch]:
+def _prefetched(one: Pass, start_step: int, device: torch.device) -> Prefetch[PairBatch]:
     """Batches made ahead of use, in the memory that their device copies from."""
-    batches = make_batches(inputs, settings, start_step, device)
+    settings, make = one.settings, one.course.batches or make_batches
+    batches = make(one.inputs, settings, start_step, device)
     made: Iterable[PairBatch] = map(PairBatch.pin_memory, batches) if device.type == "cuda" else batches
     return Prefetch(made, settings.train.prefetch_batches, settings.deadlines.read_seconds, reading_now)
 

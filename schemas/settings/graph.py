@@ -25,6 +25,7 @@ class GraphSettings(Section):
     hard_negatives: int = Field(default=10, ge=0)
     width: int = Field(default=256, ge=8)
     hard_share: float = Field(default=0.5, ge=0, le=1)
+    alone_share: float = Field(default=0.1, ge=0, lt=1)
     batch_size: int = Field(default=1_024, ge=1)
     negative_count: int = Field(default=1_024, ge=1)
     steps: int = Field(default=400, ge=1)
