@@ -1,6 +1,7 @@
 """Turn every usable item into what the model reads: token ids of its texts, its packed images, its text's embedding.
 
-Reads:  items, item_images (unless inputs.has_images is false), vocabulary, item_text_embeddings
+Reads:  items, item_images (unless inputs.has_images is false), vocabulary, item_text_embeddings; item_graph_images
+        where graph.append_to_images
 Writes: item_features, rejected_items
 One row of item_features is one product as the model reads it; one of rejected_items is one row of items or
 item_images that cannot be used, and why.
@@ -35,9 +36,10 @@ from schemas.cells import pack_cells
 from schemas.checksums import cells_hashes
 from schemas.elements import FEATURE_CELLS, FROZEN_TEXT
 from schemas.errors import TableError
+from schemas.graph_tables import ITEM_GRAPH_IMAGES
 from schemas.metrics import ItemMetrics
 from schemas.settings import Settings
-from schemas.stages import BUILD_ITEM_FEATURES
+from schemas.stages import BUILD_ITEM_FEATURES, EMBED_GRAPH
 from schemas.tables import (
     FEATURES_HASH,
     ITEM_FEATURES,
@@ -192,13 +194,25 @@ def _require_few_rejects(job: JobRun[ItemMetrics], items: DataFrame, images: Dat
     require_few_rejects(job, ITEM_IMAGES, REJECTED_ITEMS, harmless=["duplicate_image"], hint=hint)
 
 
+def _images(job: JobRun[ItemMetrics]) -> DataFrame | None:
+    """The shop's images, packed, and before each item's its graph vector where the settings append it; None = none."""
+    if not job.settings.inputs.has_images:
+        return None
+    length = job.settings.model.image_length
+    images = packed_images(job.read(ITEM_IMAGES), length)
+    if job.settings.graph.append_to_images:
+        job.require_agreement([EMBED_GRAPH])
+        # At position -1 it comes first: model.max_images never leaves it out.
+        vectors = job.read(ITEM_GRAPH_IMAGES).select("item_id", F.lit(-1).alias("position"), "image_embedding")
+        images = images.unionByName(packed_images(vectors, length))
+    return images.persist()
+
+
 def run(spark: SparkSession, settings: Settings) -> None:
     """Read items, images, text embeddings and the vocabulary; write the features and what was rejected."""
     with JobRun(spark, settings, STAGE) as job:
         items = job.read(settings.score.filtered(ITEMS))
-        images = None
-        if settings.inputs.has_images:
-            images = packed_images(job.read(ITEM_IMAGES), settings.model.image_length).persist()
+        images = _images(job)
         vocabulary = packed_vocabulary(job.read(VOCABULARY, may_be_empty=True))
         built = build(items, images, job.read(ITEM_TEXT_EMBEDDINGS), vocabulary, settings)
         job.write_rejected(built.rejected, REJECTED_ITEMS)

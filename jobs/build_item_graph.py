@@ -38,7 +38,7 @@ from jobs.transforms.items import split_items
 from jobs.transforms.keys import item_key
 from jobs.transforms.quarantine import accepted, rejected
 from schemas.errors import TableError
-from schemas.graph_tables import GRAPH_NODES, GRAPH_PAIRS, REJECTED_GRAPH_EVENTS
+from schemas.graph_tables import GRAPH_NODES, GRAPH_PAIRS, ITEM_GRAPH_IMAGES, REJECTED_GRAPH_EVENTS
 from schemas.metrics import GraphMetrics
 from schemas.settings import Settings
 from schemas.settings.graph import GraphSettings
@@ -163,9 +163,15 @@ def _engagements(job: JobRun[GraphMetrics], known: DataFrame) -> DataFrame:
     return checked_engagements(logs, queries, known, settings=job.settings, hot=hot, kept=("user_id",))
 
 
+def _has_images(settings: Settings) -> bool:
+    """Whether the shop has images of its own: graph vectors that take their place are no features of the graph."""
+    of_graph = settings.layout.table(ITEM_GRAPH_IMAGES.name)
+    return settings.inputs.has_images and settings.table_uri(ITEM_IMAGES.name) != of_graph
+
+
 def _images(job: JobRun[GraphMetrics], items: DataFrame) -> DataFrame | None:
     """The usable images of each item; build_item_features says which are not, and why."""
-    if not job.settings.inputs.has_images:
+    if not _has_images(job.settings):
         return None
     model = job.settings.model
     usable, _ = split_images(packed_images(job.read(ITEM_IMAGES), model.image_length), items, model.image_length)
@@ -191,7 +197,7 @@ def _counted(job: JobRun[GraphMetrics], events: DataFrame, whole: DataFrame, edg
             found=f"{before:,} items in groups of one, of {used:,} events",
             cure="Join by something coarser, such as user, or raise dates.train_days.",
         )
-    length = EMBEDDING_DIM + (settings.model.image_length if settings.inputs.has_images else 0)
+    length = EMBEDDING_DIM + (settings.model.image_length if _has_images(settings) else 0)
     later = read - used - sum(job.rejected.values())
     return GraphMetrics(
         settings.graph.join_by, read, used, later, left["groups"], left["edges"], before - left["edges"], 0, 0, length

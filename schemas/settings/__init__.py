@@ -118,6 +118,11 @@ class Settings(Section):
         is_chosen = self.preset == "paper" or "sequence" in self.model.model_fields_set
         if is_chosen and "images" in self.model.sequence and not self.inputs.has_images:
             raise ValueError('inputs.has_images is false: take "images" out of model.sequence')
+        if self.graph.append_to_images and not self.inputs.has_images:
+            raise ValueError(
+                "graph.append_to_images: inputs.has_images is false, so there is nothing to append to: set it, and "
+                "inputs.item_images to the place of item_graph_images, which are then the only images"
+            )
         is_chosen = self.preset == "paper" or "start" in self.train.model_fields_set
         if is_chosen and self.train.start == "spectral" and not all(getattr(self.model, key) for key in SPECTRAL_PARTS):
             raise ValueError(
