@@ -74,7 +74,7 @@ BUILD_VOCABULARY = Stage("build_vocabulary", (t.ITEMS,), (t.VOCABULARY,), Vocabu
 BUILD_ITEM_FEATURES = Stage(
     "build_item_features",
     (t.ITEMS, t.ITEM_IMAGES, t.VOCABULARY, t.ITEM_TEXT_EMBEDDINGS, g.ITEM_GRAPH_IMAGES),
-    (t.ITEM_FEATURES, t.REJECTED_ITEMS),
+    (t.ITEM_FEATURES, t.ITEM_FEATURE_CHANGES, t.CHANGED_ITEM_FEATURES, t.REJECTED_ITEMS),
     ItemMetrics,
 )
 
@@ -104,10 +104,13 @@ VALIDATE = Stage(
 
 SCORE_CATALOG = Stage(
     "score_catalog",
-    (t.ITEM_FEATURES, t.ITEM_COUNTS, t.QUERY_EMBEDDINGS, t.VALIDATION_PAIRS),
+    (
+        t.ITEM_FEATURES, t.ITEM_FEATURE_CHANGES, t.CHANGED_ITEM_FEATURES, t.ITEM_COUNTS, t.QUERY_EMBEDDINGS,
+        t.VALIDATION_PAIRS,
+    ),
     (t.ITEM_EMBEDDINGS, t.QUERY_VECTORS, t.ITEM_SHORT_VECTORS, t.ITEM_CHANGES),
     ScoreMetrics,
-)
+)  # fmt: skip
 
 EVALUATE = Stage(
     "evaluate",
