@@ -72,8 +72,8 @@ def rows(options: Options) -> Iterator[Row]:
     ]
     outcome = compete(contenders, options.rounds or 3)
     print_outcome(f"vectors of {few:,} nodes", "nodes", outcome)
-    vectors = [outcome.performances[name].figures[-1]["sample"] for name in (LAYERED, RECURSIVE)]
-    require(np.allclose(*vectors, atol=2e-3), "both forms must come to the same vectors")
+    ours, theirs = (outcome.performances[name].figures[-1]["sample"] for name in (LAYERED, RECURSIVE))
+    require(np.allclose(ours, theirs, atol=2e-3), "both forms must come to the same vectors")
     yield judge("graph", f"vectors/s of {few:,} nodes", RECURSIVE, outcome.ratios(LAYERED, RECURSIVE), at_least=1)
 
 

@@ -42,7 +42,18 @@ from schemas.lease import VARIABLE, WHOLE_RUN, hold
 from schemas.published import published_versions, roll_back
 from schemas.results import Result, ending_in_json, runs_since
 from schemas.settings import Settings
-from schemas.stages import EVALUATE, EXPORT_INDEX, PIPELINE, SCORE_CATALOG, TRAIN, VALIDATE, Stage, stage_named
+from schemas.stages import (
+    BUILD_QUERY_PAIRS,
+    EVALUATE,
+    EXPORT_INDEX,
+    PIPELINE,
+    SCORE_CATALOG,
+    TRAIN,
+    TRAIN_QUERY_ENCODER,
+    VALIDATE,
+    Stage,
+    stage_named,
+)
 
 _WATCH = [sys.executable, "-I", "-S", str(ROOT / "pipeline" / "watch.py")]
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -53,6 +64,7 @@ _POINTER = ("publish", "rollback")
 _NAMES = "names"
 _SINGLE: dict[str, Stage[Any]] = {
     "train": TRAIN, "validate": VALIDATE, "score": SCORE_CATALOG, "evaluate": EVALUATE, "export-index": EXPORT_INDEX,
+    "build-query-pairs": BUILD_QUERY_PAIRS, "train-query-encoder": TRAIN_QUERY_ENCODER,
 }  # fmt: skip
 
 

@@ -177,6 +177,33 @@ class TrainingTableMetrics:
 
 
 @dataclass(frozen=True)
+class QueryPairMetrics:
+    """Of build_query_pairs.
+
+    Attributes:
+        encoder: The space of the pairs' frozen vectors, of texts and of items; empty = two that cannot be compared.
+        texts: Distinct texts with a pair in the training window.
+        pairs: Rows of query_pairs.
+        events: Engagements behind the pairs before the caps.
+        capped_pairs: Pairs that a cap cut.
+        validation_pairs: Rows of query_pairs_validation.
+        item_texts: Rows of item_text_pairs.
+        queries_without_text: Queries of these kinds that have no usable text.
+        blank_item_texts: Items whose text holds nothing that the frozen encoder knows.
+    """
+
+    encoder: str
+    texts: int = 0
+    pairs: int = 0
+    events: int = 0
+    capped_pairs: int = 0
+    validation_pairs: int = 0
+    item_texts: int = 0
+    queries_without_text: int = 0
+    blank_item_texts: int = 0
+
+
+@dataclass(frozen=True)
 class CandidateMetrics:
     """What one candidate configuration reached on the validation window: its best step, recall@10 then.
 

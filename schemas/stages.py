@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from schemas import graph_tables as g
+from schemas import query_pair_tables as q
 from schemas import tables as t
 from schemas.columns import Table
 from schemas.metrics import (
@@ -23,6 +24,7 @@ from schemas.metrics import (
     MaintenanceMetrics,
     NoMetrics,
     QueryMetrics,
+    QueryPairMetrics,
     ScoreMetrics,
     TrainingTableMetrics,
     TrainMetrics,
@@ -146,7 +148,26 @@ EMBED_GRAPH = Stage(
 )  # fmt: skip
 """Not of the pipeline: run before build_item_features, which takes its vectors where graph.append_to_images says so."""
 
-BESIDE: tuple[Stage[Any], ...] = (MAINTAIN_TABLES, EXPORT_INDEX, BUILD_ITEM_GRAPH, TRAIN_GRAPH, EMBED_GRAPH)
+BUILD_QUERY_PAIRS = Stage(
+    "build_query_pairs",
+    (t.ENGAGEMENT_LOGS, t.QUERIES, t.ITEMS, t.QUERY_EMBEDDINGS, t.ITEM_FEATURES),
+    (q.QUERY_PAIRS, q.ITEM_TEXT_PAIRS, q.VALIDATION_QUERY_PAIRS),
+    QueryPairMetrics,
+)
+"""Not of the pipeline: run after it, such as once a week."""
+
+TRAIN_QUERY_ENCODER = Stage(
+    "train_query_encoder",
+    (q.QUERY_PAIRS, q.ITEM_TEXT_PAIRS, q.VALIDATION_QUERY_PAIRS, t.ITEM_FEATURES),
+    (),
+    TrainMetrics,
+    launcher="python",
+)
+"""Not of the pipeline: what it has trained, embed_queries uses where query_encoder.kind is "trained"."""
+
+BESIDE: tuple[Stage[Any], ...] = (
+    MAINTAIN_TABLES, EXPORT_INDEX, BUILD_QUERY_PAIRS, TRAIN_QUERY_ENCODER, BUILD_ITEM_GRAPH, TRAIN_GRAPH, EMBED_GRAPH,
+)  # fmt: skip
 """Stages that are not of the pipeline, and leave a record like those that are."""
 
 PIPELINE: tuple[Stage[Any], ...] = (

@@ -21,7 +21,7 @@ from itemsage_model.data.parquet_files import file_batches
 from itemsage_model.data.pinned_files import TableFiles, some_files
 from itemsage_model.data.query_keys import weighing_rows
 from itemsage_model.data.reader import CatalogItems, RowStream, Weight, catalog_format, pair_format, read_catalog
-from itemsage_model.data.validation import read_validation
+from itemsage_model.data.validation import NO_PAIRS, read_validation
 from itemsage_model.encoders.tower import Tower, TowerSpec
 from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch, ExactFrequency
@@ -80,7 +80,8 @@ class Inputs:
         made_with: What the tables were made with, which is stamped on the model; see schemas/contracts.py.
         made_after: The stages whose records were read, and the sha256 of these.
         versions: Version and rows of every table read.
-        validation: Version and rows of each task's validation table, by task; none of tables of before.
+        validation: Version and rows of each task's validation table, by task; none of tables of before, and None of a
+            task that nothing is measured by.
         has_images: Whether any item has an image.
         weight: The column that is a pair's weight; "fit_weight" leaves the validation window out.
         counts: The pinned item_counts; None = the pairs of an item are counted in the training tables themselves.
@@ -95,7 +96,7 @@ class Inputs:
     made_with: dict[str, str]
     made_after: dict[str, str]
     versions: tuple[TableVersion, ...]
-    validation: tuple[TableVersion, ...]
+    validation: tuple[TableVersion | None, ...]
     has_images: bool
     weight: Weight = "pair_weight"
     counts: TableVersion | None = None
@@ -111,7 +112,7 @@ def validation_of(inputs: Inputs, settings: Settings) -> Validation | None:
     if len(inputs.validation) < len(settings.tasks):
         return None  # of tables cut before there was one
     most = _MAX_VALIDATION_PAIRS // len(settings.tasks)
-    pairs = [read_validation(version, most) for version in inputs.validation]
+    pairs = [NO_PAIRS if version is None else read_validation(version, most) for version in inputs.validation]
     if not any(map(len, pairs)):
         return None
     elements = inputs.spec.elements

@@ -34,6 +34,7 @@ from schemas.settings.graph import GraphSettings
 from schemas.settings.index import IndexSettings
 from schemas.settings.maintenance import MaintenanceSettings
 from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
+from schemas.settings.search_text import SearchTextSettings
 from schemas.settings.section import Section
 from schemas.settings.serving import (
     CanarySettings,
@@ -92,6 +93,7 @@ class Settings(Section):
     negatives: tuple[NegativeSettings, ...] = ()
     features: FeatureSettings = FeatureSettings()
     query_encoder: QueryEncoderSettings = QueryEncoderSettings()
+    search_text: SearchTextSettings = SearchTextSettings()
     training_tables: TrainingTableSettings = TrainingTableSettings()
     model: ModelSettings = ModelSettings()
     loss: LossSettings = LossSettings()
@@ -133,6 +135,7 @@ class Settings(Section):
         places = {
             "warehouse.uri": self.warehouse.uri,
             "query_encoder.folder": self.query_encoder.folder,
+            "search_text.folder": self.search_text.folder,
             "index.folder": self.index.folder,
             "push.uri": self.push.uri if self.push.is_place else "",
         }
@@ -241,6 +244,7 @@ class Settings(Section):
         index = self.index.folder
         pushed = {"uri": absolute_uri(self.push.uri)} if self.push.is_place else {}
         folder, roots = self.query_encoder.folder, tuple(map(absolute_uri, self.security.allowed_roots))
+        base = self.search_text.folder
         return self.model_copy(
             update={
                 "warehouse": self.warehouse.model_copy(update={"uri": absolute_uri(self.warehouse.uri)}),
@@ -249,6 +253,7 @@ class Settings(Section):
                 "security": self.security.model_copy(update={"allowed_roots": roots}),
                 "index": self.index.model_copy(update={"folder": index and absolute_uri(index)}),
                 "query_encoder": self.query_encoder.model_copy(update={"folder": folder and absolute_uri(folder)}),
+                "search_text": self.search_text.model_copy(update={"folder": base and absolute_uri(base)}),
             }
         )
 

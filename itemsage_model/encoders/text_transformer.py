@@ -1,0 +1,150 @@
+"""Texts -> vectors by a transformer: token ids in batches of like length, pooled, and one linear layer to 256.
+
+The door to the package transformers. What a transformer is stands in plain values, so that it can be built where the
+folder that it came from is not: a tower's model file and a stored text encoder hold all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from schemas.errors import SettingsError
+from schemas.tables import EMBEDDING_DIM
+
+Pooling = Literal["mean", "cls"]
+
+_TEXTS_AT_ONCE = 64
+_OF_A_FOLDER = ("_name_or_path", "transformers_version", "architectures", "id2label", "label2id", "dtype")
+_WITHOUT_DROPOUT = {
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "dropout": 0.0, "attention_dropout": 0.0,
+}  # fmt: skip
+_EXTRA = (
+    "a text encoder of your own needs an extra: run `make sentence-transformers` "
+    "(pip install -r requirements-sentence-transformers.txt)"
+)
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """What one must know to turn texts into token ids, and to read the weights of a `TextTransformer`.
+
+    Attributes:
+        config: The transformer's sizes, as the package transformers calls them.
+        tokenizer: Its tokenizer, as the JSON of the package tokenizers.
+        pooling: Of its last layer: the mean over the text's tokens, or the vector of the first one, [CLS].
+        max_tokens: A longer text is cut.
+    """
+
+    config: dict[str, Any]
+    tokenizer: str
+    pooling: Pooling
+    max_tokens: int
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text, with those that begin and end it."""
+        from tokenizers import Tokenizer  # noqa: PLC0415 (seconds to import, and not everybody has texts)
+
+        tokenizer = Tokenizer.from_str(self.tokenizer)
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self.max_tokens)
+        return [one.ids for one in tokenizer.encode_batch(list(texts))]
+
+
+class TextTransformer(nn.Module):
+    """A transformer, its pooling and a linear layer; vectors of unit length.
+
+    Source: SearchSage (Pancha et al. 2021, Pinterest Engineering): DistilBERT, its [CLS] vector, linear to 256.
+    Differs from the paper: any encoder of that family; the mean over the tokens is the default, as MiniLM was trained.
+    """
+
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.pooling = spec.pooling
+        self.transformer = _empty_transformer(spec.config)
+        self.projection = nn.Linear(int(self.transformer.config.hidden_size), EMBEDDING_DIM)
+        nn.init.zeros_(self.projection.bias)
+
+    def forward(self, ids: Int[Tensor, "text token"], mask: Int[Tensor, "text token"]) -> Float[Tensor, "text dim"]:
+        """Embed texts; `mask` is 1 where a token stands, 0 where a shorter text is filled up."""
+        hidden = self.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
+        if self.pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            weights = mask[..., None].to(hidden.dtype)
+            pooled = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+        return F.normalize(self.projection(pooled), dim=-1)
+
+    def freeze_below(self, layers: int) -> None:
+        """Leave all but the last `layers` layers as they are; -1 = train all of it."""
+        if layers < 0:
+            return
+        stack = _layers(self.transformer)
+        self.transformer.requires_grad_(False)
+        for layer in stack[len(stack) - layers :] if layers else ():
+            layer.requires_grad_(True)
+
+
+def by_length(ids: Sequence[Sequence[int]] | Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Texts in batches of like length: which texts they are, their ids and their mask [text, token]."""
+    order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), row))
+    for first in range(0, len(order), _TEXTS_AT_ONCE):
+        rows = order[first : first + _TEXTS_AT_ONCE]
+        parts = [torch.as_tensor(ids[row], dtype=torch.long) for row in rows]
+        padded = nn.utils.rnn.pad_sequence(parts, batch_first=True)
+        lengths = torch.tensor([len(part) for part in parts])
+        yield rows, padded, (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+
+
+def read_folder(folder: str) -> tuple[dict[str, Any], str, dict[str, Tensor]]:
+    """The sizes, the tokenizer and the weights of a transformer in a local folder.
+
+    Raises:
+        SettingsError: the extra is not installed, or there is no such folder, or no fast tokenizer in it.
+    """
+    transformers = _transformers()
+    if not Path(folder).is_dir():
+        raise SettingsError(f"search_text.folder = {folder!r} is no folder: name a local transformer, such as MiniLM")
+    tokenizer = Path(folder) / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise SettingsError(f"search_text.folder = {folder!r} holds no tokenizer.json: save its fast tokenizer there")
+    model = transformers.AutoModel.from_pretrained(folder, local_files_only=True)
+    # Of weights that are not used: they would not learn.
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("pooler.")}
+    return _plain(model.config.to_dict()), tokenizer.read_text(encoding="utf-8"), weights
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """Sizes without what says where they came from, and without dropout: a resumed run must draw nothing anew."""
+    kept = {name: value for name, value in config.items() if name not in _OF_A_FOLDER}
+    return kept | {name: value for name, value in _WITHOUT_DROPOUT.items() if name in kept}
+
+
+def _empty_transformer(config: dict[str, Any]) -> Any:
+    transformers = _transformers()
+    model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**config))
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model
+
+
+def _layers(transformer: nn.Module) -> nn.ModuleList:
+    """The stack of a transformer's layers: BERT calls it encoder.layer, DistilBERT transformer.layer."""
+    stacks = [module for name, module in transformer.named_modules() if isinstance(module, nn.ModuleList) and name]
+    return max(stacks, key=len)
+
+
+def _transformers() -> Any:
+    try:
+        import transformers  # noqa: PLC0415 (an optional extra, seconds to import)
+    except ImportError as error:
+        raise SettingsError(_EXTRA) from error
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return transformers
