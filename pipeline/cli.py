@@ -2,6 +2,8 @@
 
     run                                 all stages, or those from one on (--from), and the summary
     train | validate | score | evaluate one stage
+    build-item-graph | train-graph | embed-graph
+                                        vectors of items by what they were engaged with together (docs/graph.md)
     export-index                        an index of the published vectors, with its recall certificate
     doctor                              what would go wrong, before anything runs
     names                               where Spark's catalog has the tables that [inputs] names
@@ -43,12 +45,15 @@ from schemas.published import published_versions, roll_back
 from schemas.results import Result, ending_in_json, runs_since
 from schemas.settings import Settings
 from schemas.stages import (
+    BUILD_ITEM_GRAPH,
     BUILD_QUERY_PAIRS,
+    EMBED_GRAPH,
     EVALUATE,
     EXPORT_INDEX,
     PIPELINE,
     SCORE_CATALOG,
     TRAIN,
+    TRAIN_GRAPH,
     TRAIN_QUERY_ENCODER,
     VALIDATE,
     Stage,
@@ -65,6 +70,7 @@ _NAMES = "names"
 _SINGLE: dict[str, Stage[Any]] = {
     "train": TRAIN, "validate": VALIDATE, "score": SCORE_CATALOG, "evaluate": EVALUATE, "export-index": EXPORT_INDEX,
     "build-query-pairs": BUILD_QUERY_PAIRS, "train-query-encoder": TRAIN_QUERY_ENCODER,
+    "build-item-graph": BUILD_ITEM_GRAPH, "train-graph": TRAIN_GRAPH, "embed-graph": EMBED_GRAPH,
 }  # fmt: skip
 
 

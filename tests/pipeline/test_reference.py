@@ -8,11 +8,13 @@ from typing import get_args
 import pytest
 
 from pipeline import reference
-from schemas import tables
+from schemas import graph_tables, query_pair_tables, tables
 from schemas.columns import Kind, Table
 
 PAGES = reference.pages()
-TABLES = [value for value in vars(tables).values() if isinstance(value, Table)]
+MODULES = (tables, query_pair_tables, graph_tables)
+FOUND = [value for module in MODULES for value in vars(module).values() if isinstance(value, Table)]
+TABLES = list(dict.fromkeys(FOUND))
 KEYS = [(name, key) for name, section in reference.sections().items() for key in section.model_fields]
 
 TOML = """\
