@@ -65,6 +65,7 @@ def test_every_parameter_gets_a_gradient() -> None:
     (tower.temperature() * (queries * items[batch.positive]).sum()).backward()
     assert [name for name, parameter in tower.named_parameters() if parameter.grad is None] == []
     torch.testing.assert_close(tower.query_vectors(batch), queries)
+    torch.testing.assert_close(queries, tower(ring().around(np.arange(4), 2)), msg="the queries are items 0 to 3")
 
 
 def test_a_spec_survives_json_and_its_tower_is_one() -> None:
