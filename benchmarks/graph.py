@@ -132,6 +132,7 @@ def random_nodes(spark: SparkSession, scratch: Path, items: int) -> DataFrame:
                 rank.alias("rank"),
                 F.pmod(F.xxhash64("item_key", rank), F.lit(items)).alias("key"),
                 (F.lit(11) - rank).cast("long").alias("visit_count"),
+                F.lit(1).alias("distance"),
             ),
         )
         nodes = with_features(spark.range(items).withColumnRenamed("id", "item_key"))

@@ -43,7 +43,7 @@ def node_rows(
 
 def found_by_item(ranked: DataFrame) -> DataFrame:
     """One row per item: `item_key`, and `found`, its visited items by rank with how often."""
-    entry = F.struct("rank", F.col("visited").alias("key"), "visit_count")
+    entry = F.struct("rank", F.col("visited").alias("key"), "visit_count", "distance")
     by_item = ranked.groupBy(F.col("start").alias("item_key"))
     return by_item.agg(F.sort_array(F.collect_list(entry)).alias("found"))
 
@@ -93,14 +93,14 @@ def pack_nodes(batch: pa.RecordBatch, neighbours: int, hard_from: int) -> pa.Rec
     Args:
         batch: item_id, item_key, node_embedding and `found`.
         neighbours: graph.neighbours.
-        hard_from: Rank from which on a visited item is a hard negative.
+        hard_from: Rank from which on a visited item is a hard negative, unless both are in a group together.
     """
     found = batch.column("found").fill_null([]) if batch.column("found").null_count else batch.column("found")
     counts = pc.list_value_length(found).to_numpy().astype(np.int64)
     entries = found.flatten()
-    rank, key, visit_count = (pc.struct_field(entries, [n]).to_numpy() for n in range(3))
+    rank, key, visit_count, distance = (pc.struct_field(entries, [n]).to_numpy() for n in range(4))
     row = np.repeat(np.arange(len(batch)), counts)
-    is_near, is_hard = rank <= neighbours, rank >= hard_from
+    is_near, is_hard = rank <= neighbours, (rank >= hard_from) & (distance > 1)
     near = np.bincount(row[is_near], minlength=len(batch))
     totals = np.bincount(row[is_near], visit_count[is_near], minlength=len(batch))
     weights = (visit_count[is_near] / totals[row[is_near]]).astype("<f4")

@@ -31,6 +31,7 @@ def walkers_from(edges: DataFrame, walks: int) -> DataFrame:
         F.explode(F.sequence(F.lit(0).cast("long"), F.lit(walks - 1).cast("long"))).alias("walk"),
         F.col("item_key").alias("node"),
         "degree",
+        F.lit(0).alias("distance"),
     )
 
 
@@ -69,6 +70,7 @@ def _restarted(walkers: DataFrame, *, seed: int, step: int, probability: float) 
         {
             "node": F.coalesce(F.when(is_back, F.col("start")), F.col("node")),
             "degree": F.coalesce(F.when(is_back, F.col("start_degree")), F.col("degree")),
+            "distance": F.coalesce(F.when(is_back, F.lit(0)), F.col("distance")),
         }
     )
 
@@ -76,7 +78,9 @@ def _restarted(walkers: DataFrame, *, seed: int, step: int, probability: float) 
 def visits(
     walkers: DataFrame, of_items: DataFrame, of_groups: DataFrame, *, hops: int, restart: float, seed: int
 ) -> DataFrame:
-    """How often the walkers of each item have met each other item: `start`, `visited`, `visit_count`.
+    """How often the walkers of each item have met each other item: `start`, `visited`, `visit_count`, `distance`.
+
+    The distance is the least number of groups between both that a walker has found: at 1 they are in a group together.
 
     Args:
         walkers: Rows of `walkers_from`.
@@ -93,10 +97,12 @@ def visits(
         walkers = stepped(walkers, of_items, seed=seed, step=2 * hop)
         walkers = stepped(walkers, of_groups, seed=seed, step=2 * hop + 1)
         met.append(f"met_{hop}")
-        walkers = walkers.withColumn(met[-1], F.col("node"))
-    all_met = walkers.select("start", F.explode(F.array(*met)).alias("visited"))
+        walkers = walkers.withColumn("distance", F.col("distance") + 1)
+        walkers = walkers.withColumn(met[-1], F.struct(F.col("node").alias("visited"), "distance"))
+    all_met = walkers.select("start", F.inline(F.array(*met)))
     others = all_met.where(F.col("visited") != F.col("start"))
-    return others.groupBy("start", "visited").agg(F.count("*").alias("visit_count"))
+    counted = F.count("*").alias("visit_count"), F.min("distance").alias("distance")
+    return others.groupBy("start", "visited").agg(*counted)
 
 
 def ranked(visits: DataFrame, most: int) -> DataFrame:

@@ -38,6 +38,14 @@ def test_walkers_stay_on_their_island_and_do_not_count_their_start(spark: SparkS
     assert (1, 3) not in one_hop, "they are in no group together"
 
 
+def test_a_distance_is_the_number_of_groups_between(spark: SparkSession) -> None:
+    found = Sides(spark, TWO_ISLANDS).visits(walks=60, hops=3).collect()
+    distances = {(row["start"], row["visited"]): row["distance"] for row in found}
+    assert {pair: distances[pair] for pair in ((1, 2), (2, 3), (1, 3), (3, 1), (7, 8))} == {
+        (1, 2): 1, (2, 3): 1, (1, 3): 2, (3, 1): 2, (7, 8): 1,
+    }  # fmt: skip
+
+
 def test_equal_walks_whatever_the_partitions(spark: SparkSession) -> None:
     one = counts(Sides(spark, TWO_ISLANDS).visits(walks=30, hops=2))
     several = counts(Sides(spark, TWO_ISLANDS[::-1]).visits(walks=30, hops=2, parts=5))
