@@ -51,8 +51,8 @@ GRAPH_NODES = Table(
         Column(
             "hard_keys",
             "binary",
-            "little-endian int64 item_key of the visited items from rank graph.hard_from on that no walk has found in one "
-            "group with it",
+            "little-endian int64 item_key of the visited items from rank graph.hard_from on that no walk has found in "
+            "one group with it",
             shape=(-1,),
         ),
         _checksum(_CHECKED_NODE),

@@ -34,16 +34,17 @@ def test_features_are_the_text_then_the_mean_image_zeros_for_what_is_missing(spa
 
 def test_visits_become_neighbours_with_shares_and_hard_negatives() -> None:
     entries = [
-        {"rank": rank, "key": 100 - rank, "visit_count": 6 - rank, "distance": 1 + (rank != 5)}
+        {"rank": rank, "key": 100 - rank, "visit_count": 6 - rank, "distance": 1 if rank == 5 else 2}
         for rank in (1, 2, 3, 4, 5)
     ]
-    batch = pa.RecordBatch.from_pydict(
-        {
-            "item_id": ["a", "b"], "item_key": [1, 2], "node_embedding": [b"x", b"y"],
-            "found": pa.array([entries, None], pa.list_(pa.struct([("rank", pa.int32()), ("key", pa.int64()),
-                                                                  ("visit_count", pa.int64()), ("distance", pa.int32())]))),
-        }
-    )  # fmt: skip
+    numbers = [("rank", pa.int32()), ("key", pa.int64()), ("visit_count", pa.int64()), ("distance", pa.int32())]
+    columns = {
+        "item_id": ["a", "b"],
+        "item_key": [1, 2],
+        "node_embedding": [b"x", b"y"],
+        "found": pa.array([entries, None], pa.list_(pa.struct(numbers))),
+    }
+    batch = pa.RecordBatch.from_pydict(columns)
     rows = pack_nodes(batch, neighbours=2, hard_from=4)
     near, weights, hard = (
         rows.column(name).to_pylist() for name in ("neighbour_keys", "neighbour_weights", "hard_keys")
