@@ -229,7 +229,7 @@ def in_peace(seed: int, plan: Plan, scheduler: Scheduler, inputs: Path) -> None:
     write_until(inputs, seed, trained)
     assert scheduler.weekly(as_of(trained)) == 0, scheduler.log()
     write_until(inputs, seed, last)
-    assert scheduler.daily(as_of(last), "score.max_changed_share=0") == 0, scheduler.log()
+    assert scheduler.daily(as_of(last), "rerun=true") == 0, scheduler.log()
 
 
 def require_equal_tables(settings: Settings, clean: Settings, plan: Plan) -> None:
