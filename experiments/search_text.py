@@ -57,7 +57,7 @@ class Shop:
 
     Attributes:
         settings: Its settings file, from the project's root.
-        prepare: The job that makes its input tables, with arguments.
+        prepare: The job that makes its input tables.
         kind: The query kind whose texts are trained on.
         needs_archive: Whether the archive of Online Retail must be given.
     """
@@ -224,10 +224,9 @@ class Run:
         """The settings themselves."""
         return load_settings(ROOT / self.shop.settings, [f"warehouse.uri={warehouse.resolve()}", *self.sets])
 
-    def stages(self, warehouse: Path, stages: Sequence[str], *more: str, prepare: str = "") -> None:
+    def stages(self, warehouse: Path, stages: Sequence[str], *more: str) -> None:
         """Run stages in one Spark session."""
         arguments = [*self.settings(warehouse, *more), "--stages", ",".join(stages)]
-        arguments += ["--prepare", prepare] if prepare else []
         command = spark_submit("pipeline/one_session.py", arguments)
         subprocess.run(command, check=True, env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL)
 
@@ -237,8 +236,9 @@ def prepare(run: Run, warehouse: Path) -> None:
 
     One query in ten is new in the held-out window: what happened after it before is taken out of the log.
     """
-    data = f" --data {run.archive}" if run.shop.needs_archive else ""
-    run.stages(warehouse, [_TO_FEATURES[0]], prepare=run.shop.prepare + data)
+    data = ["--data", run.archive] if run.shop.needs_archive else []
+    command = spark_submit(run.shop.prepare, [*run.settings(warehouse), *data])
+    subprocess.run(command, check=True, env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL)
     settings = run.loaded(warehouse)
     uri, log = settings.table_uri("queries"), settings.table_uri("engagement_logs")
     queries, events = DeltaTable(uri).to_pyarrow_table(), DeltaTable(log).to_pyarrow_table()

@@ -50,12 +50,16 @@ class TextSpec:
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text, with those that begin and end it."""
-        from tokenizers import Tokenizer  # noqa: PLC0415 (seconds to import, and not everybody has texts)
+        return [one.ids for one in self.cut_tokenizer().encode_batch(list(texts))]
+
+    def cut_tokenizer(self) -> Any:
+        """The tokenizer, cut at the longest text and without padding."""
+        from tokenizers import Tokenizer  # noqa: PLC0415 (an optional extra)
 
         tokenizer = Tokenizer.from_str(self.tokenizer)
         tokenizer.no_padding()
         tokenizer.enable_truncation(self.max_tokens)
-        return [one.ids for one in tokenizer.encode_batch(list(texts))]
+        return tokenizer
 
 
 class TextTransformer(nn.Module):

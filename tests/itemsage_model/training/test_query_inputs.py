@@ -12,6 +12,7 @@ import torch
 from itemsage_model.encoders.model_files import load_model
 from itemsage_model.encoders.query_tower import QueryTowerSpec
 from itemsage_model.train import train_on_this_rank
+from itemsage_model.training import item_inputs
 from itemsage_model.training import run as training
 from itemsage_model.training.courses import course_of
 from itemsage_model.training.query_inputs import QUERY_ENCODER, pin_inputs, settings_of
@@ -20,7 +21,7 @@ from schemas.errors import InputError, SettingsError
 from schemas.records import read_record, write_record
 from schemas.repeats import AlreadyDone, stop_if_done
 from schemas.settings import Settings
-from schemas.stages import BUILD_QUERY_PAIRS, TRAIN_QUERY_ENCODER
+from schemas.stages import BUILD_QUERY_PAIRS, EMBED_QUERIES, TRAIN_QUERY_ENCODER
 from tests.itemsage_model.texts import TEXTS, make_text_warehouse
 
 CPU = torch.device("cpu")
@@ -157,3 +158,14 @@ def test_courses_are_found_by_their_stage() -> None:
     assert course_of("train").stage.name == "train"
     with pytest.raises(KeyError, match="train_query_encoder"):
         course_of("evaluate")
+
+
+def test_an_item_tower_refuses_tables_of_the_space_before(tmp_path: Path) -> None:
+    settings = make_text_warehouse(tmp_path)
+    item_inputs.pin_inputs(settings)
+    queries = read_record(settings.layout, EMBED_QUERIES)
+    moved = replace(queries.metrics, embedding_spaces={"closeup": "trained-2"})
+    write_record(settings.layout, replace(queries, metrics=moved))
+    said = r"train, space of closeup queries.*trained-2 in what embed_queries wrote, and pinsage-1 in what build_t"
+    with pytest.raises(InputError, match=rf"(?s){said}.*Run build_training_tables"):
+        item_inputs.pin_inputs(settings)
