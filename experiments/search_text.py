@@ -16,6 +16,7 @@ import json
 import shutil
 import subprocess
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ from schemas.tables import EMBEDDING_DIM, ITEM_FEATURES
 _TO_FEATURES = ("embed_queries", "embed_items", "build_vocabulary", "build_item_features", "build_training_tables")
 _TO_VECTORS = ("train", "validate", "score_catalog")
 _K = 10
+_NEW_ONE_IN = 10
 SLICES = ("all", "unseen_queries", "unseen_items")
 SYSTEMS = ("base", "fine_tuned", "fine_tuned_sides", "tower_on_base", "tower_on_fine_tuned")
 
@@ -55,7 +57,7 @@ class Shop:
 
     Attributes:
         settings: Its settings file, from the project's root.
-        prepare: The job that makes its input tables, with arguments.
+        prepare: The job that makes its input tables.
         kind: The query kind whose texts are trained on.
         needs_archive: Whether the archive of Online Retail must be given.
     """
@@ -123,7 +125,7 @@ def held_out(settings: Settings, kind: str) -> HeldOut:
         pairs["item_id"].to_pylist(),
         pairs["engagement_count"].to_numpy().astype(np.float64),
         np.array([text_of[query_id] not in seen_texts for query_id in query_ids]),
-        ~pc.is_in(pairs["item_id"], seen["item_id"].unique().combine_chunks()).to_numpy(),
+        ~pc.is_in(pairs["item_id"], seen["item_id"].unique()).to_numpy(),
         [shown_of[query_id] or "" for query_id in query_ids],
     )
 
@@ -222,20 +224,28 @@ class Run:
         """The settings themselves."""
         return load_settings(ROOT / self.shop.settings, [f"warehouse.uri={warehouse.resolve()}", *self.sets])
 
-    def stages(self, warehouse: Path, stages: Sequence[str], *more: str, prepare: str = "") -> None:
+    def stages(self, warehouse: Path, stages: Sequence[str], *more: str) -> None:
         """Run stages in one Spark session."""
         arguments = [*self.settings(warehouse, *more), "--stages", ",".join(stages)]
-        arguments += ["--prepare", prepare] if prepare else []
         command = spark_submit("pipeline/one_session.py", arguments)
         subprocess.run(command, check=True, env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL)
 
 
 def prepare(run: Run, warehouse: Path) -> None:
-    """The shop's tables, with searches that nobody has embedded, up to the pairs of texts and items."""
-    data = f" --data {run.archive}" if run.shop.needs_archive else ""
-    run.stages(warehouse, [_TO_FEATURES[0]], prepare=run.shop.prepare + data)
-    uri = str(warehouse / "queries")
-    queries = DeltaTable(uri).to_pyarrow_table()
+    """The shop's tables, with searches that nobody has embedded, up to the pairs of texts and items.
+
+    One query in ten is new in the held-out window: what happened after it before is taken out of the log.
+    """
+    data = ["--data", run.archive] if run.shop.needs_archive else []
+    command = spark_submit(run.shop.prepare, [*run.settings(warehouse), *data])
+    subprocess.run(command, check=True, env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL)
+    settings = run.loaded(warehouse)
+    uri, log = settings.table_uri("queries"), settings.table_uri("engagement_logs")
+    queries, events = DeltaTable(uri).to_pyarrow_table(), DeltaTable(log).to_pyarrow_table()
+    new = [name for name in queries["query_id"].to_pylist() if zlib.crc32(str(name).encode()) % _NEW_ONE_IN == 0]
+    is_early = pc.less(events["event_ts"], pa.scalar(settings.dates.test_start, events["event_ts"].type))
+    is_new = pc.is_in(events["query_id"], pa.array(new))
+    write_deltalake(log, events.filter(pc.invert(pc.and_(is_early, is_new))), mode="overwrite")
     if "query_embedding" in queries.schema.names and queries["query_embedding"].null_count < len(queries):
         kept = queries.drop(["query_embedding", "embedding_space"]).filter(
             pc.equal(queries["query_kind"], run.shop.kind)

@@ -2,8 +2,8 @@
 
     run                                 all stages, or those from one on (--from), and the summary
     train | validate | score | evaluate one stage
-    build-item-graph | train-graph | embed-graph
-                                        vectors of items by what they were engaged with together (docs/graph.md)
+    build-query-pairs | train-query-encoder   a text encoder of the shop's own (docs/search-text.md)
+    build-item-graph | train-graph | embed-graph   vectors by what items were engaged with together (docs/graph.md)
     export-index                        an index of the published vectors, with its recall certificate
     doctor                              what would go wrong, before anything runs
     names                               where Spark's catalog has the tables that [inputs] names

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +23,7 @@ from itemsage_model.encoders.text_transformer import TextSpec, TextTransformer, 
 from schemas.elements import FROZEN_TEXT, IMAGES, SizedElement
 from schemas.tables import EMBEDDING_DIM
 
+_MOST_BYTES = 1 << 30
 _HEAD_RATE = 20.0
 """How much faster the new parts learn than the transformer, which is trained already."""
 
@@ -85,12 +86,12 @@ class TextBatch:
     """Distinct texts, in parts of like length.
 
     Attributes:
-        ids: Token ids of each part [text, token].
+        tokens: Token ids of each part [text, token], or what the layers that do not learn made of them.
         masks: 1 where a token stands [text, token].
         place: Where each distinct text's vector stands, once those of the parts are laid end to end.
     """
 
-    ids: list[Int[Tensor, "text token"]]
+    tokens: list[Shaped[Tensor, "text token ..."]]
     masks: list[Int[Tensor, "text token"]]
     place: Int[Tensor, "distinct"]
 
@@ -117,9 +118,13 @@ class QueryTower(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(math.log(spec.temperature)))
         self.max_log_temperature = math.log(spec.max_temperature)
         self._keys, self._texts = torch.zeros(0, dtype=torch.long), _ragged([])
+        self._lower: Tensor | None = None
 
     def read_texts(self, keys: npt.NDArray[np.int64], token_ids: list[list[int]]) -> None:
-        """Say what the texts are whose keys batches will have.
+        """Say what the texts are whose keys batches will have; call it once the weights are those to begin with.
+
+        What the layers that do not learn make of the texts is kept where it fits into 1 GB, so that a step computes the
+        others alone.
 
         Args:
             keys: Of the texts, distinct.
@@ -128,10 +133,19 @@ class QueryTower(nn.Module):
         order = np.argsort(keys, kind="stable")
         self._keys = torch.from_numpy(keys[order])
         self._texts = _ragged([token_ids[row] for row in order])
+        self._lower = None
+        width = self.text.projection.in_features
+        if 4 * width * len(self._texts.values) <= _MOST_BYTES and self.text.can_go_on_from_lower():
+            self._lower = torch.empty(len(self._texts.values), width)
+            starts = (self._texts.counts.cumsum(0) - self._texts.counts).tolist()
+            ids = torch.split(self._texts.values, self._texts.counts.tolist())
+            for rows, padded, mask in by_length(ids):
+                for row, hidden, length in zip(rows, self.text.lower(padded, mask), mask.sum(dim=1), strict=True):
+                    self._lower[starts[row] : starts[row] + int(length)] = hidden[: int(length)]
 
     def forward(self, inputs: TextBatch) -> Float[Tensor, "distinct dim"]:
         """Vectors of unit length of the distinct texts, in the order of their keys."""
-        parts = [self.text(ids, mask) for ids, mask in zip(inputs.ids, inputs.masks, strict=True)]
+        parts = [self.text(tokens, mask) for tokens, mask in zip(inputs.tokens, inputs.masks, strict=True)]
         return torch.cat(parts)[inputs.place]
 
     def inputs(self, batch: PairBatch) -> TextBatch:
@@ -141,12 +155,13 @@ class QueryTower(nn.Module):
         rows = torch.searchsorted(self._keys, keys).clamp(max=max(len(self._keys) - 1, 0))
         if not len(self._keys) or not torch.equal(self._keys[rows], keys):
             raise ValueError("a batch has a text that the tower was not given: see QueryTower.read_texts")
-        found = self._texts.take(rows)
+        values = self._texts.values if self._lower is None else self._lower
+        found = RaggedTensor(values, self._texts.counts).take(rows)
         parts = list(by_length(torch.split(found.values, found.counts.tolist())))
         place = torch.empty(len(keys), dtype=torch.long)
         place[torch.tensor([row for rows, _, _ in parts for row in rows])] = torch.arange(len(keys))
-        ids, masks = [ids.to(device) for _, ids, _ in parts], [mask.to(device) for _, _, mask in parts]
-        return TextBatch(ids, masks, place.to(device))
+        tokens, masks = [one.to(device) for _, one, _ in parts], [mask.to(device) for _, _, mask in parts]
+        return TextBatch(tokens, masks, place.to(device))
 
     def sides(
         self, embedded: Float[Tensor, "distinct dim"], batch: PairBatch

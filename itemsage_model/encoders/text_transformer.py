@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,12 +50,16 @@ class TextSpec:
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text, with those that begin and end it."""
-        from tokenizers import Tokenizer  # noqa: PLC0415 (seconds to import, and not everybody has texts)
+        return [one.ids for one in self.cut_tokenizer().encode_batch(list(texts))]
+
+    def cut_tokenizer(self) -> Any:
+        """The tokenizer, cut at the longest text and without padding."""
+        from tokenizers import Tokenizer  # noqa: PLC0415 (an optional extra)
 
         tokenizer = Tokenizer.from_str(self.tokenizer)
         tokenizer.no_padding()
         tokenizer.enable_truncation(self.max_tokens)
-        return [one.ids for one in tokenizer.encode_batch(list(texts))]
+        return tokenizer
 
 
 class TextTransformer(nn.Module):
@@ -71,10 +75,21 @@ class TextTransformer(nn.Module):
         self.transformer = _empty_transformer(spec.config)
         self.projection = nn.Linear(int(self.transformer.config.hidden_size), EMBEDDING_DIM)
         nn.init.zeros_(self.projection.bias)
+        self._frozen_layers = 0
 
-    def forward(self, ids: Int[Tensor, "text token"], mask: Int[Tensor, "text token"]) -> Float[Tensor, "text dim"]:
-        """Embed texts; `mask` is 1 where a token stands, 0 where a shorter text is filled up."""
-        hidden = self.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
+    def forward(
+        self, tokens: Shaped[Tensor, "text token ..."], mask: Int[Tensor, "text token"]
+    ) -> Float[Tensor, "text dim"]:
+        """Embed texts.
+
+        Args:
+            tokens: Ids of tokens, or what `lower` made of them.
+            mask: 1 where a token stands, 0 where a shorter text is filled up.
+        """
+        if tokens.is_floating_point():
+            hidden = self._upper(tokens, mask)
+        else:
+            hidden = self.transformer(input_ids=tokens, attention_mask=mask).last_hidden_state
         if self.pooling == "cls":
             pooled = hidden[:, 0]
         else:
@@ -87,17 +102,55 @@ class TextTransformer(nn.Module):
         if layers < 0:
             return
         stack = _layers(self.transformer)
+        self._frozen_layers = max(0, len(stack) - layers)
         self.transformer.requires_grad_(False)
         for layer in stack[len(stack) - layers :] if layers else ():
             layer.requires_grad_(True)
 
+    @torch.no_grad()
+    def lower(
+        self, ids: Int[Tensor, "text token"], mask: Int[Tensor, "text token"]
+    ) -> Float[Tensor, "text token width"]:
+        """What the layers that stay as they are make of texts: the same in every step, so it can be kept."""
+        found = self.transformer(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        hidden: Tensor = found.hidden_states[self._frozen_layers]
+        return hidden
 
-def by_length(ids: Sequence[Sequence[int]] | Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Texts in batches of like length: which texts they are, their ids and their mask [text, token]."""
-    order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), row))
+    @torch.no_grad()
+    def can_go_on_from_lower(self) -> bool:
+        """Whether the layers that learn, called one by one, make the same of `lower` as the whole transformer does."""
+        if not self._frozen_layers:
+            return False
+        device = self.projection.weight.device
+        ids, mask = (
+            torch.tensor([[1, 2, 3], [4, 5, 0]], device=device),
+            torch.tensor([[1, 1, 1], [1, 1, 0]], device=device),
+        )
+        try:
+            return torch.allclose(self(self.lower(ids, mask), mask), self(ids, mask), atol=1e-5)
+        except (TypeError, RuntimeError, IndexError):  # layers that want more than their input and a mask
+            return False
+
+    def _upper(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """The layers that learn, of the output of those that do not."""
+        # What is added to a score: nothing, or so much that a place without a token counts nothing.
+        added = (1 - mask[:, None, None].to(hidden.dtype)) * torch.finfo(hidden.dtype).min
+        for layer in _layers(self.transformer)[self._frozen_layers :]:
+            found = layer(hidden, added)
+            hidden = found[0] if isinstance(found, tuple) else found
+        return hidden
+
+
+def by_length(tokens: Sequence[Sequence[int]] | Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Texts in batches of like length: which texts they are, their tokens and their mask [text, token].
+
+    Args:
+        tokens: The ids of each text's tokens, or a vector of each token [token, width].
+    """
+    order = sorted(range(len(tokens)), key=lambda row: (len(tokens[row]), row))
     for first in range(0, len(order), _TEXTS_AT_ONCE):
         rows = order[first : first + _TEXTS_AT_ONCE]
-        parts = [torch.as_tensor(ids[row], dtype=torch.long) for row in rows]
+        parts = [torch.as_tensor(tokens[row]) for row in rows]
         padded = nn.utils.rnn.pad_sequence(parts, batch_first=True)
         lengths = torch.tensor([len(part) for part in parts])
         yield rows, padded, (torch.arange(padded.shape[1]) < lengths[:, None]).long()

@@ -13,8 +13,7 @@ from schemas.columns import Kind, Table
 
 PAGES = reference.pages()
 MODULES = (tables, query_pair_tables, graph_tables)
-FOUND = [value for module in MODULES for value in vars(module).values() if isinstance(value, Table)]
-TABLES = list(dict.fromkeys(FOUND))
+TABLES = list(dict.fromkeys(one for module in MODULES for one in vars(module).values() if isinstance(one, Table)))
 KEYS = [(name, key) for name, section in reference.sections().items() for key in section.model_fields]
 
 TOML = """\

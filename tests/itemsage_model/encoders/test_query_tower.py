@@ -58,7 +58,7 @@ def test_a_text_has_one_vector_whichever_others_are_in_the_batch() -> None:
 
 def test_each_distinct_text_is_encoded_once() -> None:
     inputs = tower_of().inputs(batch_of([4, 4, 2, 4, 2]))
-    assert sum(len(ids) for ids in inputs.ids) == 2
+    assert sum(len(ids) for ids in inputs.tokens) == 2
     assert len(inputs.place) == 2
 
 
@@ -86,6 +86,33 @@ def test_lower_layers_stay_as_they_are(layers: int, trained: set[str]) -> None:
     assert {name.split(".")[2] for name, learns in named.items() if learns and "layer." in name} == trained
     assert named["embeddings.word_embeddings.weight"] == (layers == -1)
     assert tower.text.projection.weight.requires_grad
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta"])
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_what_does_not_learn_is_computed_once_and_comes_to_the_same(
+    kind: str, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"distilbert": {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 24, "dropout": 0.0,
+                            "attention_dropout": 0.0}}.get(kind, {})  # fmt: skip
+    config = {**TEXT_SPEC.config, "model_type": kind, "max_position_embeddings": 64, **sizes}
+    spec = replace(TOWER_SPEC, trainable_layers=layers, text=replace(TEXT_SPEC, config=config))
+    kept, batch = tower_of(spec).eval(), batch_of(KEYS.tolist())
+    assert all(tokens.is_floating_point() for tokens in kept.inputs(batch).tokens)
+    monkeypatch.setattr("itemsage_model.encoders.query_tower._MOST_BYTES", 0)
+    whole = tower_of(spec).eval()
+    assert not any(tokens.is_floating_point() for tokens in whole.inputs(batch).tokens)
+    vectors = [tower.query_vectors(batch) for tower in (kept, whole)]
+    assert torch.allclose(*vectors, atol=1e-5)
+    for found in vectors:
+        found[:, 0].sum().backward()
+    gradients = [
+        {name: one.grad for name, one in tower.text.named_parameters() if one.grad is not None}
+        for tower in (kept, whole)
+    ]
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-5) for name in gradients[0])
+    assert any(".layer.2." in name for name in gradients[0]) == (layers > 0)
 
 
 def test_items_begin_as_their_frozen_texts_where_these_lie_in_the_space_of_the_base() -> None:
@@ -146,5 +173,5 @@ def test_it_is_saved_and_loaded_without_its_folder(tmp_path) -> None:
 def test_token_ids_are_found_by_key() -> None:
     tower = tower_of()
     row = int(np.flatnonzero(KEYS == 2)[0])
-    (ids,) = tower.inputs(batch_of([2])).ids
+    (ids,) = tower.inputs(batch_of([2])).tokens
     assert ids[0].tolist() == TEXT_SPEC.token_ids([TEXTS[row]])[0]
