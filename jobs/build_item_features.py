@@ -1,6 +1,7 @@
 """Turn every usable item into what the model reads: token ids of its texts, its packed images, its text's embedding.
 
-Reads:  items, item_images (unless inputs.has_images is false), vocabulary, item_text_embeddings
+Reads:  items, item_images (unless inputs.has_images is false), vocabulary, item_text_embeddings; item_graph_images
+        where graph.append_to_images
 Writes: item_features, rejected_items; changed_item_features, item_feature_changes
 One row of item_features is one product as the model reads it; one of rejected_items is one row of items or
 item_images that cannot be used, and why. One of the others is a product that is not as it was before the last run.
@@ -20,6 +21,7 @@ import mmh3
 import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from itemsage_model.data.parquet_files import file_batches
 from itemsage_model.text.item_rows import ITEM_COUNTERS, pack_items, with_counts
@@ -38,9 +40,10 @@ from jobs.transforms.keys import item_key
 from schemas.arrow import arrow_schema
 from schemas.columns import Table
 from schemas.errors import TableError
+from schemas.graph_tables import ITEM_GRAPH_IMAGES
 from schemas.metrics import ItemMetrics
 from schemas.settings import Settings
-from schemas.stages import BUILD_ITEM_FEATURES
+from schemas.stages import BUILD_ITEM_FEATURES, EMBED_GRAPH
 from schemas.tables import (
     CHANGED_ITEM_FEATURES,
     ITEM_FEATURE_CHANGES,
@@ -156,9 +159,20 @@ class _Inputs:
 
 def _read(job: JobRun[ItemMetrics]) -> _Inputs:
     items = job.read(job.settings.score.filtered(ITEMS))
-    images = job.read(ITEM_IMAGES) if job.settings.inputs.has_images else None
+    images = _images(job) if job.settings.inputs.has_images else None
     vocabulary = packed_vocabulary(job.read(VOCABULARY, may_be_empty=True))
     return _Inputs(items, images, job.read(ITEM_TEXT_EMBEDDINGS), vocabulary, part_count(job.row_count(ITEMS)))
+
+
+def _images(job: JobRun[ItemMetrics]) -> DataFrame:
+    """The shop's images, and each item's graph vector where the settings append it."""
+    images = job.read(ITEM_IMAGES)
+    if not job.settings.graph.append_to_images:
+        return images
+    job.require_agreement([EMBED_GRAPH])
+    # At position -1 it comes first: model.max_images never leaves it out.
+    vectors = job.read(ITEM_GRAPH_IMAGES).select("item_id", F.lit(-1).alias("position"), "image_embedding")
+    return images.unionByName(vectors)
 
 
 def _packed(images: DataFrame | None, settings: Settings) -> DataFrame | None:

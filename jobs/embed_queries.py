@@ -1,6 +1,7 @@
 """Give every query its frozen embedding: its own, brought to unit length, or one made from its text.
 
-Reads: queries; items (to fit the text encoder, which embed_items reads too).
+Reads: queries; items (to fit the text encoder, which embed_items reads too); with query_encoder.kind = "trained" the
+model that train_query_encoder left.
 Writes: query_embeddings, rejected_queries; the encoder at `<warehouse>/query_encoder/`, and at
 `<warehouse>/query_projections/` how embeddings of another length than 256 become such of 256, fitted once per space.
 One row is: one query with its embedding; one query that cannot be used, and why.
@@ -19,13 +20,17 @@ from functools import reduce
 
 import numpy as np
 import pyarrow as pa
+import safetensors.numpy
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from itemsage_model.encoders.frozen_text.stored import fit_encoder, from_bytes, load_recorded, save, to_bytes
 from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
+from itemsage_model.encoders.frozen_text.trained import TrainedEncoder
+from itemsage_model.encoders.model_files import load_model
 from itemsage_model.encoders.projection import Projection, fit_projection, load_projection, save_projection
+from itemsage_model.encoders.query_tower import QueryTowerSpec
 from jobs.runtime import command_line
 from jobs.runtime.incremental import find_kept, maker, merge_rows
 from jobs.runtime.job_run import JobRun
@@ -38,7 +43,7 @@ from schemas.errors import SettingsError, TableError
 from schemas.metrics import QueryMetrics
 from schemas.records import find_record
 from schemas.settings import QueryEncoderSettings, Settings
-from schemas.stages import EMBED_QUERIES
+from schemas.stages import EMBED_QUERIES, TRAIN_QUERY_ENCODER
 from schemas.tables import (
     EMBEDDING_DIM,
     ITEMS,
@@ -181,7 +186,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
         texts = count_texts(usable)
         items = job.read(ITEMS)
         broken = broken_texts(items, FIT_FEATURES)
-        encoder = kept_encoder(job)
+        encoder = kept_encoder(job) or trained_encoder(job)
         if encoder is None:
             is_needed = bool(usable.where("has_text").limit(1).count())
             encoder = _fit(items, settings.query_encoder, broken, is_needed=is_needed)
@@ -240,6 +245,21 @@ def kept_encoder(job: JobRun[QueryMetrics]) -> TextEncoder | None:
             "[query_encoder]. Put them back, or fit it anew (refit = true) and run all stages again."
         )
     return load_recorded(job.settings.layout, last.metrics.encoder)
+
+
+def trained_encoder(job: JobRun[QueryMetrics]) -> TextEncoder | None:
+    """The encoder that train_query_encoder trained last, where the settings want it; None = another kind.
+
+    Raises:
+        InputError: none was trained in this warehouse.
+        CheckpointError: its files are missing or damaged.
+    """
+    if job.settings.query_encoder.kind != "trained":
+        return None
+    model = load_model(job.record(TRAIN_QUERY_ENCODER).metrics.model_uri, QueryTowerSpec)
+    prefix, weights = "text.", safetensors.numpy.load(model.weights)
+    own = {name.removeprefix(prefix): values for name, values in weights.items() if name.startswith(prefix)}
+    return TrainedEncoder(model.spec.text, own)
 
 
 def _fit(

@@ -43,7 +43,8 @@ def run(spark: SparkSession, settings: Settings) -> None:
             sys.exit(code)
         return
     _require_slots(spark, settings.train.processes)
-    files = {"settings.json": settings.with_absolute_places().model_dump_json(exclude_unset=True)}
+    absolute = settings.with_absolute_places()
+    files = {"settings.json": absolute.model_dump_json(exclude_unset=True), "stage": STAGE.name}
     # Executors do not share the driver's environment: the ranks work under the lease of the run that started this.
     lease = {VARIABLE: os.environ.get(VARIABLE, "")}
     heard = at_fault(run_on_cluster(spark, "itemsage_model.rank", settings.train.processes, files, lease))

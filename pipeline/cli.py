@@ -2,6 +2,8 @@
 
     run                                 all stages, or those from one on (--from), and the summary
     train | validate | score | evaluate one stage
+    build-query-pairs | train-query-encoder   a text encoder of the shop's own (docs/search-text.md)
+    build-item-graph | train-graph | embed-graph   vectors by what items were engaged with together (docs/graph.md)
     export-index                        an index of the published vectors, with its recall certificate
     doctor                              what would go wrong, before anything runs
     names                               where Spark's catalog has the tables that [inputs] names
@@ -42,7 +44,21 @@ from schemas.lease import VARIABLE, WHOLE_RUN, hold
 from schemas.published import published_versions, roll_back
 from schemas.results import Result, ending_in_json, runs_since
 from schemas.settings import Settings
-from schemas.stages import EVALUATE, EXPORT_INDEX, PIPELINE, SCORE_CATALOG, TRAIN, VALIDATE, Stage
+from schemas.stages import (
+    BUILD_ITEM_GRAPH,
+    BUILD_QUERY_PAIRS,
+    EMBED_GRAPH,
+    EVALUATE,
+    EXPORT_INDEX,
+    PIPELINE,
+    SCORE_CATALOG,
+    TRAIN,
+    TRAIN_GRAPH,
+    TRAIN_QUERY_ENCODER,
+    VALIDATE,
+    Stage,
+    stage_named,
+)
 
 _WATCH = [sys.executable, "-I", "-S", str(ROOT / "pipeline" / "watch.py")]
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -53,6 +69,8 @@ _POINTER = ("publish", "rollback")
 _NAMES = "names"
 _SINGLE: dict[str, Stage[Any]] = {
     "train": TRAIN, "validate": VALIDATE, "score": SCORE_CATALOG, "evaluate": EVALUATE, "export-index": EXPORT_INDEX,
+    "build-query-pairs": BUILD_QUERY_PAIRS, "train-query-encoder": TRAIN_QUERY_ENCODER,
+    "build-item-graph": BUILD_ITEM_GRAPH, "train-graph": TRAIN_GRAPH, "embed-graph": EMBED_GRAPH,
 }  # fmt: skip
 
 
@@ -100,8 +118,9 @@ def _end(number: int, _: object) -> None:
 
 def run_stages(log: Path, stages: list[str], passed: list[str], prepare: str = "") -> None:
     """Run some stages in order: in one Spark session, or, for training alone and without a cluster, without Spark."""
-    if stages == [TRAIN.name] and not prepare and not has_cluster():
-        run_command(train_command(passed), log)
+    trains = len(stages) == 1 and stage_named(stages[0]).launcher == "python"
+    if trains and not prepare and not has_cluster():
+        run_command(train_command(passed, stages[0]), log)
         return
     arguments = [*passed, "--stages", ",".join(stages), *(("--prepare", prepare) if prepare else ())]
     run_command(spark_submit("pipeline/one_session.py", arguments), log)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.preflight import DELTA_JARS
-from schemas.stages import Stage
+from schemas.stages import TRAIN, Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -49,15 +49,15 @@ def jars_on_disk() -> list[str]:
     return [str(jar) for jar in cached] if len(cached) == len(DELTA_JARS) else []
 
 
-def train_command(arguments: list[str]) -> list[str]:
-    """The trainer's command; it starts `train.processes` ranks itself, and keeps their exit codes."""
-    return [sys.executable, "-m", "itemsage_model.train", *arguments]
+def train_command(arguments: list[str], stage: str = TRAIN.name) -> list[str]:
+    """The command of a stage that trains; it starts `train.processes` ranks itself, and keeps their exit codes."""
+    return [sys.executable, "-m", f"itemsage_model.{stage}", *arguments]
 
 
 def stage_command(stage: Stage[Any], arguments: list[str]) -> list[str]:
     """What a scheduler would run for one stage."""
     if stage.launcher == "python":
-        return train_command(arguments)
+        return train_command(arguments, stage.name)
     return spark_submit(f"jobs/{stage.name}.py", arguments)
 
 

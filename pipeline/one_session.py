@@ -53,8 +53,9 @@ def steps_of(spark: SparkSession, settings: Settings, stages: list[str], passed:
             settings.require_allowed("--prepare", place)
         steps.append((Path(script).stem, partial(run_script, script, [*passed, *extra])))
     for stage in map(stage_named, stages):
-        if stage is TRAIN and (spark.sparkContext.master or "").startswith("local"):
-            steps.append((stage.name, partial(train_beside, settings, passed)))
+        is_local = (spark.sparkContext.master or "").startswith("local")
+        if stage.launcher == "python" and (is_local or stage is not TRAIN):
+            steps.append((stage.name, partial(train_beside, settings, passed, stage.name)))
         else:
             job = importlib.import_module(f"jobs.{stage.name}")
             steps.append((stage.name, partial(run_noted, settings, stage, partial(job.run, spark, settings))))
@@ -73,12 +74,12 @@ def run_script(script: str, arguments: list[str]) -> None:
     runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
-def train_beside(settings: Settings, passed: list[str]) -> None:
+def train_beside(settings: Settings, passed: list[str], stage: str) -> None:
     """Train in a process of its own, whose messages go to a log of its own; exits with its code if it fails."""
-    log = Path(settings.layout.logs) / "train.log"
+    log = Path(settings.layout.logs) / f"{stage}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as stderr:
-        code = subprocess.run(train_command(passed), stderr=stderr, env=environment(), check=False).returncode
+        code = subprocess.run(train_command(passed, stage), stderr=stderr, env=environment(), check=False).returncode
     if code:
         print(f"  messages of the trainer: {log}", flush=True)
         sys.exit(code if code > 0 else EXIT_FAILED)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from pipeline.commands import ROOT
-from schemas import tables
+from schemas import graph_tables, query_pair_tables, tables
 from schemas.columns import Column, Kind, Table
 from schemas.settings import InputSettings, Section, Settings
 from schemas.stages import BESIDE, MAKE_DEMO_WORLD, PIPELINE, is_among, maker_of
@@ -66,7 +66,9 @@ def tables_page() -> str:
 
 def grouped_tables() -> dict[str, list[Table]]:
     """Heading -> tables, in the order of their declaration."""
-    declared = [value for value in vars(tables).values() if isinstance(value, Table)]
+    modules = (tables, query_pair_tables, graph_tables)
+    declared = [value for module in modules for value in vars(module).values() if isinstance(value, Table)]
+    declared = list(dict.fromkeys(declared))
     made = [table for table in declared if maker_of(table.name)]
     inputs = [table for table in declared if table.name in InputSettings.model_fields]
     of_all = [tables.RUNS]

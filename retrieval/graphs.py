@@ -87,8 +87,8 @@ def adapter_graph(learned: tuple[Array, Array] | None) -> bytes:
     return _model({"vector": (np.float32, ["row", "dim"])}, nodes, constants)
 
 
-class _Projected(nn.Module):
-    """A sentence-transformers model and its projection, of token ids."""
+class Projected(nn.Module):
+    """A sentence-transformers model and its projection [model width, dimension], of token ids."""
 
     def __init__(self, model: nn.Module, projection: Array) -> None:
         super().__init__()
@@ -96,6 +96,7 @@ class _Projected(nn.Module):
         self.register_buffer("projection", torch.from_numpy(np.ascontiguousarray(projection)))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Vectors of unit length of some texts; zeros where the projection keeps nothing."""
         found = self.model({"input_ids": input_ids, "attention_mask": attention_mask})["sentence_embedding"]
         product: Tensor = found @ self.projection  # type: ignore[operator]
         length = product.norm(dim=-1, keepdim=True)
@@ -103,12 +104,11 @@ class _Projected(nn.Module):
         return scaled
 
 
-def transformer_graph(model: nn.Module, projection: Array) -> bytes:
+def transformer_graph(model: nn.Module) -> bytes:
     """Token ids and their mask [text, token] -> vectors [text, dimension] of length 1, traced by torch's own exporter.
 
     Args:
-        model: A sentence-transformers model.
-        projection: float32 [model width, dimension].
+        model: A text transformer, or a `Projected` model of another package.
     """
     _onnx()
     example = (torch.tensor([[1, 2, 3]]), torch.ones(1, 3, dtype=torch.long))
@@ -118,7 +118,7 @@ def transformer_graph(model: nn.Module, projection: Array) -> bytes:
         # That it traces, and that another exporter, which needs a further package, is the newer one.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            _Projected(model, projection).eval(), example, content, dynamo=False,  # type: ignore[arg-type]
+            model.eval(), example, content, dynamo=False,  # type: ignore[arg-type]
             opset_version=_OPSET,
             input_names=["input_ids", "attention_mask"], output_names=["out"],
             dynamic_axes={"input_ids": axes, "attention_mask": axes, "out": {0: "text"}},

@@ -32,6 +32,7 @@ from itemsage_model.encoders.frozen_text.lsa import LsaEncoder
 from itemsage_model.encoders.frozen_text.sentence import SentenceEncoder
 from itemsage_model.encoders.frozen_text.stored import load_if_saved
 from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
+from itemsage_model.encoders.frozen_text.trained import TrainedEncoder
 from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import SavedModel, load_model
 from itemsage_model.encoders.projection import Projection, load_projection
@@ -203,9 +204,13 @@ def _encoder_files(encoder: TextEncoder) -> dict[str, bytes]:
         files["tokens.json"] = json.dumps(encoder.tokens).encode()
         files["words.py"] = Path(words_module.__file__).read_bytes()
         return files
+    if isinstance(encoder, TrainedEncoder):
+        files["transformer.onnx"] = graphs.transformer_graph(encoder.model)
+        files["tokenizer.json"] = str(encoder.spec.cut_tokenizer().to_str()).encode()
+        return files
     assert isinstance(encoder, SentenceEncoder)
     model = encoder.model
-    files["transformer.onnx"] = graphs.transformer_graph(model, encoder.projection)
+    files["transformer.onnx"] = graphs.transformer_graph(graphs.Projected(model, encoder.projection))
     files["tokenizer.json"] = _tokenizer_json(model)
     return files
 

@@ -97,7 +97,7 @@ def agreed(
 def cure(warehouse: Warehouse, reader: Stage[Any], name: str) -> str:
     """Which stages to run again, in order, so that all that a stage reads has the identity that its maker gave last."""
     maker = _MAKERS.get(name, EMBED_QUERIES)
-    before = PIPELINE[: PIPELINE.index(reader)]
+    before = PIPELINE[: PIPELINE.index(reader)] if reader in PIPELINE else PIPELINE
     recorded = [record for stage in before if (record := find_record(warehouse, stage))]
     newest = next((identities(record).get(name) for record in recorded if record.stage == maker.name), None)
     # What was trained on outdated tables is outdated too, whatever it says: from the first one on.

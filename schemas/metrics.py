@@ -177,6 +177,33 @@ class TrainingTableMetrics:
 
 
 @dataclass(frozen=True)
+class QueryPairMetrics:
+    """Of build_query_pairs.
+
+    Attributes:
+        encoder: The space of the pairs' frozen vectors, of texts and of items; empty = two that cannot be compared.
+        texts: Distinct texts with a pair in the training window.
+        pairs: Rows of query_pairs.
+        events: Engagements behind the pairs before the caps.
+        capped_pairs: Pairs that a cap cut.
+        validation_pairs: Rows of query_pairs_validation.
+        item_texts: Rows of item_text_pairs.
+        queries_without_text: Queries of these kinds that have no usable text.
+        blank_item_texts: Items whose text holds nothing that the frozen encoder knows.
+    """
+
+    encoder: str
+    texts: int = 0
+    pairs: int = 0
+    events: int = 0
+    capped_pairs: int = 0
+    validation_pairs: int = 0
+    item_texts: int = 0
+    queries_without_text: int = 0
+    blank_item_texts: int = 0
+
+
+@dataclass(frozen=True)
 class CandidateMetrics:
     """What one candidate configuration reached on the validation window: its best step, recall@10 then.
 
@@ -410,6 +437,52 @@ class IndexMetrics:
     adds: int = 0
     tombstones: int = 0
     recall: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GraphMetrics:
+    """Of build_item_graph.
+
+    Attributes:
+        join_by: What a group is; see graph.join_by.
+        read_events: Rows of the log.
+        used_events: Events before the validation window, of which the graph is made.
+        later_events: Events of the validation and held-out windows, and negative ones, of which it is not.
+        groups: Groups of two items or more.
+        edges: Items in them, after the caps.
+        capped_edges: Items that a cap took out of a group, and groups that are left with one item.
+        pairs: Pairs to train on.
+        items_without_neighbours: Items in no group with another: their vector is that of their features.
+        node_length: Numbers of an item's features.
+    """
+
+    join_by: str
+    read_events: int
+    used_events: int
+    later_events: int
+    groups: int
+    edges: int
+    capped_edges: int
+    pairs: int
+    items_without_neighbours: int
+    node_length: int
+
+
+@dataclass(frozen=True)
+class GraphVectorMetrics:
+    """Of embed_graph.
+
+    Attributes:
+        model_id: The graph tower.
+        kept_layers: Rows of graph_layers that stayed as they were.
+        kept_rows: Rows of item_graph_images that did.
+        made_by: Hash of model and code: rows of equal sources are equal while it stays.
+    """
+
+    model_id: str
+    kept_layers: int = 0
+    kept_rows: int = 0
+    made_by: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
+from schemas import graph_tables as g
+from schemas import query_pair_tables as q
 from schemas import tables as t
 from schemas.columns import Table
 from schemas.metrics import (
     EvaluationMetrics,
+    GraphMetrics,
+    GraphVectorMetrics,
     IndexMetrics,
     ItemMetrics,
     ItemTextMetrics,
     MaintenanceMetrics,
     NoMetrics,
     QueryMetrics,
+    QueryPairMetrics,
     ScoreMetrics,
     TrainingTableMetrics,
     TrainMetrics,
@@ -70,7 +75,7 @@ BUILD_VOCABULARY = Stage("build_vocabulary", (t.ITEMS,), (t.VOCABULARY,), Vocabu
 
 BUILD_ITEM_FEATURES = Stage(
     "build_item_features",
-    (t.ITEMS, t.ITEM_IMAGES, t.VOCABULARY, t.ITEM_TEXT_EMBEDDINGS),
+    (t.ITEMS, t.ITEM_IMAGES, t.VOCABULARY, t.ITEM_TEXT_EMBEDDINGS, g.ITEM_GRAPH_IMAGES),
     (t.ITEM_FEATURES, t.ITEM_FEATURE_CHANGES, t.CHANGED_ITEM_FEATURES, t.REJECTED_ITEMS),
     ItemMetrics,
 )
@@ -127,7 +132,42 @@ EXPORT_INDEX = Stage(
 )  # fmt: skip
 """Not of the pipeline: run after it. Reads a version that was published, and what its commit says belongs to it."""
 
-BESIDE: tuple[Stage[Any], ...] = (MAINTAIN_TABLES, EXPORT_INDEX)
+BUILD_ITEM_GRAPH = Stage(
+    "build_item_graph",
+    (t.ENGAGEMENT_LOGS, t.QUERY_EMBEDDINGS, t.ITEMS, t.ITEM_TEXT_EMBEDDINGS, t.ITEM_IMAGES),
+    (g.GRAPH_NODES, g.GRAPH_PAIRS, g.REJECTED_GRAPH_EVENTS),
+    GraphMetrics,
+)
+"""Not of the pipeline: run after embed_items, by a shop that wants graph vectors."""
+
+TRAIN_GRAPH = Stage("train_graph", (g.GRAPH_NODES, g.GRAPH_PAIRS), (), TrainMetrics, launcher="python")
+"""Not of the pipeline, like the two beside it."""
+
+EMBED_GRAPH = Stage(
+    "embed_graph", (g.GRAPH_NODES,), (g.GRAPH_LAYERS, g.ITEM_GRAPH_IMAGES), GraphVectorMetrics
+)  # fmt: skip
+"""Not of the pipeline: run before build_item_features, which takes its vectors where graph.append_to_images says so."""
+
+BUILD_QUERY_PAIRS = Stage(
+    "build_query_pairs",
+    (t.ENGAGEMENT_LOGS, t.QUERIES, t.ITEMS, t.QUERY_EMBEDDINGS, t.ITEM_FEATURES),
+    (q.QUERY_PAIRS, q.ITEM_TEXT_PAIRS, q.VALIDATION_QUERY_PAIRS),
+    QueryPairMetrics,
+)
+"""Not of the pipeline: run after it, such as once a week."""
+
+TRAIN_QUERY_ENCODER = Stage(
+    "train_query_encoder",
+    (q.QUERY_PAIRS, q.ITEM_TEXT_PAIRS, q.VALIDATION_QUERY_PAIRS, t.ITEM_FEATURES),
+    (),
+    TrainMetrics,
+    launcher="python",
+)
+"""Not of the pipeline: what it has trained, embed_queries uses where query_encoder.kind is "trained"."""
+
+BESIDE: tuple[Stage[Any], ...] = (
+    MAINTAIN_TABLES, EXPORT_INDEX, BUILD_QUERY_PAIRS, TRAIN_QUERY_ENCODER, BUILD_ITEM_GRAPH, TRAIN_GRAPH, EMBED_GRAPH,
+)  # fmt: skip
 """Stages that are not of the pipeline, and leave a record like those that are."""
 
 PIPELINE: tuple[Stage[Any], ...] = (
@@ -151,13 +191,15 @@ def is_among(name: str, declared: Sequence[Table]) -> bool:
 
 
 def maker_of(name: str) -> Stage[Any] | None:
-    """The stage of the pipeline that writes a table; None for a table that the shop supplies."""
-    return next((stage for stage in PIPELINE if is_among(name, stage.writes)), None)
+    """The stage that writes a table, of the pipeline or beside it; None for a table that the shop supplies."""
+    return next((stage for stage in (*PIPELINE, *BESIDE) if is_among(name, stage.writes)), None)
 
 
 def rerun(name: str) -> str:
     """The command that makes a table anew, and all that follows from it; words for one that the shop supplies."""
     maker = maker_of(name)
+    if maker in BESIDE:
+        return f"`itemsage {maker.name.replace('_', '-')} --settings ...`"
     return f"`make pipeline SETTINGS=... FROM={maker.name}`" if maker else "write it again"
 
 

@@ -535,6 +535,7 @@ TRUE_QUERY_VECTORS = Table(
 )
 
 MERGED = frozenset(
-    table.name for table in (ITEM_EMBEDDINGS, ITEM_SHORT_VECTORS, ITEM_TEXT_EMBEDDINGS, QUERY_EMBEDDINGS)
+    [table.name for table in (ITEM_EMBEDDINGS, ITEM_SHORT_VECTORS, ITEM_TEXT_EMBEDDINGS, QUERY_EMBEDDINGS)]
+    + ["graph_layers", "item_graph_images"]
 )
 """Tables, by name, of which changed rows alone are written: they may have deletion vectors; Petastorm reads none."""

@@ -174,6 +174,8 @@ def _changed(part: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
         changed = change(part)
     elif isinstance(part, dict):
         changed = {key: _changed(value, change) for key, value in part.items()}
+    elif isinstance(part, tuple):
+        changed = tuple(_changed(one, change) for one in part)
     elif part is None:
         changed = None
     else:

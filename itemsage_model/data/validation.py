@@ -49,7 +49,7 @@ def read_validation(version: TableVersion, most: int | None = None) -> Validatio
     """
     wanted = version.rows if most is None else min(most, version.rows)
     parts = [_of_pairs(part) for part in _first_pairs(version, wanted)]
-    columns = zip(*([getattr(part, one.name) for one in fields(part)] for part in (_NOTHING, *parts)), strict=True)
+    columns = zip(*([getattr(part, one.name) for one in fields(part)] for part in (NO_PAIRS, *parts)), strict=True)
     read = ValidationPairs(*map(np.concatenate, columns))
     if len(read) != wanted:
         found, cure = f"{len(read)} rows at", "Files were lost; run build_training_tables again."
@@ -81,6 +81,7 @@ def _of_pairs(pairs: Pairs) -> ValidationPairs:
 
 
 _NO_KEYS = np.empty(0, np.int64)
-_NOTHING = ValidationPairs(
+NO_PAIRS = ValidationPairs(
     np.empty((0, EMBEDDING_DIM), np.float32), _NO_KEYS, _NO_KEYS, _NO_KEYS, np.empty(0, np.float32)
 )
+"""Of a task that nothing is measured by."""

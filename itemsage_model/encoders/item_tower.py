@@ -142,6 +142,10 @@ class ItemTower(nn.Module):
         self, embedded: Float[Tensor, "item dim"], batch: PairBatch
     ) -> tuple[Float[Tensor, "pair dim"], Float[Tensor, "item dim"]]:
         """The query vector of each pair, frozen or adapted, and the items just embedded."""
+        return self.query_vectors(batch), embedded
+
+    def query_vectors(self, batch: PairBatch) -> Float[Tensor, "pair dim"]:
+        """The query vector of each pair, frozen or adapted."""
         queries = batch.query_embedding.float()
         if self.query_adapter is not None:
             # Each query once: a large batch has it many times over.
@@ -149,7 +153,12 @@ class ItemTower(nn.Module):
             pair = torch.zeros_like(keys).scatter_(0, of_pair, torch.arange(len(of_pair), device=keys.device))
             kind = self.query_adapter.kind_of_task[batch.task[pair]]
             queries = self.query_adapter(queries[pair], kind, keys)[of_pair]
-        return queries, embedded
+        return queries
+
+    def item_vectors(self, items: ItemBatch) -> Float[Tensor, "item dim"]:
+        """The embedding of each item."""
+        embedded: Tensor = self(items)
+        return embedded
 
     def temperature(self) -> Float[Tensor, ""]:
         """The scale of the cosine in the loss, learned, capped."""

@@ -6,13 +6,14 @@ an item tower the items, a query tower the queries. The losses do not care which
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from itemsage_model.data.batch import PairBatch
+from itemsage_model.data.batch import ItemBatch, PairBatch
+from schemas.elements import SizedElement
 
 
 @runtime_checkable
@@ -38,6 +39,12 @@ class Tower(Protocol):
         self, embedded: Float[Tensor, "row dim"], batch: PairBatch
     ) -> tuple[Float[Tensor, "pair dim"], Float[Tensor, "item dim"]]:
         """The query vector of each pair and the vector of each of the batch's items, one of them just embedded."""
+
+    def query_vectors(self, batch: PairBatch) -> Float[Tensor, "pair dim"]:
+        """The query vector of each pair, as `sides` has it: what validation compares with `item_vectors`."""
+
+    def item_vectors(self, items: ItemBatch) -> Float[Tensor, "item dim"]:
+        """The vector of each item, as `sides` has it."""
 
     def temperature(self) -> Float[Tensor, ""]:
         """The scale of the cosine in the loss."""
@@ -65,6 +72,9 @@ class Tower(Protocol):
     def requires_grad_(self, requires_grad: bool = True) -> Any:
         """Whether gradients are kept, as `nn.Module` has it."""
 
+    def to(self, device: Any) -> Any:
+        """Onto a device, as `nn.Module` has it."""
+
 
 class TowerSpec(Protocol):
     """What one must know to read a tower's weights, and what its vectors may be compared with.
@@ -74,6 +84,10 @@ class TowerSpec(Protocol):
     """
 
     kind: ClassVar[str]
+
+    @property
+    def elements(self) -> Sequence[SizedElement]:
+        """What the tower reads of an item."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; part of the model's identity."""

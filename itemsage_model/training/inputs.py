@@ -1,11 +1,12 @@
-"""What a training run reads: tables pinned to the versions of the run records, and the batches made of them."""
+"""What a training run reads: tables pinned to the versions of the run records, and the batches made of them.
+
+A course says which stage trains, from which tables and which tower; all else is the same for every tower.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,39 +15,55 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from itemsage_model.data.batch import PairBatch
 from itemsage_model.data.mixing import CPU, CatalogBatches, MixedBatches, pairs_per_task
 from itemsage_model.data.parquet_files import file_batches
-from itemsage_model.data.pinned_files import TableFiles, pin_version, require_image_length, some_files
-from itemsage_model.data.query_keys import trained_queries
+from itemsage_model.data.pinned_files import TableFiles, some_files
+from itemsage_model.data.query_keys import weighing_rows
 from itemsage_model.data.reader import CatalogItems, RowStream, Weight, catalog_format, pair_format, read_catalog
-from itemsage_model.data.validation import read_validation
-from itemsage_model.encoders.item_tower import ItemTowerSpec
+from itemsage_model.data.validation import NO_PAIRS, read_validation
+from itemsage_model.encoders.tower import Tower, TowerSpec
 from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch, ExactFrequency
 from itemsage_model.training.objective import Objective
 from itemsage_model.training.validation import Validation
-from schemas.contracts import (
-    ITEM_TEXT,
-    VOCABULARY,
-    agreed,
-    kinds_apart,
-    other_code,
-    require_cut_from,
-    run_again,
-    space_of,
-)
-from schemas.errors import InputError
-from schemas.presets import Shop
-from schemas.records import RunRecord, TableVersion, read_record
+from schemas.contracts import VOCABULARY
+from schemas.metrics import TrainMetrics
+from schemas.presets import Candidate
+from schemas.records import TableVersion
 from schemas.settings import Settings
-from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_QUERIES, TRAIN
+from schemas.stages import Stage
 from schemas.storage import data_files
-from schemas.tables import ITEM_COUNTS, ITEM_FEATURES, TRAINING_PAIRS
+from schemas.tables import TRAINING_PAIRS
 
 _MAX_CANDIDATES = 100_000
 """Items of a larger catalog are sampled for validation, by whole files."""
 _MAX_VALIDATION_PAIRS = 400_000
 _ROWS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class Course:
+    """What one stage trains: with which of the settings, from which tables, and which tower.
+
+    Attributes:
+        stage: Its run record names the model.
+        settings_of: The shop's settings -> those that trainer, objective and batches go by: [[tasks]], [train], [loss]
+            and [model] are then those of this course.
+        pin: Its tables, pinned.
+        for_pass: The same tables for a pass with other settings, or over another window.
+        begin: The tower that a pass begins with, the same for the same seed.
+        candidates: The configurations to try.
+        batches: This rank's endless batches from a step on, for a device; None = `make_batches`.
+    """
+
+    stage: Stage[TrainMetrics]
+    settings_of: Callable[[Settings], Settings]
+    pin: Callable[[Settings], Inputs]
+    for_pass: Callable[[Inputs, Settings, Weight], Inputs]
+    begin: Callable[[Inputs, Settings], Tower]
+    candidates: Callable[[Inputs, Settings], list[Candidate]]
+    batches: Callable[[Inputs, Settings, int, torch.device], Iterable[PairBatch]] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,9 +80,11 @@ class Inputs:
         made_with: What the tables were made with, which is stamped on the model; see schemas/contracts.py.
         made_after: The stages whose records were read, and the sha256 of these.
         versions: Version and rows of every table read.
-        validation: Version and rows of each task's validation table, by task; none of tables of before.
+        validation: Version and rows of each task's validation table, by task; none of tables of before, and None of a
+            task that nothing is measured by.
         has_images: Whether any item has an image.
         weight: The column that is a pair's weight; "fit_weight" leaves the validation window out.
+        counts: The pinned item_counts; None = the pairs of an item are counted in the training tables themselves.
     """
 
     tasks: list[TableFiles]
@@ -73,121 +92,19 @@ class Inputs:
     item_keys: npt.NDArray[np.int64]
     item_shares: npt.NDArray[np.float64]
     query_keys: npt.NDArray[np.int64]
-    spec: ItemTowerSpec
+    spec: TowerSpec
     made_with: dict[str, str]
     made_after: dict[str, str]
     versions: tuple[TableVersion, ...]
-    validation: tuple[TableVersion, ...]
+    validation: tuple[TableVersion | None, ...]
     has_images: bool
     weight: Weight = "pair_weight"
-
-    @property
-    def counts(self) -> TableVersion:
-        """The pinned item_counts."""
-        return self.versions[-1]
+    counts: TableVersion | None = None
 
     @property
     def vocabulary_hash(self) -> str:
-        """Of the vocabulary that the token ids mean something in."""
-        return self.made_with[VOCABULARY]
-
-
-def pin_inputs(settings: Settings) -> Inputs:
-    """Resolve every table to the version that the run records name, for a pass over the whole training period.
-
-    Raises:
-        InputError: a stage has not run, ran with other tasks, negatives or features, or the training tables were cut
-            from other features, or from queries of another embedding space.
-    """
-    tables = read_record(settings.layout, BUILD_TRAINING_TABLES)
-    features = read_record(settings.layout, BUILD_ITEM_FEATURES)
-    queries = read_record(settings.layout, EMBED_QUERIES)
-    kinds = {task.query_kind for task in settings.task_list}
-    tables_cut = require_cut_from(tables, features, queries)
-    _require_same_negatives(tables, settings)
-    made_with = agreed(settings.layout, TRAIN, [queries, features, tables_cut], kinds)
-    require_image_length(features.metrics, settings.model.image_length)
-    tasks = [tables.output(task.training_table) for task in settings.task_list]
-    catalog, counts = features.output(ITEM_FEATURES.name), tables.output(ITEM_COUNTS.name)
-    if distributed.rank() == 0 and (line := other_code([tables, features, queries])):
-        print(line, flush=True)
-    spaces = {kind: made_with[space_of(kind)] for kind in sorted(kinds) if space_of(kind) in made_with}
-    pinned = Inputs(
-        [pin_version(version) for version in tasks],
-        pin_version(catalog),
-        np.empty(0, np.int64),
-        np.empty(0),
-        np.empty(0, np.int64),
-        ItemTowerSpec(settings.model, settings.loss, settings.features, features.metrics.vocabulary_size, spaces),
-        made_with,
-        {record.stage: record.sha256 for record in (tables, features, queries)},
-        (*tasks, catalog, counts),
-        _validation_tables(tables, settings),
-        settings.inputs.has_images and features.metrics.images > 0,
-    )
-    return inputs_for(pinned, settings, "pair_weight")
-
-
-def _require_same_negatives(tables: RunRecord[Any], settings: Settings) -> None:
-    """Refuse training tables that were cut with other explicit negatives: their weights stand in the rows.
-
-    Raises:
-        InputError: [[negatives]] are others than the record says; one of before has none.
-    """
-    wanted = settings.model_dump(mode="json")["negatives"]
-    found = tables.settings.get("negatives", [])
-    if wanted != found:
-        raise InputError(
-            "training tables",
-            "negatives",
-            expected=f"tables cut with the [[negatives]] of the settings, {json.dumps(wanted)}",
-            found=json.dumps(found),
-            cure=run_again([BUILD_TRAINING_TABLES.name]),
-        )
-
-
-def inputs_for(pinned: Inputs, settings: Settings, weight: Weight) -> Inputs:
-    """The same tables for a pass with other settings of the model, or over another window.
-
-    Args:
-        pinned: What `pin_inputs` returned.
-        settings: Model, loss and training of the pass.
-        weight: The column that is a pair's weight.
-
-    Raises:
-        InputError: the model has a residual path, and item texts lie in another space than some task's queries.
-    """
-    kinds = tuple(task.query_kind for task in settings.task_list)
-    if settings.model.residual:
-        _require_one_space(pinned.made_with, kinds)
-    keys, shares = np.empty(0, np.int64), np.empty(0)
-    if _needs_item_shares(settings):
-        keys, shares = _item_shares(pinned.counts, settings, weight)
-    asks = settings.model.query_adapter and settings.model.query_id_rows
-    queries = trained_queries(pinned.tasks, weight) if asks else np.empty(0, np.int64)
-    spec = replace(
-        pinned.spec, model=settings.model, loss=settings.loss, task_kinds=kinds, trained_items=len(keys),
-        trained_queries=len(queries),
-    )  # fmt: skip
-    return replace(pinned, item_keys=keys, item_shares=shares, query_keys=queries, spec=spec, weight=weight)
-
-
-def _validation_tables(tables: RunRecord[Any], settings: Settings) -> tuple[TableVersion, ...]:
-    written = {version.table for version in tables.outputs}
-    names = [task.validation_table for task in settings.task_list if task.validation_table in written]
-    return tuple(tables.output(name) for name in names)
-
-
-def shop_of(inputs: Inputs, settings: Settings) -> Shop:
-    """What the choice of a configuration goes by."""
-    return Shop(
-        training_pairs=sum(files.row_count for files in inputs.tasks),
-        items=inputs.catalog.row_count,
-        engaged_items=len(_item_shares(inputs.counts, settings, "pair_weight")[0]),
-        engaged_queries=len(trained_queries(inputs.tasks, "pair_weight")),
-        has_images=inputs.has_images,
-        is_one_space=not kinds_apart(inputs.made_with, [task.query_kind for task in settings.task_list]),
-    )
+        """Of the vocabulary that the token ids mean something in; empty where none was recorded."""
+        return self.made_with.get(VOCABULARY, "")
 
 
 def validation_of(inputs: Inputs, settings: Settings) -> Validation | None:
@@ -195,39 +112,45 @@ def validation_of(inputs: Inputs, settings: Settings) -> Validation | None:
     if len(inputs.validation) < len(settings.tasks):
         return None  # of tables cut before there was one
     most = _MAX_VALIDATION_PAIRS // len(settings.tasks)
-    pairs = [read_validation(version, most) for version in inputs.validation]
+    pairs = [NO_PAIRS if version is None else read_validation(version, most) for version in inputs.validation]
     if not any(map(len, pairs)):
         return None
     elements = inputs.spec.elements
     sample = some_files(inputs.catalog, _MAX_CANDIDATES, settings.train.seed)
     catalog = read_catalog(sample, catalog_format(elements), settings.deadlines.read_seconds)
-    fit_keys, _ = _item_shares(inputs.counts, settings, "fit_weight")
+    fit_keys, _ = item_shares(inputs, settings, "fit_weight")
     validation = Validation(pairs, [entry.share for entry in settings.tasks], catalog, fit_keys, elements)
     return validation if validation.pair_count else None
 
 
-def _require_one_space(made_with: dict[str, str], kinds: Iterable[str]) -> None:
-    """Refuse a residual path from item texts in another space than that of a task's queries.
-
-    Raises:
-        InputError: it names the kind of query and both spaces.
-    """
-    for kind in kinds_apart(made_with, kinds):
-        expected = made_with.get(space_of(kind), "unnamed")
-        raise InputError(
-            TRAIN.name,
-            "model.residual",
-            expected=f"frozen item texts in the space of the {kind} queries, {expected}",
-            found=made_with.get(ITEM_TEXT, "none"),
-            cure="Embed both with one encoder: run embed_queries, embed_items and all stages after them; or set "
-            "model.residual = false.",
-        )
-
-
-def _item_shares(
-    counts: TableVersion, settings: Settings, weight: Weight
+def item_shares(
+    inputs: Inputs, settings: Settings, weight: Weight
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Expected share of a batch's rows per item: the sum over tasks of T_k / B * (pairs of the item / of the task)."""
+    """Expected share of a batch's rows per item: the sum over tasks of T_k / B * (pairs of the item / of the task).
+
+    Returns:
+        Sorted keys of the items with a pair, and their shares.
+    """
+    if inputs.counts is None:
+        keys, task, share = _counted_in_pairs(inputs.tasks, weight)
+    else:
+        keys, task, share = _counted(inputs.counts, settings, weight)
+    sizes = pairs_per_task(settings.train.batch_size, [entry.share for entry in settings.tasks])
+    for number, size in enumerate(sizes):
+        rows = task == number
+        share[rows] = size / settings.train.batch_size * share[rows] / max(share[rows].sum(), 1)
+    share[task < 0] = 0
+    distinct, inverse = np.unique(keys, return_inverse=True)
+    shares = np.bincount(inverse, share, minlength=len(distinct)).astype(np.float64)
+    return distinct[shares > 0], shares[shares > 0]
+
+
+_Counts = tuple[npt.NDArray[np.int64], npt.NDArray[np.int8], npt.NDArray[np.float64]]
+"""Keys of items, numbers of tasks, and how many pairs of the task each item has."""
+
+
+def _counted(counts: TableVersion, settings: Settings, weight: Weight) -> _Counts:
+    """Pairs of each item and task by item_counts; of tasks that the settings do not have, the number is -1."""
     column = "pair_count" if weight == "pair_weight" else "fit_pair_count"
     names = pa.array([task.name for task in settings.task_list])
     key_parts, task_parts, pair_parts = [np.empty(0, np.int64)], [np.empty(0, np.int8)], [np.empty(0)]
@@ -238,18 +161,22 @@ def _item_shares(
         number = pc.index_in(table["task"].cast(pa.string()), names).fill_null(-1)
         task_parts.append(number.to_numpy().astype(np.int8))
         pair_parts.append(table[column].to_numpy().astype(np.float64))
-    task, share = np.concatenate(task_parts), np.concatenate(pair_parts)
-    sizes = pairs_per_task(settings.train.batch_size, [entry.share for entry in settings.tasks])
-    for number, size in enumerate(sizes):
-        rows = task == number
-        share[rows] = size / settings.train.batch_size * share[rows] / max(share[rows].sum(), 1)
-    share[task < 0] = 0
-    keys, inverse = np.unique(np.concatenate(key_parts), return_inverse=True)
-    shares = np.bincount(inverse, share, minlength=len(keys)).astype(np.float64)
-    return keys[shares > 0], shares[shares > 0]
+    return np.concatenate(key_parts), np.concatenate(task_parts), np.concatenate(pair_parts)
 
 
-def _needs_item_shares(settings: Settings) -> bool:
+def _counted_in_pairs(tasks: Iterable[TableFiles], weight: Weight) -> _Counts:
+    """The same by the rows of the training tables that weigh something."""
+    key_parts, task_parts, pair_parts = [np.empty(0, np.int64)], [np.empty(0, np.int8)], [np.empty(0)]
+    for number, files in enumerate(tasks):
+        parts = [batch["item_key"].to_numpy() for batch in weighing_rows(files, ["item_key"], weight)]
+        keys, counts = np.unique(np.concatenate([np.empty(0, np.int64), *parts]), return_counts=True)
+        key_parts.append(keys)
+        task_parts.append(np.full(len(keys), number, np.int8))
+        pair_parts.append(counts.astype(np.float64))
+    return np.concatenate(key_parts), np.concatenate(task_parts), np.concatenate(pair_parts)
+
+
+def needs_item_shares(settings: Settings) -> bool:
     """Whether anything asks which items have pairs, and how many: a row for each of them on every rank."""
     asks = settings.loss.frequency == "exact", settings.train.negatives_from == "engaged"
     return any(asks) or settings.model.knows_items

@@ -18,13 +18,13 @@ from torch import Tensor
 from itemsage_model.data.batch import PairBatch
 from itemsage_model.data.parquet_files import reading_now
 from itemsage_model.data.prefetch import Prefetch
-from itemsage_model.encoders.item_tower import ItemTower, ItemTowerSpec, parameter_counts
+from itemsage_model.encoders.item_tower import ItemTower, parameter_counts
 from itemsage_model.encoders.model_files import CheckpointError
-from itemsage_model.encoders.tower import Tower
+from itemsage_model.encoders.tower import Tower, TowerSpec
 from itemsage_model.training import distributed
 from itemsage_model.training.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
 from itemsage_model.training.early_stopping import EarlyStopping
-from itemsage_model.training.inputs import Inputs, make_batches, make_objective
+from itemsage_model.training.inputs import Course, Inputs, make_batches, make_objective
 from itemsage_model.training.item_memory import ItemMemory
 from itemsage_model.training.progress import Progress
 from itemsage_model.training.start import Strength, start_spectral
@@ -45,6 +45,7 @@ class Pass:
     Attributes:
         name: Its name in what is printed; empty for the only one.
         settings: Model, loss and training.
+        course: What is trained.
         inputs: The pinned tables, with the weights of the pass's window.
         checkpoints: Folder of its checkpoints.
         tensorboard: Local folder of its curves; empty = none.
@@ -58,6 +59,7 @@ class Pass:
 
     name: str
     settings: Settings
+    course: Course
     inputs: Inputs
     checkpoints: str
     tensorboard: str
@@ -87,7 +89,7 @@ class Outcome:
     """
 
     tower: Tower
-    spec: ItemTowerSpec
+    spec: TowerSpec
     steps: int
     best: Recall | None
     history: list[Recall]
@@ -110,20 +112,21 @@ def run_pass(one: Pass, device: torch.device) -> Outcome:
         TrainingError: too many steps in a row cannot be taken; the keys of each rank's last batch are on disk then.
     """
     settings, inputs, is_first = one.settings, one.inputs, distributed.rank() == 0
-    tower = inputs.spec.build(seed=settings.train.seed).to(device)
-    tower.remember(torch.from_numpy(inputs.item_keys), torch.from_numpy(inputs.query_keys))
+    tower = one.course.begin(inputs, settings).to(device)
     memory = ItemMemory(settings.loss, settings.train) if settings.loss.form == "bucketed" else None
     trainer = Trainer(tower, make_objective(inputs, settings, device), settings.train, len(settings.tasks), memory)
     stopping = EarlyStopping(settings.train.patience, _HOPE * one.to_beat, settings.train.steps // 2)
     strength = _resume(trainer, stopping, one.checkpoints)
     if settings.train.start == "spectral" and trainer.step == 0:
-        strength = start_spectral(tower, inputs, settings, one.strength, one.validation if one.is_validated else None)
+        strength = start_spectral(
+            cast(ItemTower, tower), inputs, settings, one.strength, one.validation if one.is_validated else None
+        )
         trainer.start_average()
     names = [task.name for task in settings.task_list]
     if is_first:
         print(f"  parameters: {parameter_counts(tower)['total']:,}; run {one.run_id}", flush=True)
     progress = Progress(settings.train.steps, names, one.tensorboard, trainer.step) if is_first else None
-    batches = _prefetched(inputs, settings, trainer.step, device)
+    batches = _prefetched(one, trainer.step, device)
 
     def save() -> None:
         if is_first:
@@ -143,7 +146,7 @@ def run_pass(one: Pass, device: torch.device) -> Outcome:
         batches.close()
         if progress:
             progress.close()
-    trained, steps = cast(ItemTower, trainer.trained), trainer.step
+    trained, steps = trainer.trained, trainer.step
     if stopping.best is not None:
         trained.load_state_dict(stopping.weights)
         steps = stopping.best.step
@@ -169,10 +172,11 @@ def _keep_keys(error: TrainingError, folder: str, tasks: list[str]) -> str:
     return place
 
 
-def _pulled(one: Pass, tower: ItemTower, step: int, device: torch.device) -> float:
+def _pulled(one: Pass, trained: Tower, step: int, device: torch.device) -> float:
     """Pull items without training pairs as far as the settings ask, on all ranks; returns how far."""
     if not pulls_unseen(one.settings):
         return 0.0
+    tower = cast(ItemTower, trained)
     pull, direction = one.pull, torch.zeros(EMBEDDING_DIM, device=device)
     if one.validation is not None:
         if one.is_validated:
@@ -199,11 +203,11 @@ def _is_enough(one: Pass, trainer: Trainer, stopping: EarlyStopping, device: tor
     def measure() -> bool:
         figures = torch.zeros(3, dtype=torch.float64, device=device)
         if one.validation is not None:
-            tower = cast(ItemTower, trainer.trained)
             if is_pulled:
+                tower = cast(ItemTower, trainer.trained)
                 found = one.validation.calibrate(tower, trainer.step, device).recall
             else:
-                found = one.validation.recall(tower, trainer.step, device)
+                found = one.validation.recall(trainer.trained, trainer.step, device)
             figures += torch.tensor([found.of_all, found.of_unseen, found.worth], dtype=torch.float64, device=device)
             print(f"  validation of {one.name}, {found}", flush=True)
         found = Recall(trainer.step, *distributed.sum_over_ranks(figures).tolist())
@@ -212,9 +216,10 @@ def _is_enough(one: Pass, trainer: Trainer, stopping: EarlyStopping, device: tor
     return measure
 
 
-def _prefetched(inputs: Inputs, settings: Settings, start_step: int, device: torch.device) -> Prefetch[PairBatch]:
+def _prefetched(one: Pass, start_step: int, device: torch.device) -> Prefetch[PairBatch]:
     """Batches made ahead of use, in the memory that their device copies from."""
-    batches = make_batches(inputs, settings, start_step, device)
+    settings, make = one.settings, one.course.batches or make_batches
+    batches = make(one.inputs, settings, start_step, device)
     made: Iterable[PairBatch] = map(PairBatch.pin_memory, batches) if device.type == "cuda" else batches
     return Prefetch(made, settings.train.prefetch_batches, settings.deadlines.read_seconds, reading_now)
 

@@ -19,37 +19,37 @@ from itemsage_model.encoders.item_tower import parameter_counts
 from itemsage_model.encoders.model_files import save_model
 from itemsage_model.training import distributed
 from itemsage_model.training.checkpoint import remove_checkpoints
-from itemsage_model.training.inputs import Inputs, inputs_for, pin_inputs, shop_of, validation_of
+from itemsage_model.training.inputs import Course, Inputs, validation_of
+from itemsage_model.training.item_inputs import ITEM_TOWER
 from itemsage_model.training.passes import Outcome, Pass, pulls_unseen, run_pass
 from itemsage_model.training.rivals import measure_rivals
 from itemsage_model.training.validation import Validation
 from schemas.lease import hold, require_held
 from schemas.metrics import CandidateMetrics, TrainMetrics
-from schemas.presets import Candidate, candidates
+from schemas.presets import Candidate
 from schemas.records import RunRecord, write_record
 from schemas.settings import Settings
-from schemas.stages import TRAIN as STAGE
 from schemas.warehouse import Warehouse
 
 
-def train(settings: Settings, device: torch.device) -> None:
+def train(settings: Settings, device: torch.device, course: Course = ITEM_TOWER) -> None:
     """Train, on this rank, to the end; rank 0 holds the warehouse meanwhile, and saves the model and the record."""
     with ExitStack() as held:
         if distributed.rank() == 0:
-            held.enter_context(hold(settings.layout, STAGE.name, str(settings.dates.as_of)))
-        _train(settings, device)
+            held.enter_context(hold(settings.layout, course.stage.name, str(settings.dates.as_of)))
+        _train(settings, device, course)
 
 
-def _train(settings: Settings, device: torch.device) -> None:
-    started = time.monotonic()
+def _train(shops: Settings, device: torch.device, course: Course) -> None:
+    started, settings = time.monotonic(), course.settings_of(shops)
     # torch says once that its sparse matrices, which sum the hash bags on a GPU, are in beta state and unchecked.
     warnings.filterwarnings("ignore", "Sparse ", UserWarning)
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(settings.train.threads or max(1, (os.cpu_count() or 1) // local_ranks))
-    inputs = pin_inputs(settings)
+    inputs = course.pin(settings)
     run_id = _run_id(inputs, settings)
     distributed.same_on_all_ranks("inputs and settings", run_id)
-    tried = candidates(settings, None if settings.preset == "paper" else shop_of(inputs, settings))
+    tried = course.candidates(inputs, settings)
     is_first = distributed.rank() == 0
     asks = any(one.settings.train.validate_every for one in tried)
     validation = validation_of(inputs, settings) if asks else None
@@ -58,17 +58,18 @@ def _train(settings: Settings, device: torch.device) -> None:
     if validation is not None and any(pulls_unseen(one.settings) for one in tried):
         distributed.on_first(partial(measure_rivals, validation, inputs.tasks))
         _say(f"without a model, {validation.rivals}")
-    fitted = _fit(tried, inputs, validation, run_id, device) if validation else {}
+    fitted = _fit(course, tried, inputs, validation, run_id, device) if validation else {}
     chosen = max(fitted, key=lambda name: fitted[name].recall) if fitted else tried[0].name
     candidate = next(one for one in tried if one.name == chosen)
-    outcome = _final(candidate, fitted.get(chosen), inputs, validation if is_first else None, run_id, device)
+    measures = validation if is_first else None
+    outcome = _final(course, candidate, fitted.get(chosen), inputs, measures, run_id, device)
     if is_first:
         require_held()
         metrics = _save_trained(inputs, candidate, outcome, fitted, tried)
         print(f"  chosen: {metrics.choice}", flush=True)
         seconds = round(time.monotonic() - started, 2)
-        record = RunRecord(STAGE.name, metrics, run_id, seconds, inputs.versions,
-                           settings=settings.model_dump(mode="json"), made_with=inputs.made_with,
+        record = RunRecord(course.stage.name, metrics, run_id, seconds, inputs.versions,
+                           settings=shops.model_dump(mode="json"), made_with=inputs.made_with,
                            made_after=inputs.made_after)  # fmt: skip
         write_record(settings.layout, record)
         print(f"  saved model {metrics.model_id}", flush=True)
@@ -78,7 +79,12 @@ def _train(settings: Settings, device: torch.device) -> None:
 
 
 def _fit(
-    tried: list[Candidate], inputs: Inputs, validation: Validation, run_id: str, device: torch.device
+    course: Course,
+    tried: list[Candidate],
+    inputs: Inputs,
+    validation: Validation,
+    run_id: str,
+    device: torch.device,
 ) -> dict[str, Outcome]:
     """Each candidate that asks for it, trained on what came before the validation window."""
     outcomes: dict[str, Outcome] = {}
@@ -91,7 +97,8 @@ def _fit(
                 Pass(
                     one.name,
                     one.settings,
-                    inputs_for(inputs, one.settings, "fit_weight"),
+                    course,
+                    course.for_pass(inputs, one.settings, "fit_weight"),
                     layout.checkpoints(folder),
                     layout.tensorboard(folder),
                     run_id,
@@ -105,6 +112,7 @@ def _fit(
 
 
 def _final(
+    course: Course,
     candidate: Candidate,
     fitted: Outcome | None,
     inputs: Inputs,
@@ -120,10 +128,10 @@ def _final(
         _say(f"training {candidate.name} on the whole period, {fitted.steps} steps")
         train_settings = settings.train.model_copy(update={"steps": fitted.steps})
         settings = settings.model_copy(update={"train": train_settings})
-    layout, whole = settings.layout, inputs_for(inputs, settings, "pair_weight")
+    layout, whole = settings.layout, course.for_pass(inputs, settings, "pair_weight")
     folders = layout.checkpoints(run_id), layout.tensorboard(run_id)
     pull, strength = (fitted.pull, fitted.strength) if fitted else (0.0, None)
-    return run_pass(Pass("", settings, whole, *folders, run_id, pull, strength, validation=validation), device)
+    return run_pass(Pass("", settings, course, whole, *folders, run_id, pull, strength, validation=validation), device)
 
 
 def _say(line: str) -> None:

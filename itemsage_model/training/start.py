@@ -87,8 +87,8 @@ class _Start:
         assert tower.query_adapter is not None
         assert tower.query_adapter.identity is not None
         self.items, self.queries = tower.item_identity, tower.query_adapter.identity
-        _require_own_rows("id_rows", settings.model.id_rows, inputs.spec.trained_items)
-        _require_own_rows("query_id_rows", settings.model.query_id_rows, inputs.spec.trained_queries)
+        _require_own_rows("id_rows", settings.model.id_rows, len(inputs.item_keys))
+        _require_own_rows("query_id_rows", settings.model.query_id_rows, len(inputs.query_keys))
         self.gamma, self.beta = tower.residual.gamma, tower.query_adapter.beta
         self.maps = [tower.query_adapter.weight]
         if tower.residual.item_map is not None:

@@ -173,7 +173,7 @@ class Validation:
         was_training = tower.training
         tower.eval()
         items = self._item_vectors(tower, device)
-        queries = [tower.sides(items, task.queries.to(device))[0].cpu() for task in self.tasks]
+        queries = [tower.query_vectors(task.queries.to(device)).float().cpu() for task in self.tasks]
         tower.train(was_training)
         return queries, items
 
@@ -245,7 +245,7 @@ class Validation:
             rows = np.arange(first, min(first + _ITEMS_AT_ONCE, len(self.catalog)))
             keys = torch.from_numpy(self.catalog.item_key[rows])
             items = to_item_batch(self.catalog.items.take(rows).gather(), self.elements, keys)
-            parts.append(tower(items.to(device)).float().cpu())
+            parts.append(tower.item_vectors(items.to(device)).float().cpu())
         return torch.cat(parts)
 
     def _task(

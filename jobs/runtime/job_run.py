@@ -38,7 +38,7 @@ from schemas.input_tables import find_input
 from schemas.records import RunRecord, TableVersion, by_table, find_record, read_record, write_record
 from schemas.repeats import files_besides_tables, stop_if_done
 from schemas.settings import Settings
-from schemas.stages import PIPELINE, Metrics, Stage, is_among, maker_of
+from schemas.stages import BESIDE, EXPORT_INDEX, PIPELINE, Metrics, Stage, is_among, maker_of
 from schemas.storage import rows_of, version_files
 
 _MAX_CONCURRENT_TABLES = 4
@@ -81,8 +81,8 @@ class JobRun(Generic[Metrics]):
         try:
             catalog.bind(self.spark, self.settings, self.stage)
             stop_if_done(self.settings, self.stage)
-            # What stages beside the pipeline read is published, and its commit says what belongs to it.
-            makers = PIPELINE if self.stage in PIPELINE else ()
+            # What export_index reads is published, and its commit says what belongs to it.
+            makers = () if self.stage is EXPORT_INDEX else PIPELINE if self.stage in PIPELINE else (*PIPELINE, *BESIDE)
             self.require_agreement([stage for stage in makers if self._reads_from(stage)])
         except BaseException:
             self._held.close()
@@ -116,7 +116,7 @@ class JobRun(Generic[Metrics]):
         found = {stage.name: find_record(layout, stage) for stage in stages if stage.name not in self._records}
         known = {name: record for name, record in found.items() if record is not None}
         self._records |= known
-        in_order = [self._records[stage.name] for stage in PIPELINE if stage.name in self._records]
+        in_order = [self._records[stage.name] for stage in (*PIPELINE, *BESIDE) if stage.name in self._records]
         kinds = {task.query_kind for task in self.settings.task_list}
         self.made_with = agreed(layout, self.stage, in_order, kinds)
         if line := other_code(known.values()):

@@ -29,7 +29,7 @@ from schemas.metrics import Removed
 from schemas.published import published_versions
 from schemas.records import all_records, find_record
 from schemas.settings import Settings
-from schemas.stages import TRAIN, maker_of
+from schemas.stages import TRAIN, TRAIN_GRAPH, TRAIN_QUERY_ENCODER, maker_of
 from schemas.storage import file_system, is_file
 from schemas.tables import RUNS
 from schemas.warehouse import Warehouse
@@ -191,9 +191,11 @@ def _old_models(settings: Settings) -> tuple[Path, ...]:
     """Files of models that nobody can ask for: neither the last one trained nor that of a version that may be live."""
     try:
         trained, published = find_record(settings.layout, TRAIN), _published_models(settings)
+        others = [find_record(settings.layout, stage) for stage in (TRAIN_QUERY_ENCODER, TRAIN_GRAPH)]
     except (InputError, DeltaError):  # nobody knows which model is in use
         return ()
-    uris = (trained.metrics.model_uri, trained.metrics.validated_model_uri) if trained else ()
+    last = [record.metrics for record in (trained, *others) if record]
+    uris = [uri for metrics in last for uri in (metrics.model_uri, metrics.validated_model_uri)]
     named = {Path(uri).name for uri in uris} | published
     models = Path(settings.layout.models)
     folders: Iterable[Path] = models.iterdir() if trained and models.is_dir() else ()

@@ -36,6 +36,7 @@ def checked_engagements(
     *,
     settings: Settings,
     hot: dict[str, list[str]],
+    kept: tuple[str, ...] = (),
 ) -> DataFrame:
     """Every event once, with its task, its window, its keys and the verdict `reject` (null = counted).
 
@@ -48,6 +49,7 @@ def checked_engagements(
         settings: Windows, tasks, negatives and what an event_id names. The windows are instants, so the session's time
             zone does not matter.
         hot: Frequent query_ids and item_ids of the events; see `hot_keys`.
+        kept: Further columns of the events that stay.
     """
     dates, tasks = settings.dates, settings.task_list
     negatives = [Task(entry.query_kind, entry.engagement) for entry in settings.negatives]
@@ -59,7 +61,7 @@ def checked_engagements(
     placed = matched.withColumns({"task": _task([*tasks, *negatives]), "window": _window(dates)})
     checked = with_reject(placed, ENGAGEMENT_LOGS, _checks(dates, tasks, negatives))
     kind = F.coalesce(F.when(_is_negative(negatives), F.lit(NEGATIVE)), F.col("window"))
-    return checked.select(*NEEDED, "task", kind.alias("window"), "item_key", "query_item_key", "reject")
+    return checked.select(*NEEDED, *kept, "task", kind.alias("window"), "item_key", "query_item_key", "reject")
 
 
 def _with_delivery(events: DataFrame, event_id_is: str) -> DataFrame:

@@ -30,9 +30,11 @@ from schemas.settings.data import (
     WarehouseSettings,
 )
 from schemas.settings.deadlines import DeadlineSettings
+from schemas.settings.graph import GraphSettings
 from schemas.settings.index import IndexSettings
 from schemas.settings.maintenance import MaintenanceSettings
 from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
+from schemas.settings.search_text import SearchTextSettings
 from schemas.settings.section import Section
 from schemas.settings.serving import (
     CanarySettings,
@@ -91,10 +93,12 @@ class Settings(Section):
     negatives: tuple[NegativeSettings, ...] = ()
     features: FeatureSettings = FeatureSettings()
     query_encoder: QueryEncoderSettings = QueryEncoderSettings()
+    search_text: SearchTextSettings = SearchTextSettings()
     training_tables: TrainingTableSettings = TrainingTableSettings()
     model: ModelSettings = ModelSettings()
     loss: LossSettings = LossSettings()
     train: TrainSettings = TrainSettings()
+    graph: GraphSettings = GraphSettings()
     score: ScoreSettings = ScoreSettings()
     gates: GateSettings = GateSettings()
     canaries: tuple[CanarySettings, ...] = ()
@@ -116,6 +120,11 @@ class Settings(Section):
         is_chosen = self.preset == "paper" or "sequence" in self.model.model_fields_set
         if is_chosen and "images" in self.model.sequence and not self.inputs.has_images:
             raise ValueError('inputs.has_images is false: take "images" out of model.sequence')
+        if self.graph.append_to_images and not self.inputs.has_images:
+            raise ValueError(
+                "graph.append_to_images: inputs.has_images is false, so there is nothing to append to: set it, and "
+                "inputs.item_images to the place of item_graph_images, which are then the only images"
+            )
         is_chosen = self.preset == "paper" or "start" in self.train.model_fields_set
         if is_chosen and self.train.start == "spectral" and not all(getattr(self.model, key) for key in SPECTRAL_PARTS):
             raise ValueError(
@@ -126,6 +135,7 @@ class Settings(Section):
         places = {
             "warehouse.uri": self.warehouse.uri,
             "query_encoder.folder": self.query_encoder.folder,
+            "search_text.folder": self.search_text.folder,
             "index.folder": self.index.folder,
             "push.uri": self.push.uri if self.push.is_place else "",
         }
@@ -234,6 +244,7 @@ class Settings(Section):
         index = self.index.folder
         pushed = {"uri": absolute_uri(self.push.uri)} if self.push.is_place else {}
         folder, roots = self.query_encoder.folder, tuple(map(absolute_uri, self.security.allowed_roots))
+        base = self.search_text.folder
         return self.model_copy(
             update={
                 "warehouse": self.warehouse.model_copy(update={"uri": absolute_uri(self.warehouse.uri)}),
@@ -242,6 +253,7 @@ class Settings(Section):
                 "security": self.security.model_copy(update={"allowed_roots": roots}),
                 "index": self.index.model_copy(update={"folder": index and absolute_uri(index)}),
                 "query_encoder": self.query_encoder.model_copy(update={"folder": folder and absolute_uri(folder)}),
+                "search_text": self.search_text.model_copy(update={"folder": base and absolute_uri(base)}),
             }
         )
 
@@ -317,7 +329,7 @@ def _explain(error: Any) -> str:
 
 __all__ = [
     "CatalogSettings", "DateSettings", "DeadlineSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings",
-    "FloorSettings", "GateSettings", "IndexSettings", "InputSettings", "LossSettings", "ModelSettings",
+    "FloorSettings", "GateSettings", "GraphSettings", "IndexSettings", "InputSettings", "LossSettings", "ModelSettings",
     "NegativeSettings", "PushSettings", "QueryEncoderSettings", "RejectShareSettings", "ScoreSettings", "Section",
     "SecuritySettings", "Settings", "TaskSettings", "TrainSettings", "TrainingTableSettings", "WarehouseSettings",
     "item_elements", "load_settings",

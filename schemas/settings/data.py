@@ -170,7 +170,7 @@ class FeatureSettings(Section):
 class QueryEncoderSettings(Section):
     """The frozen text encoder: of queries that bring no embedding, and of item texts."""
 
-    kind: Literal["lsa", "sentence_transformers", "joined"] = "lsa"
+    kind: Literal["lsa", "sentence_transformers", "joined", "trained"] = "lsa"
     folder: str = ""
     lsa_vocabulary: int = Field(default=50_000, ge=EMBEDDING_DIM)
     lsa_dims: int = Field(default=1_024, ge=1)
@@ -179,7 +179,7 @@ class QueryEncoderSettings(Section):
 
     @model_validator(mode="after")
     def _folder_where_needed(self) -> QueryEncoderSettings:
-        if self.kind != "lsa" and not self.folder:
+        if self.kind in ("sentence_transformers", "joined") and not self.folder:
             raise ValueError(f"kind {self.kind} needs folder = the sentence-transformers model's local folder")
         return self
 

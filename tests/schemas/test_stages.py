@@ -12,7 +12,7 @@ import pytest
 
 from schemas import tables
 from schemas.columns import Table
-from schemas.stages import MAKE_DEMO_WORLD, PIPELINE, TRAIN, Stage, is_among, maker_of, stage_named
+from schemas.stages import BESIDE, MAKE_DEMO_WORLD, PIPELINE, TRAIN, Stage, is_among, maker_of, stage_named
 from schemas.tables import ITEM_EMBEDDINGS, ITEMS, TRAINING_PAIRS, training_pairs
 from schemas.tasks import Task
 from schemas.warehouse import Warehouse
@@ -21,8 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SHOP = {"items", "item_images", "queries", "engagement_logs"}
 
 
-def test_every_stage_reads_what_the_shop_supplies_or_an_earlier_stage_writes() -> None:
-    written = SHOP | {table.name for table in MAKE_DEMO_WORLD.writes}
+def test_every_stage_reads_what_the_shop_supplies_or_an_earlier_stage_or_one_beside_writes() -> None:
+    beside = {table.name for stage in BESIDE for table in stage.writes}
+    written = SHOP | beside | {table.name for table in MAKE_DEMO_WORLD.writes}
     for stage in PIPELINE:
         assert {table.name for table in stage.reads} <= written, stage.name
         written |= {table.name for table in stage.writes}

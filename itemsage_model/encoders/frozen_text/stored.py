@@ -1,15 +1,17 @@
 """The frozen text encoder: text of a query or an item -> 256-d vectors. It stands where the paper has SearchSage.
 
-Three kinds behind one interface: latent semantic analysis fitted on the catalog's own text (offline, deterministic),
-any local sentence-transformers folder, and both joined. Saved as JSON and safetensors, never as a pickle.
+Four kinds behind one interface: latent semantic analysis fitted on the catalog's own text (offline, deterministic),
+any local sentence-transformers folder, both joined, and one that was trained on the shop's own log. Saved as JSON and
+safetensors, never as a pickle.
 
-Differs from the paper: SearchSage is trained on engagement; this encoder never sees any.
+Differs from the paper: SearchSage is trained on engagement; of these encoders only the trained one sees any.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -24,7 +26,9 @@ from itemsage_model.encoders.frozen_text.sentence import (
     fit_sentence_encoder,
 )
 from itemsage_model.encoders.frozen_text.text_encoder import TextEncoder
+from itemsage_model.encoders.frozen_text.trained import TrainedEncoder
 from itemsage_model.encoders.projection import Projection
+from itemsage_model.encoders.text_transformer import TextSpec
 from schemas.contracts import run_again
 from schemas.errors import InputError
 from schemas.settings import QueryEncoderSettings
@@ -39,7 +43,7 @@ _HASHES = "sha256.json"
 
 
 def fit_encoder(settings: QueryEncoderSettings, texts: list[str]) -> TextEncoder:
-    """Fit the encoder that the settings name on catalog text, one text per item.
+    """Fit the encoder that the settings name on catalog text, one text per item; "trained" is not fitted.
 
     The result depends on the order of the texts: sort them by item_id.
 
@@ -74,6 +78,8 @@ def _described(encoder: TextEncoder) -> tuple[dict[str, Any], dict[str, npt.NDAr
     elif isinstance(encoder, SentenceEncoder):
         described = {"kind": "sentence_transformers", "folder": encoder.folder, "folder_hash": encoder.folder_hash}
         arrays = {"projection": encoder.projection}
+    elif isinstance(encoder, TrainedEncoder):
+        described, arrays = {"kind": "trained", "spec": asdict(encoder.spec)}, encoder.weights
     elif isinstance(encoder, JoinedEncoder):
         described, arrays = {"kind": "joined"}, {"projection": encoder.projection.matrix}
         for name, part in (("lsa", encoder.lsa), ("sentence", encoder.sentence)):
@@ -108,6 +114,8 @@ def _rebuilt(described: dict[str, Any], arrays: dict[str, npt.NDArray[np.float32
         return LsaEncoder(tuple(described["tokens"]), arrays["idf"], arrays["components"], explained)
     if described["kind"] == "sentence_transformers":
         return SentenceEncoder(described["folder"], arrays["projection"], described["folder_hash"], explained)
+    if described["kind"] == "trained":
+        return TrainedEncoder(TextSpec(**described["spec"]), arrays, explained)
     lsa, sentence = (_rebuilt(described[part], _own(arrays, part)) for part in ("lsa", "sentence"))
     assert isinstance(lsa, LsaEncoder)
     assert isinstance(sentence, SentenceEncoder)

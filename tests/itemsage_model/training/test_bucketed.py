@@ -16,7 +16,8 @@ from torch import Tensor
 from itemsage_model.data.batch import PairBatch
 from itemsage_model.encoders.item_tower import ItemTower
 from itemsage_model.training.frequency import CountMinSketch
-from itemsage_model.training.inputs import make_batches, pin_inputs
+from itemsage_model.training.inputs import make_batches
+from itemsage_model.training.item_inputs import pin_inputs
 from itemsage_model.training.item_memory import _OF_PAIRS, ItemMemory, _chosen
 from itemsage_model.training.loss import Bucket, Columns, bucketed_losses
 from itemsage_model.training.objective import Objective

@@ -18,7 +18,8 @@ from itemsage_model.data.pinned_files import pin_files
 from itemsage_model.data.reader import RowStream, catalog_format, pair_format, read_catalog
 from itemsage_model.training import distributed
 from itemsage_model.training.frequency import CountMinSketch
-from itemsage_model.training.inputs import make_batches, pin_inputs
+from itemsage_model.training.inputs import make_batches
+from itemsage_model.training.item_inputs import pin_inputs
 from itemsage_model.training.objective import Objective
 from schemas.errors import InputError, SettingsError, TableError
 from schemas.presets import Shop, candidates

@@ -10,8 +10,10 @@ import pytest
 from deltalake import DeltaTable
 
 from itemsage_model.data.mixing import pairs_per_task
-from itemsage_model.training import inputs as training_inputs
-from itemsage_model.training.inputs import pin_inputs
+from itemsage_model.data.reader import Weight
+from itemsage_model.training import item_inputs as training_inputs
+from itemsage_model.training.inputs import item_shares
+from itemsage_model.training.item_inputs import pin_inputs
 from schemas.errors import InputError
 from schemas.records import read_record, write_record
 from schemas.settings import Settings
@@ -61,5 +63,16 @@ def test_the_spaces_do_not_matter_without_a_residual_path(tmp_path: Path) -> Non
 
 def test_item_counts_are_not_read_where_nothing_asks_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = make_warehouse(tmp_path, {"click": [30]})
-    monkeypatch.setattr(training_inputs, "_item_shares", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(training_inputs, "item_shares", lambda *_: pytest.fail("read"))
     assert len(pin_inputs(settings).item_keys) == 0
+
+
+@pytest.mark.parametrize("weight", ["pair_weight", "fit_weight"])
+def test_shares_counted_in_the_pairs_are_those_of_item_counts(tmp_path: Path, weight: Weight) -> None:
+    settings = make_warehouse(tmp_path, {"click": [30, 17], "save": [25]}, validated=6)
+    inputs = pin_inputs(settings)
+    keys, shares = item_shares(inputs, settings, weight)
+    counted_keys, counted = item_shares(replace(inputs, counts=None), settings, weight)
+    assert len(keys) > 3
+    assert counted_keys.tolist() == keys.tolist()
+    assert counted.tolist() == pytest.approx(shares.tolist())

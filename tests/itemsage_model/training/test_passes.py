@@ -18,7 +18,8 @@ from torch import Tensor
 
 from itemsage_model.training import distributed, start
 from itemsage_model.training.checkpoint import checkpoint_steps
-from itemsage_model.training.inputs import inputs_for, pin_inputs, validation_of
+from itemsage_model.training.inputs import validation_of
+from itemsage_model.training.item_inputs import ITEM_TOWER, inputs_for, pin_inputs
 from itemsage_model.training.passes import Outcome, Pass, run_pass
 from itemsage_model.training.trainer import Trainer
 from itemsage_model.training.validation import Calibration, Recall
@@ -56,7 +57,7 @@ def validated(settings: Settings, validation: Any) -> Outcome:
     inputs = inputs_for(pin_inputs(settings), settings, "fit_weight")
     folder = settings.layout.checkpoints("fit")
     return run_pass(
-        Pass("fit", settings, inputs, folder, "", "run", is_validated=True, validation=validation), CPU
+        Pass("fit", settings, ITEM_TOWER, inputs, folder, "", "run", is_validated=True, validation=validation), CPU
     )  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def plain(settings: Settings, steps: int) -> Outcome:
     train = settings.train.model_copy(update={"steps": steps, "checkpoint_every": 1_000})
     settings = settings.model_copy(update={"train": train})
     inputs = inputs_for(pin_inputs(settings), settings, "fit_weight")
-    return run_pass(Pass("", settings, inputs, settings.layout.checkpoints("plain"), "", "run"), CPU)
+    return run_pass(Pass("", settings, ITEM_TOWER, inputs, settings.layout.checkpoints("plain"), "", "run"), CPU)
 
 
 def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:

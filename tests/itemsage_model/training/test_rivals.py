@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from itemsage_model.training import rivals as module
-from itemsage_model.training.inputs import pin_inputs, validation_of
+from itemsage_model.training.inputs import validation_of
+from itemsage_model.training.item_inputs import pin_inputs
 from itemsage_model.training.rivals import measure_rivals
 from itemsage_model.training.validation import Recall, Validation
 from tests.itemsage_model.warehouses import make_warehouse

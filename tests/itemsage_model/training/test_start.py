@@ -12,7 +12,8 @@ import torch
 
 from itemsage_model.encoders.item_tower import ItemTower
 from itemsage_model.training import start as module
-from itemsage_model.training.inputs import Inputs, inputs_for, pin_inputs, validation_of
+from itemsage_model.training.inputs import Inputs, validation_of
+from itemsage_model.training.item_inputs import ITEM_TOWER, inputs_for, pin_inputs
 from itemsage_model.training.passes import Pass, run_pass
 from itemsage_model.training.spectral import spectral_start
 from itemsage_model.training.start import Strength, start_spectral
@@ -114,7 +115,7 @@ def test_identities_that_are_not_to_learn_stay_and_the_rest_learns(tmp_path: Pat
     settings, inputs, tower = made(tmp_path)
     strength = Strength(3.0, 2.0, 0.0)
     start_spectral(tower, inputs, settings, strength, None)
-    one = Pass("", settings, inputs, settings.layout.checkpoints("one"), "", "run", strength=strength)
+    one = Pass("", settings, ITEM_TOWER, inputs, settings.layout.checkpoints("one"), "", "run", strength=strength)
     outcome = run_pass(one, CPU)
     trained = outcome.tower.state_dict()
     for name, tensor in tower.state_dict().items():
@@ -128,7 +129,7 @@ def test_a_pass_of_no_steps_is_its_start(tmp_path: Path) -> None:
     strength = Strength(3.0, 2.0, 1.0)
     start_spectral(tower, inputs, settings, strength, None)
     without = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": 0})})
-    one = Pass("", without, inputs, settings.layout.checkpoints("one"), "", "run", strength=strength)
+    one = Pass("", without, ITEM_TOWER, inputs, settings.layout.checkpoints("one"), "", "run", strength=strength)
     outcome = run_pass(one, CPU)
     for name, tensor in tower.state_dict().items():
         assert torch.equal(tensor, outcome.tower.state_dict()[name]), name
@@ -138,7 +139,7 @@ def test_a_pass_that_was_stopped_goes_on_with_the_strength_that_it_started_with(
     settings, inputs, _ = made(tmp_path)
     short = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": 3})})
     strength = Strength(3.0, 2.0, 1.0)
-    one = Pass("", short, inputs, settings.layout.checkpoints("one"), "", "run", strength=strength)
+    one = Pass("", short, ITEM_TOWER, inputs, settings.layout.checkpoints("one"), "", "run", strength=strength)
     run_pass(one, CPU)
     resumed = run_pass(replace(one, settings=settings, strength=None), CPU)
     whole = run_pass(replace(one, settings=settings, checkpoints=settings.layout.checkpoints("whole")), CPU)

@@ -21,7 +21,8 @@ from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import load_model
 from itemsage_model.training import run as training
 from itemsage_model.training.checkpoint import checkpoint_steps
-from itemsage_model.training.inputs import make_batches, pin_inputs
+from itemsage_model.training.inputs import make_batches
+from itemsage_model.training.item_inputs import pin_inputs
 from itemsage_model.training.passes import Outcome
 from itemsage_model.training.trainer import Trainer, TrainingError
 from schemas.records import read_record

@@ -1,0 +1,127 @@
+"""What a text encoder begins with: the shop's own of before, a pretrained one, or nothing but its texts' words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from itemsage_model.encoders.frozen_text.sentence import SentenceEncoder, folder_sha256
+from itemsage_model.encoders.frozen_text.stored import load_recorded
+from itemsage_model.encoders.frozen_text.trained import TrainedEncoder
+from itemsage_model.encoders.projection import leading_directions
+from itemsage_model.encoders.text_transformer import TextSpec, TextTransformer, by_length, read_folder
+from schemas.metrics import QueryMetrics
+from schemas.records import RunRecord
+from schemas.settings import Settings
+from schemas.settings.search_text import SearchTextSettings
+
+SCRATCH = "scratch"
+_FIT_TEXTS = 20_000
+"""Most texts that the linear layer is fitted on."""
+_SCRATCH_WORDS, _SCRATCH_WIDTH, _SCRATCH_LAYERS = 8_000, 256, 2
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@dataclass(frozen=True)
+class TextStart:
+    """What a text encoder begins with.
+
+    Attributes:
+        name: Of the encoder whose weights it has; see `QueryTowerSpec.base`.
+        spec: What the weights are.
+        weights: By the names of `TextTransformer`; empty = fresh ones.
+        is_one_space: Whether it gives texts the frozen vectors that the pairs' texts and items have.
+    """
+
+    name: str
+    spec: TextSpec
+    weights: dict[str, Tensor]
+    is_one_space: bool
+
+    def put_into(self, text: TextTransformer) -> None:
+        """Give a transformer these weights."""
+        if self.weights:
+            text.load_state_dict(self.weights)
+
+
+def text_start(settings: Settings, queries: RunRecord[QueryMetrics], space: str, texts: Sequence[str]) -> TextStart:
+    """What training begins with.
+
+    The encoder that the frozen vectors came from, where it was trained before; else the folder's transformer with a
+    linear layer fitted on the texts, or as embed_queries has fitted it; without a folder, fresh weights.
+
+    Args:
+        settings: [search_text].
+        queries: The record of embed_queries.
+        space: That of the frozen vectors of texts and items; empty = two.
+        texts: Distinct texts, sorted.
+
+    Raises:
+        SettingsError: the extra is not installed, or the folder holds no transformer.
+        InputError: the warehouse holds another encoder than the record says.
+    """
+    wanted = settings.search_text
+    frozen = load_recorded(settings.layout, queries.metrics.encoder)
+    is_its_space = frozen is not None and frozen.name == space
+    if isinstance(frozen, TrainedEncoder):
+        weights = {name: torch.from_numpy(values.copy()) for name, values in frozen.weights.items()}
+        return TextStart(frozen.name, frozen.spec, weights, is_its_space)
+    if not wanted.folder:
+        return _from_scratch(wanted, texts)
+    config, tokenizer, plain = read_folder(wanted.folder)
+    spec = TextSpec(config, tokenizer, wanted.pooling, wanted.max_tokens)
+    is_same = isinstance(frozen, SentenceEncoder) and frozen.folder_hash == folder_sha256(wanted.folder)
+    weights = {f"transformer.{name}": tensor for name, tensor in plain.items()}
+    if is_same:
+        assert isinstance(frozen, SentenceEncoder)
+        projection, name = torch.from_numpy(frozen.projection.copy()), frozen.name
+    else:
+        projection, name = _fitted_projection(spec, weights, texts), f"folder-{folder_sha256(wanted.folder)[:8]}"
+    weights |= {"projection.weight": projection.T.contiguous(), "projection.bias": torch.zeros(projection.shape[1])}
+    return TextStart(name, spec, weights, is_same and is_its_space)
+
+
+def _fitted_projection(spec: TextSpec, weights: dict[str, Tensor], texts: Sequence[str]) -> Tensor:
+    """The directions that keep most of the pooled vectors of some texts [width, dim]; see `leading_directions`."""
+    text = TextTransformer(spec)
+    text.load_state_dict(weights, strict=False)
+    width = text.projection.in_features
+    text.projection = torch.nn.Linear(width, width)
+    with torch.inference_mode():
+        text.projection.weight.copy_(torch.eye(width))
+        text.projection.bias.zero_()
+        sample = list(texts)[:: max(1, -(-len(texts) // _FIT_TEXTS))]
+        parts = [text.eval()(padded, mask) for _, padded, mask in by_length(spec.token_ids(sample))]
+    return torch.from_numpy(leading_directions(torch.cat(parts).numpy())[0])
+
+
+def _from_scratch(wanted: SearchTextSettings, texts: Sequence[str]) -> TextStart:
+    """Fresh weights, and a tokenizer of the texts' own pieces of words; said loudly."""
+    print("  warning: search_text.folder names no pretrained encoder, so this one begins with random weights and knows "
+          "no word that the log does not have. Name a local folder, such as that of MiniLM, for a far better one.",
+          flush=True)  # fmt: skip
+    tokenizer = _word_pieces(texts)
+    config: dict[str, Any] = {
+        "model_type": "bert", "vocab_size": _SCRATCH_WORDS, "hidden_size": _SCRATCH_WIDTH, "pad_token_id": 0,
+        "num_hidden_layers": _SCRATCH_LAYERS, "num_attention_heads": 4, "intermediate_size": 4 * _SCRATCH_WIDTH,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    }  # fmt: skip
+    return TextStart(SCRATCH, TextSpec(config, tokenizer, wanted.pooling, wanted.max_tokens), {}, False)
+
+
+def _word_pieces(texts: Sequence[str]) -> str:
+    """A WordPiece tokenizer fitted on some texts, as JSON."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers  # noqa: PLC0415
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=_SCRATCH_WORDS, special_tokens=list(_SPECIAL), show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return str(tokenizer.to_str())
