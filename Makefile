@@ -92,7 +92,7 @@ check: .venv/installed
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports \
 		&& $(BIN)/bandit --quiet --recursive --configfile pyproject.toml schemas jobs itemsage_model retrieval pipeline examples
 
-.venv/sentence-transformers .venv/complete-journey: .venv/%: requirements-%.txt .venv/installed
+.venv/sentence-transformers .venv/complete-journey .venv/pictures: .venv/%: requirements-%.txt .venv/installed
 	@$(PIP) -r $<
 	@touch $@
 
@@ -108,7 +108,7 @@ requirements: ## Resolve all requirements files anew from pyproject.toml (needs 
 	@$(COMPILE) --extra dev -o requirements.txt pyproject.toml
 	@$(COMPILE) -o retrieval/stores/requirements-lancedb.txt retrieval/stores/requirements-lancedb.in
 	@# What an extra adds: the blocks of lines (a requirement and its hashes) that the first file does not have.
-	@for extra in sentence-transformers complete-journey; do \
+	@for extra in sentence-transformers complete-journey pictures; do \
 		$(COMPILE) --extra dev --extra $$extra -c requirements.txt -o requirements-all.txt pyproject.toml && \
 		awk '/^[^ ]/ {new = !($$0 in base)} FILENAME == ARGV[1] {base[$$0]; next} new' requirements.txt requirements-all.txt \
 			> requirements-$$extra.txt && rm requirements-all.txt || exit 1; done

@@ -1,7 +1,8 @@
 """Write the input tables of a small synthetic shop with planted structure, and the truth behind it.
 
 Reads:  nothing; size and seed, tasks and log window come from the settings
-Writes: items, item_images, queries, engagement_logs; for the oracle true_item_vectors and true_query_vectors
+Writes: items, item_images (with demo_world.pictures, item_pictures instead), queries, engagement_logs; for the oracle
+true_item_vectors and true_query_vectors
 One row is what schemas/tables.py says, table by table.
 Safe to rerun because every row follows from the settings, and each table is replaced in one commit.
 

@@ -42,7 +42,7 @@ from schemas.lease import VARIABLE, WHOLE_RUN, hold
 from schemas.published import published_versions, roll_back
 from schemas.results import Result, ending_in_json, runs_since
 from schemas.settings import Settings
-from schemas.stages import EVALUATE, EXPORT_INDEX, PIPELINE, SCORE_CATALOG, TRAIN, VALIDATE, Stage
+from schemas.stages import EVALUATE, EXPORT_INDEX, SCORE_CATALOG, TRAIN, VALIDATE, WHOLE, Stage
 
 _WATCH = [sys.executable, "-I", "-S", str(ROOT / "pipeline" / "watch.py")]
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -107,13 +107,13 @@ def run_stages(log: Path, stages: list[str], passed: list[str], prepare: str = "
     run_command(spark_submit("pipeline/one_session.py", arguments), log)
 
 
-def stages_from(first: str) -> list[str]:
-    """Names of all stages from one on.
+def stages_from(first: str, settings: Settings) -> list[str]:
+    """Names of all stages that the settings ask for, from one on.
 
     Raises:
         SettingsError: there is no such stage.
     """
-    names = [stage.name for stage in PIPELINE]
+    names = [stage.name for stage in settings.stages]
     if first and first not in names:
         raise SettingsError(f"--from {first}: no such stage; the stages are {', '.join(names)}")
     return names[names.index(first) :] if first else names
@@ -132,7 +132,7 @@ def main() -> None:
         sys.exit(0 if command in ("-h", "--help") else EXIT_SETTINGS)
     parser = settings_parser(f"itemsage {command}", __doc__)
     if command == "run":
-        names = ", ".join(stage.name for stage in PIPELINE)
+        names = ", ".join(stage.name for stage in WHOLE)
         parser.add_argument("--from", dest="first", default="", help=f"first stage: {names}")
         parser.add_argument("--prepare", default="", help="job script that makes the input tables first")
     if command == "rollback":
@@ -230,7 +230,7 @@ def run_pipeline(command: str, arguments: argparse.Namespace, settings: Settings
         with _holding(settings, stage):
             run_stages(logs / f"{stage}.log", [stage], passed)
         return
-    stages, prepare = stages_from(arguments.first), "" if arguments.first else arguments.prepare
+    stages, prepare = stages_from(arguments.first, settings), "" if arguments.first else arguments.prepare
     print(f"messages of Spark and of the trainer: {logs}", flush=True)
     started = time.monotonic()
     with _holding(settings, WHOLE_RUN):

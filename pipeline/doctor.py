@@ -28,7 +28,7 @@ from schemas.input_files import CORRECT_URI
 from schemas.input_rows import stored_rows
 from schemas.input_tables import InputTable, look_at_input
 from schemas.settings import Settings
-from schemas.tables import ENGAGEMENT_LOGS, INPUTS, ITEM_IMAGES
+from schemas.tables import ENGAGEMENT_LOGS
 
 SAMPLE_ROWS, SAMPLE_EVENTS = 10_000, 500_000
 """Rows of a table, and of the log, whose rows are short, that are looked at: the first of its first files."""
@@ -53,9 +53,7 @@ def all_findings(settings: Settings) -> Iterator[Finding]:
                   f"to {settings.dates.end:%Y-%m-%d}; warehouse {settings.layout.uri}"
                   + (f", registered as {settings.warehouse.name}" if settings.warehouse.name else ""))  # fmt: skip
     samples: dict[str, Sample] = {}
-    for table in INPUTS:
-        if table is ITEM_IMAGES and not settings.inputs.has_images:
-            continue
+    for table in settings.input_tables:
         sample = yield from table_findings(settings, table)
         if sample is not None:
             samples[table.name] = sample

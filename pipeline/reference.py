@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from pipeline.commands import ROOT
-from schemas import tables
+from schemas import picture_tables, tables
 from schemas.columns import Column, Kind, Table
 from schemas.settings import InputSettings, Section, Settings
-from schemas.stages import BESIDE, MAKE_DEMO_WORLD, PIPELINE, is_among, maker_of
+from schemas.stages import BESIDE, MAKE_DEMO_WORLD, OPTIONAL, WHOLE, is_among, maker_of
 
 COMMAND = "python -m pipeline.reference"
+
+_DECLARED_IN = (tables, picture_tables)
 
 LISTS = ("tasks", "negatives", "canaries")
 """Sections of which the settings file may have several."""
@@ -66,7 +68,7 @@ def tables_page() -> str:
 
 def grouped_tables() -> dict[str, list[Table]]:
     """Heading -> tables, in the order of their declaration."""
-    declared = [value for value in vars(tables).values() if isinstance(value, Table)]
+    declared = [value for module in _DECLARED_IN for value in vars(module).values() if isinstance(value, Table)]
     made = [table for table in declared if maker_of(table.name)]
     inputs = [table for table in declared if table.name in InputSettings.model_fields]
     of_all = [tables.RUNS]
@@ -78,7 +80,7 @@ def grouped_tables() -> dict[str, list[Table]]:
 
 
 def _table_section(table: Table) -> list[str]:
-    readers = [f"`{stage.name}`" for stage in (*PIPELINE, *BESIDE) if is_among(table.name, stage.reads)]
+    readers = [f"`{stage.name}`" for stage in (*WHOLE, *BESIDE) if is_among(table.name, stage.reads)]
     key = ", ".join(f"`{name}`" for name in table.key) or "none"
     return [
         f"### {escaped(table.name)}", "",
@@ -96,7 +98,12 @@ def _writer(table: Table) -> str:
     if table is tables.RUNS:
         return "every stage, when it has ended"
     demo = f"`{MAKE_DEMO_WORLD.name}`"
-    return f"the shop; in the demo by {demo}" if table.name in InputSettings.model_fields else demo
+    if table.name not in InputSettings.model_fields:
+        return demo
+    or_by = next(
+        (f", or by `{stage.name}` where it runs" for stage in OPTIONAL if is_among(table.name, stage.writes)), ""
+    )
+    return f"the shop{or_by}; in the demo by {demo}"
 
 
 def _column_row(column: Column) -> tuple[str, ...]:
