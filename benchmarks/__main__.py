@@ -31,6 +31,7 @@ BENCHMARKS = {
     "hash_tables": ("9",),
     "index": ("10", "11"),
     "push": ("push",),
+    "pictures": ("pictures",),
     "gpu_training": ("gpu",),
 }
 """Each script, and the rows of the table it is for."""

@@ -25,6 +25,7 @@ from schemas.stages import BESIDE, MAKE_DEMO_WORLD, OPTIONAL, WHOLE, is_among, m
 COMMAND = "python -m pipeline.reference"
 
 _DECLARED_IN = (tables, picture_tables)
+"""Where tables are declared; what one has from the other counts once."""
 
 LISTS = ("tasks", "negatives", "canaries")
 """Sections of which the settings file may have several."""
@@ -68,7 +69,8 @@ def tables_page() -> str:
 
 def grouped_tables() -> dict[str, list[Table]]:
     """Heading -> tables, in the order of their declaration."""
-    declared = [value for module in _DECLARED_IN for value in vars(module).values() if isinstance(value, Table)]
+    values = [value for module in _DECLARED_IN for value in vars(module).values() if isinstance(value, Table)]
+    declared = list(dict.fromkeys(values))
     made = [table for table in declared if maker_of(table.name)]
     inputs = [table for table in declared if table.name in InputSettings.model_fields]
     of_all = [tables.RUNS]

@@ -12,7 +12,7 @@ from schemas import picture_tables, tables
 from schemas.columns import Kind, Table
 
 PAGES = reference.pages()
-TABLES = [value for module in (tables, picture_tables) for value in vars(module).values() if isinstance(value, Table)]
+TABLES = {value for module in (tables, picture_tables) for value in vars(module).values() if isinstance(value, Table)}
 KEYS = [(name, key) for name, section in reference.sections().items() for key in section.model_fields]
 
 TOML = """\
