@@ -3,8 +3,8 @@
 Photographs of 460 x 350 pixels as JPEG, soft shapes under noise, each another one, in Parquet files. The plain loop is
 what one writes first: one process with two torch threads reads the table, decodes one picture with Pillow and encodes
 one. It has a share of the pictures, as its time a picture does not depend on how many there are. The ceiling: two
-processes that decode and prepare as our workers do, and encode nothing. The model is EfficientNet-Lite0, by the weights of
-its package. Memory is that of the largest Python worker, first with a fifth of the pictures, then with all of them.
+processes that decode and prepare as our workers do, and encode nothing. The model is EfficientNet-Lite0, by the weights
+of its package. Memory is that of the largest Python worker, first with a fifth of the pictures, then with all of them.
 
     python -m benchmarks.pictures [--rounds N] [--small]
 """

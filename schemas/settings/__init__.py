@@ -126,6 +126,8 @@ class Settings(Section):
             raise ValueError(
                 f'train.start = "spectral" has nowhere to go: also set model.{", model.".join(SPECTRAL_PARTS)}'
             )
+        if self.demo_world.pictures and not self.pictures.folder:
+            raise ValueError("demo_world.pictures: pictures need a model that embeds them: also set pictures.folder")
         if self.negatives:
             self._require_usable_negatives()
         if self.pictures.folder and (self.inputs.item_images or not self.inputs.has_images):

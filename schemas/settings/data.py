@@ -201,3 +201,4 @@ class DemoWorldSettings(Section):
     items: int = Field(default=20_000, ge=100)
     events: int = Field(default=400_000, ge=1_000)
     seed: int = Field(default=7, ge=0)
+    pictures: bool = False

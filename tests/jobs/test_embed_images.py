@@ -17,11 +17,13 @@ from pyspark.sql import SparkSession
 from itemsage_model.encoders.pictures.stored import open_encoder
 from jobs import embed_images
 from jobs.runtime.job_run import JobRun
+from schemas.contracts import IMAGES, agreed, identities
 from schemas.errors import InputError, SettingsError, TableError
 from schemas.records import RunRecord, find_record
 from schemas.repeats import AlreadyDone
 from schemas.settings import Settings
-from schemas.stages import EMBED_IMAGES
+from schemas.stages import BUILD_ITEM_FEATURES, EMBED_IMAGES, SCORE_CATALOG
+from schemas.tables import ITEM_IMAGES
 from tests.itemsage_model.encoders.pictures.drawn import HTML, SVG, drawn, jpeg, png_header, saved
 from tests.itemsage_model.encoders.pictures.test_stored import PREPROCESSOR, TinyVision, export
 
@@ -277,3 +279,48 @@ def test_a_picture_is_too_large_by_its_bytes(spark: SparkSession, shop: Callable
     assert len(jpeg(1)) < 14_000 < len(jpeg(1, (800, 600)))
     embed_images.run(spark, settings)
     assert (places(settings), reasons(settings)) == ([("small", 0)], {("large", 0): "too_many_bytes"})
+
+
+def test_features_are_made_of_the_version_that_this_stage_has_recorded(
+    spark: SparkSession, shop: Callable[..., Settings]
+) -> None:
+    settings = shop([("a", 0, jpeg(1), None), ("b", 0, jpeg(2), None)])
+    features = JobRun(spark, settings, BUILD_ITEM_FEATURES)
+    with pytest.raises(InputError, match="expected a complete run of embed_images"):
+        features.read(ITEM_IMAGES)
+    embed_images.run(spark, settings)
+    later = DeltaTable(settings.table_uri("item_images")).to_pyarrow_table()
+    write_deltalake(settings.table_uri("item_images"), later.slice(0, 1), mode="overwrite")
+    assert sorted(row["item_id"] for row in features.read(ITEM_IMAGES).collect()) == ["a", "b"]
+
+
+def test_vectors_of_two_encoders_do_not_meet(spark: SparkSession, shop: Callable[..., Settings]) -> None:
+    settings = shop([("a", 0, jpeg(1), None)])
+    embed_images.run(spark, settings)
+    images = record(settings)
+    trained = RunRecord("train", None, made_with={IMAGES: "picture-onnx-another"})
+    assert identities(images)[IMAGES] == images.metrics.encoder
+    with pytest.raises(InputError, match=r"one space of images in all that it reads; found picture-onnx-"):
+        agreed(settings.layout, SCORE_CATALOG, [images, trained], ["search"])
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"inputs": {"item_images": "/shop/item_images"}}, {"inputs": {"has_images": False}, "model": {"sequence": ["text"]}},
+        {"pictures": {"folder": ""}, "demo_world": {"pictures": True}},
+    ],
+)  # fmt: skip
+def test_settings_that_contradict_each_other_are_refused(
+    make_settings: Callable[..., Settings], sections: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=r"pictures\.folder"):
+        make_settings(**({"pictures": {"folder": "/models/clip"}} | sections))
+
+
+def test_pictures_lie_where_the_settings_file_allows(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
+    bounds = {"security": {"allowed_roots": [str(tmp_path)]}}
+    make_settings(pictures={"folder": str(tmp_path / "clip"), "roots": [str(tmp_path / "photos")]}, **bounds)
+    for named in ({"folder": "/models/clip"}, {"folder": str(tmp_path / "clip"), "roots": ["https://cdn.example"]}):
+        with pytest.raises(ValueError, match=r"pictures\.(folder|roots\[0\]): expected a place below"):
+            make_settings(pictures=named, **bounds)
