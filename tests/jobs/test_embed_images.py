@@ -17,6 +17,7 @@ from pyspark.sql import SparkSession
 from itemsage_model.encoders.pictures.stored import open_encoder
 from jobs import embed_images
 from jobs.runtime.job_run import JobRun
+from pipeline.expected_rejects import Known, first_rules, picture_rules
 from schemas.contracts import IMAGES, agreed, identities
 from schemas.errors import InputError, SettingsError, TableError
 from schemas.records import RunRecord, find_record
@@ -99,6 +100,10 @@ def test_a_broken_picture_is_a_row_with_its_reason_and_the_rest_goes_on(
     settings = shop([(name, 0, content, None) for name, content in (DIRT | SOUND).items()])
     embed_images.run(spark, settings)
     assert reasons(settings) == {(name, 0): name for name in DIRT}
+    stored = DeltaTable(settings.table_uri("item_pictures")).to_pyarrow_table()
+    rules = picture_rules(stored, settings, Known())
+    broken = first_rules(rules, len(stored))
+    assert sorted(rules[number].reason for number in broken[broken >= 0]) == sorted(DIRT)
     assert places(settings) == sorted((name, 0) for name in SOUND)
     encoder = open_encoder(str(model))
     for row in rows_of(settings, "item_images"):
@@ -307,7 +312,8 @@ def test_vectors_of_two_encoders_do_not_meet(spark: SparkSession, shop: Callable
 @pytest.mark.parametrize(
     "sections",
     [
-        {"inputs": {"item_images": "/shop/item_images"}}, {"inputs": {"has_images": False}, "model": {"sequence": ["text"]}},
+        {"inputs": {"item_images": "/shop/item_images"}},
+        {"inputs": {"has_images": False}, "model": {"sequence": ["text"]}},
         {"pictures": {"folder": ""}, "demo_world": {"pictures": True}},
     ],
 )  # fmt: skip
