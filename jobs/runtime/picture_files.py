@@ -31,7 +31,7 @@ AT_ONCE = 8
 _STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "hdfs", "memory")
 """Stores that fsspec may open. No address stands in such a URI: the process's own configuration says where they are."""
 _PIECE = 1 << 16
-_TRANSLATED = ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
+_TRANSLATED = ("::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
 """IPv6 addresses that stand for an IPv4 one, which may be inside."""
 
 
@@ -169,8 +169,7 @@ def public_address(host: str, port: int) -> str:
     found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     for text in found:
         address = ipaddress.ip_address(text.partition("%")[0])
-        inner = getattr(address, "ipv4_mapped", None) or address
-        is_translated = any(inner in ipaddress.ip_network(network) for network in _TRANSLATED)
-        if not inner.is_global or inner.is_multicast or is_translated:
+        is_translated = any(address in ipaddress.ip_network(network) for network in _TRANSLATED)
+        if not address.is_global or address.is_multicast or is_translated:
             raise UnusablePicture("internal_address", f"{host} is {text}")
     return found[0]

@@ -45,7 +45,8 @@ def test_files_below_a_root_are_read(tmp_path: Path) -> None:
         "https://shop.example/a.jpg", "{root}-other/a.jpg", "zip://a.jpg::{root}/a.zip", "{root}/a.jpg\0.png",
         "github://org:repo@main/a.jpg", "https://cdn.example@evil.example/a.jpg", "https://cdn.example.evil.example/a.jpg",
         "https://cdn.example:8080/a.jpg", "https://cdn.example/%2e%2e/a.jpg", "https://cdn.example\\@evil.example/a.jpg",
-        "HTTPS://evil.example/a.jpg", "s3://other/a.jpg", "s3://bucket/../other/a.jpg", "//etc/passwd",
+        "HTTPS://evil.example/a.jpg", "s3://other/a.jpg", "s3://bucket/../other/a.jpg",
+        "memory://shop/a.jpg::/etc/passwd", "//etc/passwd",
     ],
 )  # fmt: skip
 def test_nothing_else_is_opened(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +59,9 @@ def test_nothing_else_is_opened(uri: str, tmp_path: Path, monkeypatch: pytest.Mo
     (root / "folder" / "up.jpg").symlink_to("../../outside.jpg")
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("a name was looked up"))
     monkeypatch.setattr(fsspec.core, "url_to_fs", lambda *_: pytest.fail("a store was opened"))
-    allowed = settings(str(root), "https://cdn.example", "s3://bucket/photos", "github://org:repo@main", "ftp://host")
+    allowed = settings(
+        str(root), "https://cdn.example", "s3://bucket/photos", "memory://shop", "github://org:repo@main", "ftp://host"
+    )
     assert reason(uri.replace("{root}", str(root)), allowed) == "place_not_allowed"
 
 
@@ -177,7 +180,8 @@ def test_the_address_that_was_looked_at_is_the_one_that_is_asked(host: str, monk
     "address",
     [
         "127.0.0.1", "10.1.2.3", "192.168.1.1", "172.16.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
-        "::1", "fe80::1%eth0", "fd00::1", "::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:a00:1::1", "240.0.0.1",
+        "::1", "fe80::1%eth0", "fd00::1", "::ffff:10.0.0.1", "::ffff:93.184.216.34",
+        "64:ff9b::a00:1", "2002:a00:1::1", "240.0.0.1",
         "255.255.255.255",
     ],
 )  # fmt: skip

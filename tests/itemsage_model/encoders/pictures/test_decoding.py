@@ -105,6 +105,12 @@ def test_a_large_jpeg_is_decoded_small_and_looks_alike() -> None:
     assert is_like(pixels(saved(large, "JPEG", quality=92)), pixels(saved(large, "PNG")))
 
 
+def test_a_jpeg_is_not_decoded_smaller_than_it_is_needed() -> None:
+    lines = Image.fromarray(np.tile(np.repeat(np.array([0, 255], np.uint8), 5), (150, 16))).convert("RGB")
+    assert is_like(pixels(saved(lines, "JPEG", quality=95)), pixels(saved(lines, "PNG")), most=25)
+    assert pixels(saved(lines, "PNG")).std() > 50
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -19,7 +19,7 @@ from torch import nn
 
 from itemsage_model.encoders.pictures import efficientnet_lite, stored
 from itemsage_model.encoders.pictures.decoding import decode
-from itemsage_model.encoders.pictures.picture_encoder import BATCH
+from itemsage_model.encoders.pictures.picture_encoder import BATCH, PictureEncoder
 from itemsage_model.encoders.pictures.preprocessing import Preprocessing, from_transformers
 from itemsage_model.encoders.pictures.stored import open_encoder
 from schemas.errors import InputError, SettingsError
@@ -146,6 +146,20 @@ def test_a_vector_does_not_depend_on_its_company(efficientnet: Path) -> None:
     np.testing.assert_array_equal(together, alone)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-5)
     assert len(np.unique(together.round(5), axis=0)) == len(contents)
+
+
+def test_a_model_sees_batches_of_one_size_alone() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def forward(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        seen.append(pixels.shape)
+        return np.stack([pixels[:, 0, 0, 0], -pixels[:, 0, 0, 0]], axis=1)
+
+    encoder = PictureEncoder("one", Preprocessing(4, 4, (0, 0, 0), (1, 1, 1)), forward, 2)
+    found = encoder.encode([np.full((3, 4, 4), number, np.float32) for number in range(BATCH + 2)])
+    assert seen == [(BATCH, 3, 4, 4)] * 2
+    assert found[:2].tolist() == [[0, 0], [pytest.approx(0.5**0.5), pytest.approx(-(0.5**0.5))]]
+    assert encoder.encode([]).shape == (0, 2)
 
 
 def test_the_space_is_named_after_the_files(efficientnet: Path) -> None:
