@@ -38,6 +38,8 @@ from jobs import build_item_features
 from jobs.demo_world.shop import Codebook, generator, make_items
 from jobs.demo_world.words import item_texts
 from jobs.runtime import publish
+from jobs.runtime.kept_files import part_count
+from jobs.transforms.item_sources import split
 from jobs.transforms.items import split_items
 from schemas.presets import demo
 from schemas.settings import Settings
@@ -119,7 +121,8 @@ def job_turn(scratch: Path) -> Turn:
 
     def write(items: DataFrame) -> None:
         no_embeddings = items.sparkSession.createDataFrame([], struct_type(ITEM_TEXT_EMBEDDINGS))
-        rows = build_item_features.build(items, None, no_embeddings, vocabulary, settings).features
+        usable = split(items, None, settings)
+        rows = build_item_features.build(usable, no_embeddings, vocabulary, settings, part_count(1))
         publish.write_worker_rows(rows, str(scratch / OURS), ITEM_FEATURES, note={"run_id": OURS})
 
     def turn() -> Figures:

@@ -1,11 +1,12 @@
 """Turn every usable item into what the model reads: token ids of its texts, its packed images, its text's embedding.
 
 Reads:  items, item_images (unless inputs.has_images is false), vocabulary, item_text_embeddings
-Writes: item_features, rejected_items
+Writes: item_features, rejected_items; changed_item_features, item_feature_changes
 One row of item_features is one product as the model reads it; one of rejected_items is one row of items or
-item_images that cannot be used, and why.
+item_images that cannot be used, and why. One of the others is a product that is not as it was before the last run.
 Safe to rerun because every row follows from the inputs and the settings alone, and each table is replaced in one
-commit.
+commit. Where vocabulary, settings and code are those of the last run, only items that have changed are made; the rows
+of the others are copied as they are stored, in the order in which making them would put them.
 
     spark-submit --properties-file spark-defaults.conf jobs/build_item_features.py --settings pipeline.toml
 """
@@ -13,38 +14,43 @@ commit.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import mmh3
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
-from itemsage_model.text.tokenizer import Tokenizer, load_tokenizer, pack_vocabulary
+from itemsage_model.data.parquet_files import file_batches
+from itemsage_model.text.item_rows import ITEM_COUNTERS, pack_items, with_counts
+from itemsage_model.text.tokenizer import load_tokenizer, pack_vocabulary
 from itemsage_model.text.tokens import TOKEN_KINDS
 from jobs.runtime import command_line
+from jobs.runtime.changes import ADDED, CHANGED, REMOVED, Changes
+from jobs.runtime.incremental import find_kept, last_run, maker
 from jobs.runtime.job_run import JobRun
+from jobs.runtime.kept_files import Copy, lies_in_parts, merged_rows, part_count
 from jobs.runtime.rejects import matching_loosely, require_few_rejects
 from jobs.runtime.worker_rows import WorkerRows
-from jobs.transforms.item_images import given_lengths, images_by_item, packed_images, split_images
-from jobs.transforms.items import joined_texts, split_items
+from jobs.transforms.item_images import given_lengths, packed_images
+from jobs.transforms.item_sources import Usable, item_sources, split
 from jobs.transforms.keys import item_key
-from schemas.cells import pack_cells
-from schemas.checksums import cells_hashes
-from schemas.elements import FEATURE_CELLS, FROZEN_TEXT
+from schemas.arrow import arrow_schema
+from schemas.columns import Table
 from schemas.errors import TableError
 from schemas.metrics import ItemMetrics
 from schemas.settings import Settings
 from schemas.stages import BUILD_ITEM_FEATURES
 from schemas.tables import (
-    FEATURES_HASH,
+    CHANGED_ITEM_FEATURES,
+    ITEM_FEATURE_CHANGES,
     ITEM_FEATURES,
     ITEM_IMAGES,
     ITEM_TEXT_EMBEDDINGS,
     ITEMS,
     REJECTED_ITEMS,
+    ROW_CHECKSUM,
+    SOURCE_HASH,
     VOCABULARY,
 )
 
@@ -53,62 +59,31 @@ STAGE = BUILD_ITEM_FEATURES
 _ROWS_AT_ONCE = 512
 """Items that are tokenised together; bounds the memory of a worker where texts are long."""
 
-_COUNTS = (
-    "tokens", "out_of_vocabulary_tokens", "truncated_tokens", "images", "images_beyond_limit",
-    "items_without_text", "items_without_images", "items_without_text_embedding",
-)  # fmt: skip
-"""Summed over all items into the run record; see `ItemMetrics`."""
+_ROWS_PER_COPY = 2_048
 
 
-class ItemFeatures(NamedTuple):
-    """What `build` makes.
-
-    Attributes:
-        features: Rows of ITEM_FEATURES, with the sums of _COUNTS.
-        rejected: Rows of REJECTED_ITEMS.
-    """
-
-    features: WorkerRows
-    rejected: DataFrame
-
-
-def build(
-    items: DataFrame, images: DataFrame | None, embeddings: DataFrame, vocabulary: bytes, settings: Settings
-) -> ItemFeatures:
-    """Turn items and their images into features.
+def build(usable: Usable, embeddings: DataFrame, vocabulary: bytes, settings: Settings, parts: int = 1) -> WorkerRows:
+    """Turn items and their images into rows of ITEM_FEATURES, sorted by item_id in each part; sums: ITEM_COUNTERS.
 
     Args:
-        items: Rows of ITEMS, with the columns of score.filters.
-        images: Rows of `packed_images`, read twice: persist them; None = the shop has none.
+        usable: What can be used, with the vectors of the images.
         embeddings: Rows of ITEM_TEXT_EMBEDDINGS.
         vocabulary: Bytes of `packed_vocabulary`.
-        settings: Names the text features and the most tokens and images of one item.
+        settings: Names the text features and the most tokens of one item.
+        parts: Files to write; which row is in which follows from its item_id.
     """
-    usable, rejects = split_items(items)
     kept = tuple(settings.score.filters)
-    texts = joined_texts(usable, settings.features.text_features, kept)
-    if images is None:
-        with_images = texts.withColumns(
-            {"images": F.lit(None).cast("array<binary>"), "images_beyond_limit": F.lit(0).cast("long")}
-        )
-    else:
-        usable_images, rejected_images = split_images(images, usable, settings.model.image_length)
-        rejects = rejects.unionByName(rejected_images)
-        # Both sides are unique by item_id, so the join neither multiplies nor drops items.
-        with_images = texts.join(images_by_item(usable_images, settings.model.max_images), on="item_id", how="left")
-    shared = items.sparkSession.sparkContext.broadcast(vocabulary)
-    max_tokens = settings.features.max_tokens_per_feature
+    shared = usable.items.sparkSession.sparkContext.broadcast(vocabulary)
+    max_tokens, image_length = settings.features.max_tokens_per_feature, settings.model.image_length
 
     def pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         tokenizer = load_tokenizer(shared.value, max_tokens)
         for batch in batches:
             for start in range(0, len(batch), _ROWS_AT_ONCE):
-                yield pack_items(batch.slice(start, _ROWS_AT_ONCE), tokenizer, kept)
+                yield with_counts(pack_items(batch.slice(start, _ROWS_AT_ONCE), tokenizer, kept), image_length)
 
-    # Both sides are unique by item_id. An item that came after embed_items ran has no embedding, which is counted.
-    whole = with_images.join(embeddings.select("item_id", FROZEN_TEXT.values.name), on="item_id", how="left")
-    keyed = whole.withColumn("item_key", item_key("item_id"))
-    return ItemFeatures(WorkerRows(keyed, pack, _COUNTS), rejects)
+    rows = item_sources(usable, embeddings, kept, parts).sortWithinPartitions("item_id")
+    return WorkerRows(rows, pack, ITEM_COUNTERS)
 
 
 def packed_vocabulary(vocabulary: DataFrame) -> bytes:
@@ -133,49 +108,6 @@ def packed_vocabulary(vocabulary: DataFrame) -> bytes:
     return pack_vocabulary(*by_kind)
 
 
-def pack_items(batch: pa.RecordBatch, tokenizer: Tokenizer, kept: tuple[str, ...] = ()) -> pa.RecordBatch:
-    """Tokenise and pack some items.
-
-    Args:
-        batch: item_id, item_key, texts (as many in every row), images (lists of float16 cells), images_beyond_limit,
-            text_embedding.
-        tokenizer: Turns texts into ids.
-        kept: Further columns, which stay as they are.
-    """
-    encoded = tokenizer.encode_column(batch.column("texts").flatten())
-    counts, missing, truncated = (
-        column.reshape(len(batch), -1) for column in (encoded.counts, encoded.out_of_vocabulary, encoded.truncated)
-    )
-    token_counts, rows = counts.sum(axis=1), pa.array(np.arange(len(batch)))
-    cells = [
-        pack_cells(encoded.ids.astype("<i4", copy=False), token_counts),
-        pack_cells(counts.astype("<i4"), np.full(len(batch), counts.shape[1])),
-        pc.binary_join(batch.column("images"), b"").fill_null(b""),
-        # Copied, for the same reason as the keys below.
-        batch.column(FROZEN_TEXT.values.name).fill_null(b"").take(rows),
-    ]
-    image_counts = pc.list_value_length(batch.column("images")).fill_null(0).to_numpy()
-    counted = {
-        "tokens": token_counts,
-        "out_of_vocabulary_tokens": missing.sum(axis=1),
-        "truncated_tokens": truncated.sum(axis=1),
-        "images": image_counts,
-        "images_beyond_limit": batch.column("images_beyond_limit").fill_null(0),
-        "items_without_text": token_counts == 0,
-        "items_without_images": image_counts == 0,
-        "items_without_text_embedding": pc.equal(pc.binary_length(cells[-1]), 0),
-    }
-    # Copied, as they would keep the whole batch, images included, until their row group is written.
-    stay = ("item_id", "item_key", *kept)
-    columns = {
-        **dict(zip(stay, batch.select(list(stay)).take(rows).columns, strict=True)),
-        **dict(zip(FEATURE_CELLS, cells, strict=True)),
-        "out_of_vocabulary_count": pa.array(missing.sum(axis=1), pa.int32()),
-        FEATURES_HASH: pa.array(cells_hashes(cells)),
-    }
-    return pa.RecordBatch.from_pydict(columns | {name: pa.array(counted[name]) for name in _COUNTS})
-
-
 def _require_few_rejects(job: JobRun[ItemMetrics], items: DataFrame, images: DataFrame | None) -> None:
     """Stop before features are made of a catalog, or of images, that are broken as a whole.
 
@@ -192,21 +124,149 @@ def _require_few_rejects(job: JobRun[ItemMetrics], items: DataFrame, images: Dat
     require_few_rejects(job, ITEM_IMAGES, REJECTED_ITEMS, harmless=["duplicate_image"], hint=hint)
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """What a run reads.
+
+    Attributes:
+        items: Rows of ITEMS, with the columns of score.filters.
+        images: Rows of ITEM_IMAGES; None = the shop has none.
+        embeddings: Rows of ITEM_TEXT_EMBEDDINGS.
+        vocabulary: Bytes of `packed_vocabulary`.
+        parts: Files of item_features.
+    """
+
+    items: DataFrame
+    images: DataFrame | None
+    embeddings: DataFrame
+    vocabulary: bytes
+    parts: int
+
+    @property
+    def vocabulary_hash(self) -> str:
+        """128-bit hash of the vocabulary, hexadecimal."""
+        return mmh3.mmh3_x64_128_digest(self.vocabulary, 0).hex()
+
+    def made_by(self, settings: Settings) -> str:
+        """What makes rows of equal sources equal, and lie at the same place."""
+        features, score = settings.features.model_dump_json(), sorted(settings.score.filters.items())
+        sizes = settings.model.image_length, settings.model.max_images, self.parts
+        return maker(self.vocabulary_hash, features, repr(score), repr(sizes))
+
+
+def _read(job: JobRun[ItemMetrics]) -> _Inputs:
+    items = job.read(job.settings.score.filtered(ITEMS))
+    images = job.read(ITEM_IMAGES) if job.settings.inputs.has_images else None
+    vocabulary = packed_vocabulary(job.read(VOCABULARY, may_be_empty=True))
+    return _Inputs(items, images, job.read(ITEM_TEXT_EMBEDDINGS), vocabulary, part_count(job.row_count(ITEMS)))
+
+
+def _packed(images: DataFrame | None, settings: Settings) -> DataFrame | None:
+    return None if images is None else packed_images(images, settings.model.image_length)
+
+
+def _metrics(
+    job: JobRun[ItemMetrics], inputs: _Inputs, made_by: str, sums: dict[str, int], kept_from: str = ""
+) -> ItemMetrics:
+    return ItemMetrics(
+        vocabulary_size=job.row_count(VOCABULARY),
+        # What training and scoring compare: token ids mean something only with the vocabulary that made them.
+        vocabulary_hash=inputs.vocabulary_hash,
+        image_length=job.settings.model.image_length,
+        kept_from=kept_from,
+        made_by=made_by,
+        **sums,
+    )
+
+
+def _write_all(job: JobRun[ItemMetrics], inputs: _Inputs, usable: Usable, made_by: str) -> ItemMetrics:
+    """Make every row anew; returns what was counted."""
+    settings = job.settings
+    rows = build(usable, inputs.embeddings, inputs.vocabulary, settings, inputs.parts)
+    for table in (settings.score.filtered(CHANGED_ITEM_FEATURES), ITEM_FEATURE_CHANGES):
+        job.write_arrow(arrow_schema(table).empty_table(), table)
+    sums = job.write_worker_rows(rows, settings.score.filtered(ITEM_FEATURES)).sums
+    return _metrics(job, inputs, made_by, sums)
+
+
+def _write_changed(job: JobRun[ItemMetrics], inputs: _Inputs, usable: Usable, made_by: str) -> ItemMetrics | None:
+    """Make the rows that have changed, and copy the others; returns what was counted of all.
+
+    Args:
+        job: The run.
+        inputs: What it reads.
+        usable: What of that can be used; of images their hashes do.
+        made_by: See `_Inputs.made_by`.
+
+    Returns:
+        None, and nothing is written, where all rows are to be made anew.
+    """
+    settings = job.settings
+    table, changed_table = (settings.score.filtered(one) for one in (ITEM_FEATURES, CHANGED_ITEM_FEATURES))
+    last = last_run(job, table, made_by)
+    if last is None or not lies_in_parts(last.output(table.name), inputs.parts):
+        return None
+    sources = item_sources(usable, inputs.embeddings, tuple(settings.score.filters), inputs.parts)
+    changes = find_kept(job, table, sources.select("item_id", SOURCE_HASH), made_by)
+    if changes is None:
+        return None
+    stored, counts = last.output(table.name), changes.counts
+    made = job.write_worker_rows(
+        _changed_rows(inputs, changes, settings), changed_table, counts[ADDED] + counts[CHANGED]
+    )
+    which = changes.rows.select("item_id", item_key("item_id").alias("item_key"), "change").toArrow()
+    changes.forget()
+    job.write_arrow(which, ITEM_FEATURE_CHANGES)
+    if not changes.total:
+        job.count_output(stored)
+        return replace(last.metrics, kept_rows=stored.rows, kept_from=stored.checksum)
+    rows = merged_rows(job.spark, stored, made, inputs.parts, which["item_key"].to_numpy(), _copy(table, settings))
+    written = job.write_worker_rows(rows, table, stored.rows + counts[ADDED] - counts[REMOVED])
+    sums = {**written.sums, "kept_rows": written.rows - made.rows}
+    return _metrics(job, inputs, made_by, sums, stored.checksum)
+
+
+def _copy(table: Table, settings: Settings) -> Copy:
+    """How rows that stay are read, compared with their checksums, and counted."""
+    columns, length = list(table.column_names), settings.model.image_length
+
+    def read(uri: str) -> Iterator[pa.RecordBatch]:
+        return file_batches(uri, columns, _ROWS_PER_COPY, table)
+
+    def finish(batch: pa.RecordBatch) -> pa.RecordBatch:
+        # The checksum is made by whoever writes the row.
+        stored = [name for name in batch.schema.names if name != ROW_CHECKSUM]
+        return with_counts(batch.select(stored), length)
+
+    return Copy(read, finish, ITEM_COUNTERS)
+
+
+def _changed_rows(inputs: _Inputs, changes: Changes, settings: Settings) -> WorkerRows:
+    """The rows that have changed, made anew."""
+    ids = changes.to_make.select("item_id")
+    items = inputs.items.join(ids, on="item_id", how="left_semi")
+    images = None if inputs.images is None else inputs.images.join(ids, on="item_id", how="left_semi")
+    usable = split(items, _packed(images, settings), settings)
+    return build(usable, inputs.embeddings, inputs.vocabulary, settings, inputs.parts)
+
+
 def run(spark: SparkSession, settings: Settings) -> None:
     """Read items, images, text embeddings and the vocabulary; write the features and what was rejected."""
     with JobRun(spark, settings, STAGE) as job:
-        items = job.read(settings.score.filtered(ITEMS))
-        images = None
-        if settings.inputs.has_images:
-            images = packed_images(job.read(ITEM_IMAGES), settings.model.image_length).persist()
-        vocabulary = packed_vocabulary(job.read(VOCABULARY, may_be_empty=True))
-        built = build(items, images, job.read(ITEM_TEXT_EMBEDDINGS), vocabulary, settings)
-        job.write_rejected(built.rejected, REJECTED_ITEMS)
-        _require_few_rejects(job, items, images)
-        sums = job.write_worker_rows(built.features, settings.score.filtered(ITEM_FEATURES)).sums
-        # What training and scoring compare: token ids mean something only with the vocabulary that made them.
-        vocabulary_hash = mmh3.mmh3_x64_128_digest(vocabulary, 0).hex()
-        job.metrics = ItemMetrics(job.row_count(VOCABULARY), vocabulary_hash, settings.model.image_length, **sums)
+        inputs = _read(job)
+        made_by = inputs.made_by(settings)
+        packed = _packed(inputs.images, settings)
+        can_stay = last_run(job, settings.score.filtered(ITEM_FEATURES), made_by) is not None
+        # Which items have changed, the hashes of their images say.
+        images = packed if packed is None else (packed.drop("image_embedding") if can_stay else packed).persist()
+        usable = split(inputs.items, images, settings)
+        job.write_rejected(usable.rejected, REJECTED_ITEMS)
+        _require_few_rejects(job, inputs.items, images)
+        metrics = _write_changed(job, inputs, usable, made_by) if can_stay else None
+        if metrics is None:
+            whole = split(inputs.items, packed, settings) if can_stay else usable
+            metrics = _write_all(job, inputs, whole, made_by)
+        job.metrics = metrics
         if images is not None:
             images.unpersist()
 

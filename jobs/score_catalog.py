@@ -1,7 +1,8 @@
 """Score the whole catalog with the trained model, and publish the query vectors that its embeddings answer.
 
-Reads: item_features at the version that its record names, item_counts, query_embeddings, and the model that the record
-of train names; with score.short_vectors validation_<task> too.
+Reads: item_features at the version that its record names, or item_feature_changes and changed_item_features where these
+go on from what is published; item_counts, query_embeddings, and the model that the record of train names; with
+score.short_vectors validation_<task> too.
 Writes: item_embeddings, query_vectors, item_changes, item_short_vectors; one row is one product of the catalog with its
 embedding, one query with the vector to compare them with, one item that the version has otherwise than the one before,
 or one product with its embedding in short forms.
@@ -130,7 +131,7 @@ def build(
     tasks = max(spark.sparkContext.defaultParallelism, files.row_count // _ROWS_PER_TASK)
     dealt = deal(pieces_of(files, _ROWS_PER_TASK), tasks)
     # One number in each partition, as a shuffle of so few rows leaves half of the partitions empty.
-    return WorkerRows(spark.range(0, len(dealt), 1, len(dealt)).toDF("id"), score_files)
+    return WorkerRows(spark.range(0, len(dealt), 1, max(len(dealt), 1)).toDF("id"), score_files)
 
 
 def build_queries(
@@ -192,14 +193,15 @@ def run(spark: SparkSession, settings: Settings) -> None:
         table = settings.score.filtered(ITEM_EMBEDDINGS)
         scoring = scoring_of(identity, precision, settings.score.filters)
         kept = kept_version(settings, scoring, precision, fallback)
-        compared = compare(job, features, previous, kept)
+        compared = compare(job, made, previous, kept)
         changes = compared.changes
         gates.require_known_ids(compared.ids, settings.gates)
         keys = compared.keys
         count = files.row_count if keys is None else len(keys)
         rows_at_once = settings.score.rows_per_batch
         selection = Selection(keys, _replacement(job, fallback), settings.score.filters)
-        scored = build(spark, files, model, constants, rows_at_once, precision, selection)
+        to_score = files if compared.features == features else pin_version(compared.features, may_be_empty=True)
+        scored = build(spark, to_score, model, constants, rows_at_once, precision, selection)
         items = job.stage_worker_rows(scored, table, row_count=count)
         answers = query_vectors(job, queries, kinds, kept)
         new = table_io.read_files(spark, items.uris, table)
@@ -216,7 +218,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
         job.metrics = ScoreMetrics(
             model.model_id, precision, *counted, fallback=fallback, floor=decision.lines, published_id=identity,
             spaces=spaces, health=health, scoring=scoring, scored=count, trained_as_of=trained_as_of,
-            short=short.metrics if short else None,
+            short=short.metrics if short else None, features_checksum=files.checksum,
         )  # fmt: skip
         note = job.note(made_with=job.made_with)
         candidate = Candidate(items, answers, note, job.metrics, files.row_count, short.staged if short else None)

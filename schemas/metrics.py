@@ -134,6 +134,10 @@ class ItemMetrics:
         items_without_text: Items no text of which holds a known token.
         items_without_images: Items without a usable image.
         items_without_text_embedding: Items whose text has no frozen embedding.
+        kept_rows: Items whose row stayed as it was; the other figures count them too.
+        kept_from: Which files they were copied from, as `storage.files_checksum` names the version before, which
+            item_feature_changes goes on from; empty where all rows were made anew.
+        made_by: Hash of vocabulary, settings and code: rows of equal sources are equal while it stays.
     """
 
     vocabulary_size: int
@@ -147,6 +151,9 @@ class ItemMetrics:
     items_without_text: int = 0
     items_without_images: int = 0
     items_without_text_embedding: int = 0
+    kept_rows: int = 0
+    kept_from: str = ""
+    made_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -381,6 +388,8 @@ class ScoreMetrics:
         scored: Items that were scored; the others' rows are those of before. None in records of before.
         trained_as_of: The logical date of the model, ISO; empty in records of before.
         short: The short forms of the vectors; None where there are none.
+        features_checksum: Which files of item_features were scored, or stand for what is published, as
+            `storage.files_checksum` names them; empty in records of before.
     """
 
     model_id: str
@@ -396,6 +405,7 @@ class ScoreMetrics:
     scored: int | None = None
     trained_as_of: str = ""
     short: ShortMetrics | None = None
+    features_checksum: str = ""
 
 
 @dataclass(frozen=True)

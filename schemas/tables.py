@@ -161,11 +161,12 @@ INPUTS = (ITEMS, ITEM_IMAGES, QUERIES, ENGAGEMENT_LOGS)
 
 # ---------------------------------------------------------------- written by the jobs
 
+_OF_BEFORE = "null in tables of before"
 SOURCE_HASH = "source_hash"
 _SOURCE_HASH = Column(
     SOURCE_HASH,
     "int64",
-    "64-bit hash of what the row was made of: while it stays, so does the row; null in tables of before",
+    f"64-bit hash of what the row was made of: while it stays, so does the row; {_OF_BEFORE}",
     nullable=True,
     optional=True,
 )
@@ -225,12 +226,46 @@ ITEM_FEATURES = Table(
         _ITEM_KEY,
         *ELEMENT_COLUMNS,
         Column("out_of_vocabulary_count", "int32", "tokens of the item that the vocabulary lacks"),
+        Column(
+            "truncated_token_count",
+            "int32",
+            f"tokens beyond features.max_tokens_per_feature; {_OF_BEFORE}",
+            nullable=True,
+            optional=True,
+        ),
+        Column(
+            "unused_image_count",
+            "int32",
+            f"images beyond model.max_images; {_OF_BEFORE}",
+            nullable=True,
+            optional=True,
+        ),
         Column(FEATURES_HASH, "string", "128-bit hash of the feature columns, hexadecimal"),
+        _SOURCE_HASH,
         _checksum(_CHECKED_ITEM),
     ),
     key=("item_id",),
     checksummed=_CHECKED_ITEM,
 )
+
+CHANGED_ITEM_FEATURES = replace(
+    ITEM_FEATURES,
+    name="changed_item_features",
+    one_row_is="one product that the last build_item_features has otherwise than the one before, as the model reads it",
+)
+"""With the columns of ITEM_FEATURES; empty where all rows were made anew."""
+
+ITEM_FEATURE_CHANGES = Table(
+    "item_feature_changes",
+    "one product that is added, changed or removed between the last two versions of item_features",
+    (
+        _ITEM_ID,
+        _ITEM_KEY,
+        Column("change", "string", "added, changed or removed"),
+    ),
+    key=("item_id",),
+)
+"""Empty where all rows were made anew: which version it goes on from, `ItemMetrics.kept_from` says."""
 
 REJECTED_ITEMS = Table(
     "rejected_items",

@@ -29,7 +29,14 @@ from schemas.published import DELETE, Published, changes_since, is_newest, live,
 from schemas.records import all_records
 from schemas.settings import Settings, load_settings
 from schemas.storage import read_columns
-from schemas.tables import EVALUATION, ITEM_CHANGES, RUNS, VALIDATION
+from schemas.tables import (
+    CHANGED_ITEM_FEATURES,
+    EVALUATION,
+    ITEM_CHANGES,
+    ITEM_FEATURE_CHANGES,
+    RUNS,
+    VALIDATION,
+)
 from schemas.warehouse import Warehouse
 from tests.month.scheduler import SUBMIT, Finished, Scheduler
 from tests.month.shop import BAD_DAYS, as_of, spoil, write_day, write_settings, write_until
@@ -222,14 +229,13 @@ def in_peace(seed: int, plan: Plan, scheduler: Scheduler, inputs: Path) -> None:
     write_until(inputs, seed, trained)
     assert scheduler.weekly(as_of(trained)) == 0, scheduler.log()
     write_until(inputs, seed, last)
-    assert scheduler.daily(as_of(last), "score.max_changed_share=0") == 0, scheduler.log()
+    assert scheduler.daily(as_of(last), "rerun=true") == 0, scheduler.log()
 
 
 def require_equal_tables(settings: Settings, clean: Settings, plan: Plan) -> None:
     """Row for row and bit for bit, but for the order of rows and when they were scored."""
-    left_out = {ITEM_CHANGES.name} | (
-        {EVALUATION.name, VALIDATION.name} if plan.taken_back > plan.weekly[-1] else set()
-    )
+    feeds = {ITEM_CHANGES.name, ITEM_FEATURE_CHANGES.name, CHANGED_ITEM_FEATURES.name}
+    left_out = feeds | ({EVALUATION.name, VALIDATION.name} if plan.taken_back > plan.weekly[-1] else set())
     found = {record.stage: record for record in all_records(settings.layout)}
     compared = 0
     for record in all_records(clean.layout):

@@ -87,13 +87,13 @@ def deal(pieces: Sequence[FilePiece], tasks: int) -> list[list[FilePiece]]:
     return dealt
 
 
-def pin_version(version: TableVersion) -> TableFiles:
+def pin_version(version: TableVersion, *, may_be_empty: bool = False) -> TableFiles:
     """Resolve the version of a table that a run record names to its files, and see that they are the recorded ones.
 
     Raises:
         TableError: as of `pin_files`; or the version has other files, as of a table that was made anew since.
     """
-    files = pin_files(version.table, version.uri, version.version)
+    files = pin_files(version.table, version.uri, version.version, may_be_empty=may_be_empty)
     if version.checksum and files.checksum != version.checksum:
         expected = f"the files that the run record names (checksum {version.checksum})"
         found = f"a version {version.version} of other files (checksum {files.checksum}) at"
@@ -101,12 +101,12 @@ def pin_version(version: TableVersion) -> TableFiles:
     return files
 
 
-def pin_files(table: str, uri: str, version: int | None = None) -> TableFiles:
+def pin_files(table: str, uri: str, version: int | None = None, *, may_be_empty: bool = False) -> TableFiles:
     """Resolve one version of a Delta table, the newest by default, to its files.
 
     Raises:
-        TableError: there is no such table, it is empty, has deletion vectors or column mapping, its log names no row
-            counts, or files of the version are gone.
+        TableError: there is no such table, it is empty and may not be, has deletion vectors or column mapping, its log
+            names no row counts, or files of the version are gone.
         InputError: a file of its log is damaged or gone.
     """
     try:
@@ -124,7 +124,7 @@ def pin_files(table: str, uri: str, version: int | None = None) -> TableFiles:
     if any(file.rows is None for file in found.files):
         raise unreadable(table, uri, "row counts in the Delta log", "files without", "Write it with Delta statistics.")
     kept = [(file.uri, file.rows) for file in found.files if file.rows]
-    if not kept:
+    if not kept and not may_be_empty:
         raise unreadable(table, uri, "at least one row", "an empty table", "Check [dates] and [[tasks]].")
     if missing := first_gone([file.path for file in found.files]):
         raise version_gone(table, uri, found.version, missing)

@@ -7,7 +7,7 @@ of equal hashes stay as they are stored, and one commit changes the others (jobs
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, TypeVar
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -19,9 +19,11 @@ from jobs.runtime.worker_rows import WorkerRows
 from schemas.code_version import code_version
 from schemas.columns import Table
 from schemas.errors import InputError
-from schemas.records import TableVersion, find_record
+from schemas.records import RunRecord, TableVersion, find_record
 from schemas.storage import is_unchanged_since
 from schemas.tables import SOURCE_HASH
+
+Made = TypeVar("Made")
 
 _MOST = 0.5
 """Where more than this share of the rows has changed, or is marked as deleted, all rows are made and written anew."""
@@ -44,10 +46,10 @@ def find_kept(job: JobRun[Any], table: Table, sources: DataFrame, made_by: str) 
     Returns:
         The rows to be made or removed; None = all rows are to be made.
     """
-    last = last_output(job, table, made_by)
-    if last is None:
+    run = last_run(job, table, made_by)
+    if run is None:
         return None
-    (key,) = table.key
+    last, (key,) = run.output(table.name), table.key
     stored = table_io.read(job.spark, last.uri, table, version=last.version)
     new, old = (rows.select(key, F.col(SOURCE_HASH).alias(name)) for rows, name in ((sources, "new"), (stored, "old")))
     changes = find_changes(new.join(old, on=key, how="full_outer"), key)
@@ -58,12 +60,12 @@ def find_kept(job: JobRun[Any], table: Table, sources: DataFrame, made_by: str) 
     return changes
 
 
-def last_output(job: JobRun[Any], table: Table, made_by: str) -> TableVersion | None:
-    """The version of a table that the stage wrote last, where its rows can stay; None = they cannot."""
+def last_run(job: JobRun[Made], table: Table, made_by: str) -> RunRecord[Made] | None:
+    """The stage's last run, where the rows of a table that it wrote can stay; None = they cannot."""
     if job.settings.rerun:
         return None
     try:
-        last = find_record(job.settings.layout, job.stage)
+        last: RunRecord[Any] | None = find_record(job.settings.layout, job.stage)
     except InputError:  # whoever cannot be read is made anew
         return None
     if last is None or last.metrics.made_by != made_by:
@@ -71,7 +73,7 @@ def last_output(job: JobRun[Any], table: Table, made_by: str) -> TableVersion | 
     output = last.output(table.name)
     is_there = table_io.latest_version(job.spark, output.uri) is not None
     can_stay = is_there and output.version is not None and is_unchanged_since(output.uri, output.version)
-    return output if can_stay else None
+    return last if can_stay else None
 
 
 def merge_worker_rows(

@@ -13,11 +13,11 @@ from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.runtime import table_io
-from jobs.runtime.changes import Changes, deleted_share, find_changes, merge
+from jobs.runtime.changes import REMOVED, Changes, deleted_share, find_changes, merge
 from jobs.runtime.gates import IdCounts
 from jobs.runtime.job_run import JobRun
 from jobs.runtime.worker_rows import WorkerRows
@@ -25,13 +25,22 @@ from schemas.code_version import code_version
 from schemas.columns import Table
 from schemas.commits import Note, Staged, committed
 from schemas.feed import SOME, begin_version
-from schemas.metrics import ScoreMetrics
+from schemas.metrics import ItemMetrics, ScoreMetrics
 from schemas.published import Published, is_newest, live
 from schemas.records import RunRecord, TableVersion
 from schemas.settings import Settings
 from schemas.stages import BUILD_TRAINING_TABLES
 from schemas.storage import is_unchanged_since
-from schemas.tables import FEATURES_HASH, ITEM_COUNTS, ITEM_EMBEDDINGS, ITEM_FEATURES, QUERY_EMBEDDINGS, QUERY_VECTORS
+from schemas.tables import (
+    CHANGED_ITEM_FEATURES,
+    FEATURES_HASH,
+    ITEM_COUNTS,
+    ITEM_EMBEDDINGS,
+    ITEM_FEATURE_CHANGES,
+    ITEM_FEATURES,
+    QUERY_EMBEDDINGS,
+    QUERY_VECTORS,
+)
 from schemas.warehouse import Warehouse
 
 
@@ -43,11 +52,13 @@ class Comparison:
         published: The rows that are published; None where none are, or where an override says that they do not matter.
         ids: Ids of both, and of the log, counted.
         changes: What is to be scored; None = all: no row can stay, or so many have changed that all shall be written.
+        features: Where the features of what is to be scored lie.
     """
 
     published: DataFrame | None
     ids: IdCounts
     changes: Changes | None
+    features: TableVersion
 
     @property
     def keys(self) -> npt.NDArray[np.int64] | None:
@@ -97,8 +108,7 @@ def by_id(
         item_id, item_key, a hash of the row in `new` (null where it is not among the features) and in `old` (null where
         it is not published), is_logged.
     """
-    # As a number: the largest of texts is found by sorting all rows, that of numbers is not.
-    row_hash = F.xxhash64(FEATURES_HASH, *([F.to_json(F.struct(*filters))] if filters else []))
+    row_hash = _row_hash(filters)
     key = number = F.lit(None).cast("long")
     sides = [
         features.select("item_id", "item_key", row_hash, number, F.lit(False)),
@@ -109,6 +119,12 @@ def by_id(
     names = ("item_id", "item_key", "new", "old", "is_logged")
     whole = reduce(DataFrame.union, [side.toDF(*names) for side in sides])
     return whole.groupBy("item_id").agg(*[F.max(name).alias(name) for name in names[1:]])
+
+
+def _row_hash(filters: Sequence[str]) -> Column:
+    """Hash of what a row of ITEM_FEATURES and one of ITEM_EMBEDDINGS have in common."""
+    # As a number: the largest of texts is found by sorting all rows, that of numbers is not.
+    return F.xxhash64(FEATURES_HASH, *([F.to_json(F.struct(*filters))] if filters else []))
 
 
 def count_ids(compared: DataFrame) -> IdCounts:
@@ -125,19 +141,22 @@ def count_ids(compared: DataFrame) -> IdCounts:
 
 def compare(
     job: JobRun[ScoreMetrics],
-    features: TableVersion,
+    made: RunRecord[ItemMetrics],
     previous: RunRecord[ScoreMetrics] | None,
     kept: Published | None,
 ) -> Comparison:
     """Compare what would be scored with what is published, and with the log.
 
+    Where item_features goes on from the version that was scored last, only rows that build_item_features has made anew
+    are looked at; else all.
+
     Args:
         job: The run.
-        features: The version of item_features.
+        made: The run of build_item_features that made what would be scored.
         previous: The run whose vectors are live.
         kept: See `kept_version`.
     """
-    counts = job.record(BUILD_TRAINING_TABLES).output(ITEM_COUNTS.name)
+    counts, features = job.record(BUILD_TRAINING_TABLES).output(ITEM_COUNTS.name), made.output(ITEM_FEATURES.name)
     job.count_input(counts)
     logged = table_io.read(job.spark, counts.uri, ITEM_COUNTS, version=counts.version)
     score = job.settings.score
@@ -145,17 +164,60 @@ def compare(
     new = table_io.read(job.spark, features.uri, features_table, version=features.version)
     # What is published with other columns is not kept, and may lack some of these.
     published = _published_rows(job, previous, published_table if kept else ITEM_EMBEDDINGS)
-    compared = by_id(new, published, logged, tuple(score.filters) if kept else ())
-    ids = count_ids(compared)
-    if kept is None:
-        return Comparison(published, ids, None)
-    changes, most = find_changes(compared.drop("is_logged"), "item_id"), score.max_changed_share
-    share = changes.total / max(features.rows, 1)
+    if kept is None or published is None:
+        return Comparison(published, count_ids(by_id(new, published, logged)), None, features)
+    filters = tuple(score.filters)
+    scored = kept.metrics.features_checksum
+    if scored and made.metrics.made_by and scored in (features.checksum, made.metrics.kept_from):
+        changes, features = _changes_told(job, made, published, filters)
+        ids = _count_ids_told(changes, kept.outputs[0].rows, new, logged)
+    else:
+        compared = by_id(new, published, logged, filters)
+        ids, changes = count_ids(compared), find_changes(compared.drop("is_logged"), "item_id")
+    rows, most = made.output(ITEM_FEATURES.name).rows, score.max_changed_share
+    share = changes.total / max(rows, 1)
     if share > most or share + deleted_share(kept.outputs[0].uri) > 2 * most:
         changes.forget()
-        return Comparison(published, ids, None)
-    print(f"  of {features.rows:,} items: {changes}; the others stay as they are published", flush=True)
-    return Comparison(published, ids, changes)
+        return Comparison(published, ids, None, made.output(ITEM_FEATURES.name))
+    print(f"  of {rows:,} items: {changes}; the others stay as they are published", flush=True)
+    return Comparison(published, ids, changes, features)
+
+
+def _changes_told(
+    job: JobRun[ScoreMetrics], made: RunRecord[ItemMetrics], published: DataFrame, filters: tuple[str, ...]
+) -> tuple[Changes, TableVersion]:
+    """What of the rows that build_item_features has made anew is not as it is published, and where they lie.
+
+    Equal features may have been made of another text: their rows stay. So they do where build_item_features has told
+    before what has changed.
+    """
+    table = job.settings.score.filtered(CHANGED_ITEM_FEATURES)
+    rows = job.read(table, may_be_empty=True)
+    told = job.read(ITEM_FEATURE_CHANGES, may_be_empty=True).select("item_id", "item_key")
+    row_hash = _row_hash(filters)
+    # Each side is unique by item_id.
+    old = published.join(F.broadcast(told.select("item_id")), on="item_id", how="left_semi")
+    compared = told.join(rows.select("item_id", row_hash.alias("new")), on="item_id", how="left").join(
+        old.select("item_id", row_hash.alias("old")), on="item_id", how="left"
+    )
+    return find_changes(compared, "item_id"), made.output(table.name)
+
+
+def _count_ids_told(changes: Changes, published: int, features: DataFrame, logged: DataFrame) -> IdCounts:
+    """Count the ids, where it is known which items have changed.
+
+    Args:
+        changes: What has.
+        published: Rows that are published.
+        features: Rows of ITEM_FEATURES: what would be published.
+        logged: Rows of ITEM_COUNTS.
+    """
+    keys = logged.select("item_key").distinct()
+    # Unique by item_key.
+    found = keys.join(features.select("item_key", F.lit(1).alias("is_there")), on="item_key", how="left")
+    row = found.agg(F.count("*").alias("logged"), F.count("is_there").alias("logged_kept")).first()
+    assert row is not None
+    return IdCounts(published, published - changes.counts[REMOVED], **row.asDict())
 
 
 def merge_published(warehouse: Warehouse, table: Table, changes: Changes, scored: DataFrame, note: Note) -> int:

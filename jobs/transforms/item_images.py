@@ -1,8 +1,12 @@
-"""Images of items: packed into float16 cells as they are read, checked, and put in order."""
+"""Images of items: packed into float16 cells as they are read, checked, and put in order.
+
+Which images can be used follows from their hashes, so that whoever only asks whether an item has changed moves none.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,13 +24,26 @@ from jobs.transforms.quarantine import (
     with_reject,
 )
 from schemas.cells import pack_vectors
+from schemas.columns import Column
 from schemas.tables import ITEM_IMAGES, REJECTED_ITEMS
+
+_START, _HASH = "image_start", "image_hash"
+_COMPARED_IMAGES = replace(
+    ITEM_IMAGES,
+    columns=(
+        *[column for column in ITEM_IMAGES.columns if column.name != "image_embedding"],
+        Column(_START, "binary", "the first 8 numbers of the packed cell; null where it is no usable vector"),
+        Column(_HASH, "int64", "64-bit hash of the packed cell; null where it is no usable vector"),
+    ),
+)
+"""Images as they are compared: of two at one place the smaller by its first numbers is used, of equal ones by hash."""
 
 
 def packed_images(images: DataFrame, length: int) -> DataFrame:
-    """Images with `image_embedding` packed into cells of float16, or null where it is no usable vector; `given_length`.
+    """Images with `image_embedding` packed into cells of float16, or null where it is no usable vector.
 
-    Packing comes before any shuffle: it halves what is moved, and checks a whole vector at a time.
+    Beside it stand the cell's `image_start` and `image_hash`, and the vector's `given_length`. Packing comes before any
+    shuffle: it halves what is moved, and checks a whole vector at a time.
 
     Args:
         images: Rows of ITEM_IMAGES.
@@ -40,7 +57,10 @@ def packed_images(images: DataFrame, length: int) -> DataFrame:
             columns += [pack_vectors(vectors, length), pc.list_value_length(vectors)]
             yield pa.RecordBatch.from_arrays(columns, [*batch.schema.names, "given_length"])
 
-    return images.mapInArrow(pack, "item_id string, position int, image_embedding binary, given_length int")
+    packed = images.mapInArrow(pack, "item_id string, position int, image_embedding binary, given_length int")
+    cell = F.col("image_embedding")
+    compared = {_START: F.substring(cell, 1, 16), _HASH: F.when(cell.isNotNull(), F.xxhash64(cell))}
+    return packed.withColumns(compared)
 
 
 def split_images(images: DataFrame, items: DataFrame, length: int) -> tuple[DataFrame, DataFrame]:
@@ -50,7 +70,7 @@ def split_images(images: DataFrame, items: DataFrame, length: int) -> tuple[Data
     duplicate_image, another as conflicting_image.
 
     Args:
-        images: Rows of `packed_images`.
+        images: Rows of `packed_images`, with their image_embedding or without.
         items: The usable items, unique by item_id: the join cannot multiply images.
         length: Numbers of a vector, for the reason of a reject.
 
@@ -71,13 +91,13 @@ def split_images(images: DataFrame, items: DataFrame, length: int) -> tuple[Data
             "Set model.image_length to the length of the vectors.",
         ),
         Check(
-            "bad_vector", F.col("image_embedding").isNull(), "image_embedding", vector, "Embed the image again.",
+            "bad_vector", F.col(_HASH).isNull(), "image_embedding", vector, "Embed the image again.",
         ),
     ]  # fmt: skip
     sound = with_reject(images, ITEM_IMAGES, row_checks)
     by_position = Window.partitionBy("item_id").orderBy("position")
     ranked = accepted(sound).withColumn("rank", F.dense_rank().over(by_position))
-    placed = with_copies(ranked, ITEM_IMAGES, ("item_id", "position")).join(
+    placed = with_copies(ranked, _COMPARED_IMAGES, ("item_id", "position")).join(
         items.select("item_id", F.lit(True).alias("is_known")), on="item_id", how="left"
     )
     set_checks = [
@@ -86,7 +106,7 @@ def split_images(images: DataFrame, items: DataFrame, length: int) -> tuple[Data
     ]
     unique = with_reject(placed, ITEM_IMAGES, set_checks)
     rejects = rejected(sound, REJECTED_ITEMS).unionByName(rejected(unique, REJECTED_ITEMS))
-    return accepted(unique).select("item_id", "position", "image_embedding", "rank"), rejects
+    return accepted(unique).select("item_id", "position", "rank", *_said_of_images(images)), rejects
 
 
 def given_lengths(images: DataFrame, length: int) -> str:
@@ -105,15 +125,21 @@ def given_lengths(images: DataFrame, length: int) -> str:
 
 
 def images_by_item(images: DataFrame, max_images: int) -> DataFrame:
-    """One row per item: its first `max_images` images by position, and how many lie beyond.
+    """One row per item: `images` and `image_hashes` of its first `max_images` by position, and how many lie beyond.
 
     Args:
-        images: The usable images of `split_images`.
+        images: The usable images of `split_images`; without their image_embedding there are no `images`.
         max_images: Most images of one item.
     """
     is_within = F.col("rank") <= max_images
-    in_order = F.sort_array(F.collect_list(F.when(is_within, F.struct("position", "image_embedding"))))
+    said = _said_of_images(images)
+    in_order = F.sort_array(F.collect_list(F.when(is_within, F.struct("position", *said))))
+    lists = {_HASH: "image_hashes", "image_embedding": "images"}
     return images.groupBy("item_id").agg(
-        in_order.getField("image_embedding").alias("images"),
+        *[in_order.getField(name).alias(lists[name]) for name in said],
         F.sum(F.when(is_within, 0).otherwise(1)).alias("images_beyond_limit"),
     )
+
+
+def _said_of_images(images: DataFrame) -> list[str]:
+    return [name for name in (_HASH, "image_embedding") if name in images.columns]

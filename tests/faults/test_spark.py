@@ -29,6 +29,7 @@ from jobs.runtime.changes import find_changes
 from jobs.runtime.lost_worker import lost_worker
 from jobs.runtime.rescoring import by_id, merge_published
 from jobs.runtime.worker_rows import Place, WorkerRows
+from jobs.transforms.item_sources import split
 from schemas import commits
 from schemas.errors import InputError, TableError
 from schemas.spark import conform, struct_type
@@ -231,7 +232,8 @@ def test_a_huge_row_is_cut_in_bounded_memory(spark: SparkSession, make_settings:
     one = spark.range(1).selectExpr("'huge' item_id", f"repeat('red mug ', {len(huge) // 8}) title")
     rows = conform(items.unionByName(one), ITEMS).coalesce(1)
     embeddings = spark.createDataFrame([], struct_type(ITEM_TEXT_EMBEDDINGS))
-    built = build_item_features.build(rows, None, embeddings, pack_vocabulary(*vocabulary), settings).features
+    usable = split(rows, None, settings)
+    built = build_item_features.build(usable, embeddings, pack_vocabulary(*vocabulary), settings)
 
     make = built.make
 

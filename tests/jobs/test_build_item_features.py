@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +20,10 @@ from pyspark.sql import functions as F
 from itemsage_model.text.tokenizer import Tokenizer, pack_vocabulary
 from itemsage_model.text.tokens import token_kinds
 from jobs import build_item_features
-from jobs.build_item_features import ItemFeatures, packed_vocabulary
+from jobs.build_item_features import packed_vocabulary
+from jobs.runtime.worker_rows import WorkerRows
 from jobs.transforms.item_images import packed_images
+from jobs.transforms.item_sources import split
 from schemas import contracts
 from schemas.arrow import conform_batch
 from schemas.checksums import with_checksums
@@ -30,13 +32,29 @@ from schemas.metrics import ItemTextMetrics, VocabularyMetrics
 from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.settings import Settings
 from schemas.spark import conform, struct_type
-from schemas.tables import ITEM_FEATURES, ITEM_IMAGES, ITEM_TEXT_EMBEDDINGS, ITEMS, REJECTED_ITEMS, VOCABULARY
+from schemas.tables import (
+    CHANGED_ITEM_FEATURES,
+    ITEM_FEATURE_CHANGES,
+    ITEM_FEATURES,
+    ITEM_IMAGES,
+    ITEM_TEXT_EMBEDDINGS,
+    ITEMS,
+    REJECTED_ITEMS,
+    VOCABULARY,
+)
 
 MakeSettings = Callable[..., Settings]
 ITEM = "item_id string, title string, colors array<string>"
 IMAGE = "item_id string, position int, image_embedding array<float>"
 VOCABULARY_BYTES = pack_vocabulary(["#re", "red"], ["red", "mug", "tea"], ["red#mug"])
 FEATURES = {"text_features": ["title", "colors"]}
+
+
+class ItemFeatures(NamedTuple):
+    """What the job would write: rows of ITEM_FEATURES, and of REJECTED_ITEMS."""
+
+    features: WorkerRows
+    rejected: DataFrame
 
 
 def vector(*numbers: float) -> list[float]:
@@ -54,11 +72,12 @@ def built(
 ) -> ItemFeatures:
     embedding_rows = spark.createDataFrame([(*row, None) for row in embeddings], struct_type(ITEM_TEXT_EMBEDDINGS))
     item_rows = conform(spark.createDataFrame(items, ITEM), ITEMS).repartition(partitions)
-    if images is None:
-        return build_item_features.build(item_rows, None, embedding_rows, vocabulary, settings)
-    image_rows = conform(spark.createDataFrame(images, IMAGE), ITEM_IMAGES).repartition(partitions)
-    images_of = packed_images(image_rows, 256)
-    return build_item_features.build(item_rows, images_of, embedding_rows, vocabulary, settings)
+    packed = None
+    if images is not None:
+        packed = packed_images(conform(spark.createDataFrame(images, IMAGE), ITEM_IMAGES).repartition(partitions), 256)
+    usable = split(item_rows, packed, settings)
+    rows = build_item_features.build(usable, embedding_rows, vocabulary, settings)
+    return ItemFeatures(rows, usable.rejected)
 
 
 def collected(result: ItemFeatures) -> tuple[list[Row], dict[str, int]]:
@@ -268,12 +287,12 @@ def test_a_run_writes_tables_figures_and_rejects(spark: SparkSession, make_setti
     assert record.made_with == {contracts.ITEM_TEXT: "lsa-1"}
     assert record.rejected == {"item_images: wrong_length": 1, "items: duplicate_item": 1}
     assert {version.table: version.rows for version in record.outputs} == {
-        ITEM_FEATURES.name: 1, REJECTED_ITEMS.name: 2,
+        ITEM_FEATURES.name: 1, REJECTED_ITEMS.name: 2, CHANGED_ITEM_FEATURES.name: 0, ITEM_FEATURE_CHANGES.name: 0,
     }  # fmt: skip
-    assert asdict(record.metrics) == {
+    assert asdict(record.metrics) | {"made_by": ""} == {
         "tokens": 2, "out_of_vocabulary_tokens": 2, "truncated_tokens": 0, "images": 1, "images_beyond_limit": 0,
         "items_without_text": 0, "items_without_images": 0, "items_without_text_embedding": 0,
-        "vocabulary_size": 2, "image_length": 256,
+        "vocabulary_size": 2, "image_length": 256, "kept_rows": 0, "kept_from": "", "made_by": "",
         "vocabulary_hash": "a303fe13e7922036eecbece43c08de18",
     }  # fmt: skip
     kept = [rdd.name() for rdd in spark.sparkContext._jsc.getPersistentRDDs().values()]  # type: ignore[union-attr]

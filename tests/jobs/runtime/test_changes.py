@@ -18,6 +18,7 @@ from jobs.runtime.rescoring import Comparison, by_id, count_ids, merge_published
 from jobs.runtime.table_io import read
 from schemas.commits import OvertakenError, Staged, open_or_create
 from schemas.feed import begin_version, recorded_changes
+from schemas.records import TableVersion
 from schemas.spark import struct_type
 from schemas.storage import read_columns
 from schemas.tables import ITEM_EMBEDDINGS
@@ -64,7 +65,7 @@ def uri(spark: SparkSession, tmp_path: Path) -> str:
 def test_what_is_not_as_published_is_found(spark: SparkSession, uri: str) -> None:
     changes = differing(spark, NEW, read(spark, uri, ITEM_EMBEDDINGS))
     assert changes.counts == {"added": 1, "changed": 1, "removed": 2}
-    keys = Comparison(None, IdCounts(), changes).keys
+    keys = Comparison(None, IdCounts(), changes, TableVersion("item_features", uri, 0, 4)).keys
     assert keys is not None
     assert list(keys) == [7, 99]
     assert str(changes) == "1 added, 1 changed, 2 removed"
