@@ -4,7 +4,8 @@ Photographs of 460 x 350 pixels as JPEG, soft shapes under noise, each another o
 what one writes first: one process with two torch threads reads the table, decodes one picture with Pillow and encodes
 one. It has a share of the pictures, as its time a picture does not depend on how many there are. The ceiling: two
 processes that decode and prepare as our workers do, and encode nothing. The model is EfficientNet-Lite0, by the weights
-of its package. Memory is that of the largest Python worker, first with a fifth of the pictures, then with all of them.
+of its package; ours as the ONNX graph that `as_onnx` writes of it, whose vectors are the same to five digits. Memory is
+that of the largest Python worker, first with a fifth of the pictures, then with all of them.
 
     python -m benchmarks.pictures [--rounds N] [--small]
 """
@@ -29,6 +30,7 @@ from PIL import Image
 from benchmarks.contest import CannotRun, Contender, Figures, Row, Turn, compete, judge, require
 from benchmarks.report import Options, main, print_outcome
 from benchmarks.spark_tables import session
+from itemsage_model.encoders.pictures.as_onnx import write_onnx
 from itemsage_model.encoders.pictures.efficientnet_lite import LENGTH, PREPROCESSING, EfficientNetLite0
 from jobs import embed_images
 from schemas.records import read_record
@@ -37,7 +39,7 @@ from schemas.stages import EMBED_IMAGES
 from schemas.storage import read_columns
 
 OURS, FEWER, LOOP, DECODING = "embed_images", "a fifth of them", "plain loop, two torch threads", "decoding alone"
-SIZE, FILES = (460, 350), 8
+SIZE, FILES, GRAPH = (460, 350), 8, "graph"
 MOST_PIXELS = 50_000_000
 
 
@@ -46,6 +48,11 @@ def rows(options: Options) -> Iterator[Row]:
     count = options.choose(10_000, 200)
     for name, pictures in ((OURS, count), (FEWER, count // 5)):
         write_pictures(options.scratch / name, pictures)
+    try:
+        write_onnx(str(model_folder()), options.scratch / GRAPH)
+    except CannotRun as reason:
+        yield Row("pictures", "embed_images", LOOP, None, None, None, ">= 1.7", None, str(reason))
+        return
     contenders = [
         Contender(OURS, job_turn, (options.scratch, OURS, count)),
         Contender(LOOP, loop_turn, (options.scratch, max(50, count // 10))),
@@ -104,7 +111,7 @@ def job_turn(scratch: Path, name: str, count: int) -> Turn:
         {
             "warehouse": {"uri": str(scratch / name)},
             "dates": {"as_of": "2026-03-01", "train_days": 20, "test_days": 7},
-            "pictures": {"folder": str(model_folder())},
+            "pictures": {"folder": str(scratch / GRAPH)},
             "model": {"image_length": LENGTH},
             "rerun": True,
         }

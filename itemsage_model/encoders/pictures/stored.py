@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -99,24 +100,30 @@ def _door(folder: Path) -> Callable[[Path], Door]:
 # ---------------------------------------------------------------- torch
 
 
-def _with_torch(model: Callable[[Tensor], Any]) -> Forward:
-    """A torch model on one thread of the CPU, on which all machines agree as far as they can."""
+@dataclass(frozen=True)
+class TorchForward:
+    """A torch model on one thread of the CPU, on which all machines agree as far as they can.
 
-    def forward(pixels: Pixels) -> Vectors:
+    Attributes:
+        model: Pixels -> vectors [picture, _], feature maps [picture, _, y, x] or tokens [picture, token, _].
+    """
+
+    model: Callable[[Tensor], Tensor]
+
+    def vectors(self, pixels: Tensor) -> Tensor:
+        """A vector a picture: the mean of a feature map, the first of the tokens."""
+        found = self.model(pixels)
+        if found.ndim == 4:
+            return found.mean((2, 3))
+        return found[:, 0] if found.ndim == 3 else found
+
+    def __call__(self, pixels: Pixels) -> Vectors:
+        """The vectors of a batch."""
         torch.set_num_threads(1)
         with torch.inference_mode():
-            found = model(torch.from_numpy(pixels).contiguous(memory_format=torch.channels_last))
-        return _pooled(found.float().numpy())
-
-    return forward
-
-
-def _pooled(found: Vectors) -> Vectors:
-    """A vector a picture: the mean of a feature map [picture, channel, y, x]; the first of [picture, token, number]."""
-    if found.ndim == 4:
-        pooled: Vectors = found.mean(axis=(2, 3), dtype=np.float32)
-        return pooled
-    return found[:, 0] if found.ndim == 3 else found
+            found = self.vectors(torch.from_numpy(pixels).contiguous(memory_format=torch.channels_last))
+        vectors: Vectors = found.float().numpy()
+        return vectors
 
 
 def _quiet(model: Any) -> Any:
@@ -140,7 +147,7 @@ def _open_efficientnet_lite(folder: Path) -> Door:
     if not efficientnet_lite.is_efficientnet_lite(state):
         raise ValueError("a lone state dict of another architecture; name it in a config.json")
     model = _quiet(efficientnet_lite.EfficientNetLite0(state))
-    return "efficientnet-lite0", efficientnet_lite.PREPROCESSING, _with_torch(model)
+    return "efficientnet-lite0", efficientnet_lite.PREPROCESSING, TorchForward(model)
 
 
 def _open_timm(folder: Path) -> Door:
@@ -153,7 +160,7 @@ def _open_timm(folder: Path) -> Door:
     if missing:
         raise ValueError(f"the state dict lacks {', '.join(sorted(missing)[:3])}")
     model.load_state_dict(state, strict=False)  # the classifier's weights are left over
-    return f"timm-{name}", from_timm(config), _with_torch(_quiet(model))
+    return f"timm-{name}", from_timm(config), TorchForward(_quiet(model))
 
 
 def _open_torchvision(folder: Path) -> Door:
@@ -165,7 +172,7 @@ def _open_torchvision(folder: Path) -> Door:
     # What is last is the classifier, under one of these names.
     last = next(part for part in ("fc", "classifier", "heads", "head") if hasattr(model, part))
     setattr(model, last, torch.nn.Flatten())
-    return f"torchvision-{name}", _preprocessing(folder), _with_torch(_quiet(model))
+    return f"torchvision-{name}", _preprocessing(folder), TorchForward(_quiet(model))
 
 
 def _open_transformers(folder: Path) -> Door:
@@ -182,7 +189,7 @@ def _open_transformers(folder: Path) -> Door:
         tokens: Tensor = found.last_hidden_state
         return tokens if pooled is None else pooled.flatten(1)
 
-    return f"transformers-{kind}", _preprocessing(folder), _with_torch(vectors)
+    return f"transformers-{kind}", _preprocessing(folder), TorchForward(vectors)
 
 
 # ---------------------------------------------------------------- ONNX
@@ -206,6 +213,14 @@ def _open_onnx(folder: Path) -> Door:
         return _pooled(np.asarray(session.run([wanted], {inputs[0]: pixels})[0], np.float32))
 
     return "onnx", _preprocessing(folder), forward
+
+
+def _pooled(found: Vectors) -> Vectors:
+    """As `TorchForward.vectors`."""
+    if found.ndim == 4:
+        pooled: Vectors = found.mean(axis=(2, 3), dtype=np.float32)
+        return pooled
+    return found[:, 0] if found.ndim == 3 else found
 
 
 # ---------------------------------------------------------------- both

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from itemsage_model.encoders.pictures import efficientnet_lite, stored
+from itemsage_model.encoders.pictures.as_onnx import write_onnx
 from itemsage_model.encoders.pictures.decoding import decode
 from itemsage_model.encoders.pictures.picture_encoder import BATCH, PictureEncoder
 from itemsage_model.encoders.pictures.preprocessing import Preprocessing, from_transformers
@@ -239,6 +240,21 @@ def test_an_onnx_graph_without_a_word_on_its_input_is_refused(tmp_path: Path) ->
     export(TinyVision(False).eval(), tmp_path)
     with pytest.raises(InputError, match=r"no preprocessor_config\.json"):
         open_encoder(str(tmp_path))
+
+
+def test_a_model_of_torch_becomes_a_graph_with_the_same_vectors(efficientnet: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    contents = [jpeg(seed) for seed in range(3)]
+    wanted, preprocessing = vectors_of(efficientnet, contents), open_encoder(str(efficientnet)).preprocessing
+    write_onnx(str(efficientnet), tmp_path / "graph")
+    found = open_encoder(str(tmp_path / "graph"))
+    assert found.name.startswith("picture-onnx-")
+    assert found.preprocessing == preprocessing
+    np.testing.assert_allclose(vectors_of(tmp_path / "graph", contents), wanted, atol=1e-5)
+    with pytest.raises(SettingsError, match="exists; name a folder that does not"):
+        write_onnx(str(efficientnet), tmp_path / "graph")
+    with pytest.raises(SettingsError, match="holds an ONNX graph already"):
+        write_onnx(str(tmp_path / "graph"), tmp_path / "again")
 
 
 def test_a_clip_folder_is_a_door(tmp_path: Path) -> None:
