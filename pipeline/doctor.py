@@ -20,6 +20,7 @@ from deltalake.exceptions import DeltaError
 from jobs.runtime.litter import find_litter, unread_in_tables
 from pipeline.commands import ROOT, jars_on_disk
 from pipeline.findings import Finding, Sample
+from pipeline.picture_findings import encoder_findings
 from pipeline.sampled_rows import content_findings, reject_findings
 from schemas.arrow import arrow_type
 from schemas.columns import Table
@@ -27,11 +28,14 @@ from schemas.errors import EXIT_INPUT, DeadlineError, InputError
 from schemas.input_files import CORRECT_URI
 from schemas.input_rows import stored_rows
 from schemas.input_tables import InputTable, look_at_input
+from schemas.picture_tables import ITEM_PICTURES
 from schemas.settings import Settings
-from schemas.tables import ENGAGEMENT_LOGS, INPUTS, ITEM_IMAGES
+from schemas.tables import ENGAGEMENT_LOGS
 
-SAMPLE_ROWS, SAMPLE_EVENTS = 10_000, 500_000
-"""Rows of a table, and of the log, whose rows are short, that are looked at: the first of its first files."""
+SAMPLE_ROWS, SAMPLE_EVENTS, SAMPLE_PICTURES = 10_000, 500_000, 100
+"""Rows that are looked at: of a table; of the log, whose rows are short; of pictures, which are decoded."""
+
+_SAMPLES = {ENGAGEMENT_LOGS.name: SAMPLE_EVENTS, ITEM_PICTURES.name: SAMPLE_PICTURES}
 
 
 def examine(settings: Settings) -> int:
@@ -52,10 +56,9 @@ def all_findings(settings: Settings) -> Iterator[Finding]:
     yield Finding("ok", "settings", f"{len(settings.tasks)} tasks; logs from {settings.dates.train_start:%Y-%m-%d} up "
                   f"to {settings.dates.end:%Y-%m-%d}; warehouse {settings.layout.uri}"
                   + (f", registered as {settings.warehouse.name}" if settings.warehouse.name else ""))  # fmt: skip
+    yield from encoder_findings(settings)
     samples: dict[str, Sample] = {}
-    for table in INPUTS:
-        if table is ITEM_IMAGES and not settings.inputs.has_images:
-            continue
+    for table in settings.input_tables:
         sample = yield from table_findings(settings, table)
         if sample is not None:
             samples[table.name] = sample
@@ -163,7 +166,7 @@ def _sample(found: InputTable) -> tuple[pa.Table | None, str]:
     usable = [name for name in found.known if name not in {fault.part for fault in found.faults}]
     schema = pa.schema([(name, arrow_type(found.table.column(name))) for name in usable])
     try:
-        most = SAMPLE_EVENTS if found.table is ENGAGEMENT_LOGS else SAMPLE_ROWS
+        most = _SAMPLES.get(found.table.name, SAMPLE_ROWS)
         return _head(stored_rows(found, usable), schema, most), ""
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         return None, " ".join(str(error).split())[:200]

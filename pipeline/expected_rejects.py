@@ -20,8 +20,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.picture_findings import picture_fault
 from schemas.cells import pack_vectors
 from schemas.columns import Table
+from schemas.picture_tables import ITEM_PICTURES
 from schemas.settings import Settings
 from schemas.tables import ENGAGEMENT_LOGS, ITEM_IMAGES, ITEMS, QUERIES
 from schemas.tasks import Task
@@ -80,6 +82,23 @@ def image_rules(images: pa.Table, settings: Settings, known: Known) -> list[Rule
     unknown = [_unknown(images, "unknown_item", "item_id", known.items)] if known.items is not None else []
     packed = images.set_column(images.schema.get_field_index("image_embedding"), "image_embedding", cells)
     return rules + unknown + _copy_rules(packed, ITEM_IMAGES, ("item_id", "position"), "image", rules)
+
+
+def picture_rules(pictures: pa.Table, settings: Settings, known: Known) -> list[Rule]:
+    """Of ITEM_PICTURES, but for copies, and for pictures that lie elsewhere, which are not opened for a look."""
+    content, is_elsewhere = _column(pictures, "picture"), ~_is_blank(pictures, "picture_uri")
+    is_here = ~_mask(content.is_null())
+    size = pc.greater(pc.binary_length(content), settings.pictures.max_bytes)
+    faults = np.array([picture_fault(one, settings) for one in content.to_pylist()], object)
+    return [
+        _blank(pictures, "null_id", "item_id"),
+        *_text_rules(pictures, ITEM_PICTURES),
+        Rule("null_position", "position", _mask(_column(pictures, "position").is_null())),
+        Rule("no_picture", "picture", ~is_here & ~is_elsewhere),
+        Rule("two_pictures", "picture_uri", is_here & is_elsewhere),
+        Rule("too_many_bytes", "picture", _mask(size)),
+        *(Rule(reason, "picture", faults == reason) for reason in sorted({fault for fault in faults if fault})),
+    ]
 
 
 def query_rules(queries: pa.Table) -> list[Rule]:
@@ -273,6 +292,7 @@ def _microseconds(when: datetime) -> int:
 RULES: dict[str, Callable[[pa.Table, Settings, Known], list[Rule]]] = {
     ITEMS.name: lambda rows, settings, known: item_rules(rows),
     ITEM_IMAGES.name: image_rules,
+    ITEM_PICTURES.name: picture_rules,
     QUERIES.name: lambda rows, settings, known: query_rules(rows),
     ENGAGEMENT_LOGS.name: event_rules,
 }

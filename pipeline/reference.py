@@ -17,12 +17,15 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from pipeline.commands import ROOT
-from schemas import graph_tables, query_pair_tables, tables
+from schemas import graph_tables, picture_tables, query_pair_tables, tables
 from schemas.columns import Column, Kind, Table
 from schemas.settings import InputSettings, Section, Settings
-from schemas.stages import BESIDE, MAKE_DEMO_WORLD, PIPELINE, is_among, maker_of
+from schemas.stages import BESIDE, MAKE_DEMO_WORLD, OPTIONAL, WHOLE, is_among, maker_of
 
 COMMAND = "python -m pipeline.reference"
+
+_DECLARED_IN = (tables, picture_tables, query_pair_tables, graph_tables)
+"""Where tables are declared; what one has from the other counts once."""
 
 LISTS = ("tasks", "negatives", "canaries")
 """Sections of which the settings file may have several."""
@@ -66,9 +69,8 @@ def tables_page() -> str:
 
 def grouped_tables() -> dict[str, list[Table]]:
     """Heading -> tables, in the order of their declaration."""
-    modules = (tables, query_pair_tables, graph_tables)
-    declared = [value for module in modules for value in vars(module).values() if isinstance(value, Table)]
-    declared = list(dict.fromkeys(declared))
+    values = [value for module in _DECLARED_IN for value in vars(module).values() if isinstance(value, Table)]
+    declared = list(dict.fromkeys(values))
     made = [table for table in declared if maker_of(table.name)]
     inputs = [table for table in declared if table.name in InputSettings.model_fields]
     of_all = [tables.RUNS]
@@ -80,7 +82,7 @@ def grouped_tables() -> dict[str, list[Table]]:
 
 
 def _table_section(table: Table) -> list[str]:
-    readers = [f"`{stage.name}`" for stage in (*PIPELINE, *BESIDE) if is_among(table.name, stage.reads)]
+    readers = [f"`{stage.name}`" for stage in (*WHOLE, *BESIDE) if is_among(table.name, stage.reads)]
     key = ", ".join(f"`{name}`" for name in table.key) or "none"
     return [
         f"### {escaped(table.name)}", "",
@@ -98,7 +100,12 @@ def _writer(table: Table) -> str:
     if table is tables.RUNS:
         return "every stage, when it has ended"
     demo = f"`{MAKE_DEMO_WORLD.name}`"
-    return f"the shop; in the demo by {demo}" if table.name in InputSettings.model_fields else demo
+    if table.name not in InputSettings.model_fields:
+        return demo
+    or_by = next(
+        (f", or by `{stage.name}` where it runs" for stage in OPTIONAL if is_among(table.name, stage.writes)), ""
+    )
+    return f"the shop{or_by}; in the demo by {demo}"
 
 
 def _column_row(column: Column) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ from jobs.runtime import catalog
 from jobs.runtime.session import open_session
 from schemas.command_line import exit_code_of_errors, settings_of, settings_parser
 from schemas.settings import Settings
-from schemas.tables import INPUTS
 
 
 def resolve(spark: SparkSession, settings: Settings) -> None:
@@ -22,7 +21,7 @@ def resolve(spark: SparkSession, settings: Settings) -> None:
     Raises:
         InputError: as of `catalog.bind_inputs`.
     """
-    names = [table for table in INPUTS if settings.input_name(table.name)]
+    names = [table for table in settings.input_tables if settings.input_name(table.name)]
     catalog.bind_inputs(spark, settings, names)
     for table in names:
         print(f"  {table.name}: {settings.input_name(table.name)} at {settings.table_uri(table.name)}", flush=True)

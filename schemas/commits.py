@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import deltalake
 import pyarrow as pa
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, CommitProperties
+from pyarrow import fs
 
 from schemas.arrow import arrow_schema
 from schemas.columns import Table
@@ -90,6 +92,17 @@ class Staged:
             before(stored.version() + 1)
         return replace_files(stored, self.table, self.files, note)
 
+    def append(self, note: Note) -> int:
+        """Add these rows to the table's, in one commit; returns the version.
+
+        Args:
+            note: Written into the commit's userMetadata, as JSON.
+
+        Raises:
+            OvertakenError: as of `commit`.
+        """
+        return write_files(deltalake.DeltaTable(self.uri, version=self.base), self.table, self.files, note, "append")
+
 
 def committed(uri: str, table: Table, version: int) -> Staged:
     """The rows of a version as if they were staged once more: to commit them is to name the newest version.
@@ -103,6 +116,22 @@ def committed(uri: str, table: Table, version: int) -> Staged:
     names = {"path": "path", "size_bytes": "bytes", "num_records": "rows"}
     files = actions.select(list(names)).rename_columns(list(names.values())).to_pylist()
     return Staged(table, uri, files, version)
+
+
+def writer_of(uri: str) -> str | None:
+    """The stage that wrote the newest rows of a table, by its note; empty = somebody else; None = nothing is there."""
+    system, path = file_system(uri)
+    if system.get_file_info(path).type == fs.FileType.NotFound:
+        return None
+    if not deltalake.DeltaTable.is_deltatable(uri):
+        return ""
+    table = deltalake.DeltaTable(uri)
+    notes = [note for commit in table.history(100) if (note := commit.get("userMetadata"))]
+    if notes:
+        with suppress(ValueError, AttributeError):
+            return str(json.loads(notes[0]).get("stage", ""))
+        return ""
+    return "" if table.file_uris() else None
 
 
 def commit_note(uri: str, note: Note) -> int:
@@ -143,10 +172,25 @@ def replace_files(stored: deltalake.DeltaTable, table: Table, files: list[dict[s
     """Replace all files of a table; returns the version.
 
     Raises:
+        OvertakenError: as of `write_files`.
+    """
+    return write_files(stored, table, files, note, "overwrite")
+
+
+def write_files(
+    stored: deltalake.DeltaTable,
+    table: Table,
+    files: list[dict[str, Any]],
+    note: Note,
+    mode: Literal["append", "overwrite"],
+) -> int:
+    """Add files to those of a table, or replace all of them; returns the version.
+
+    Raises:
         OvertakenError: anything was committed since it was opened.
     """
     try:
-        return _replace_files(stored, deltalake.Schema.from_arrow(arrow_schema(table)), files, note)
+        return _write_files(stored, deltalake.Schema.from_arrow(arrow_schema(table)), files, note, mode)
     except CommitFailedError as error:
         if deltalake.DeltaTable(stored.table_uri).version() == stored.version():
             raise  # not for another run's sake: such as for want of room
@@ -157,10 +201,14 @@ def replace_files(stored: deltalake.DeltaTable, table: Table, files: list[dict[s
         ) from error
 
 
-def _replace_files(
-    stored: deltalake.DeltaTable, schema: deltalake.Schema, files: list[dict[str, Any]], note: Note
+def _write_files(
+    stored: deltalake.DeltaTable,
+    schema: deltalake.Schema,
+    files: list[dict[str, Any]],
+    note: Note,
+    mode: Literal["append", "overwrite"],
 ) -> int:
-    """Commit the files in place of all others; fails where anything was committed since the table was opened."""
+    """Commit the files; fails where anything was committed since the table was opened."""
     actions = [
         AddAction(file["path"], file["bytes"], {}, file["modified_ms"], True, json.dumps({"numRecords": file["rows"]}))
         for file in files
@@ -179,7 +227,7 @@ def _replace_files(
     }
     # A repeated commit would go on top of another run's: of a table that was empty, both runs' rows would stay.
     once = CommitProperties(properties, max_commit_retries=0)
-    stored.create_write_transaction(actions, "overwrite", schema, commit_properties=once)
+    stored.create_write_transaction(actions, mode, schema, commit_properties=once)
     stored.update_incremental()
     return next(int(commit["version"]) for commit in stored.history(100) if commit.get("txnId") == commit_id)
 

@@ -7,6 +7,7 @@ several refuses those that differ, before any work, and hands on what it was mad
     vocabulary                  128-bit hash of the vocabulary of the token ids; from build_item_features
     space of <kind> queries     embedding space of the queries of a kind; from embed_queries
     space of item text          frozen encoder of the items' texts, none = they have no embedding; from embed_items
+    space of images             frozen encoder of the items' pictures; from embed_images, where it runs
 """
 
 from __future__ import annotations
@@ -17,16 +18,25 @@ from typing import Any
 from schemas.code_version import code_version
 from schemas.errors import InputError, TableError
 from schemas.input_tables import InputTable
-from schemas.metrics import ItemMetrics, ItemTextMetrics, QueryMetrics, TrainMetrics
+from schemas.metrics import ItemMetrics, ItemTextMetrics, PictureMetrics, QueryMetrics, TrainMetrics
 from schemas.records import RunRecord, find_record
-from schemas.stages import BUILD_ITEM_FEATURES, BUILD_TRAINING_TABLES, EMBED_ITEMS, EMBED_QUERIES, PIPELINE, Stage
+from schemas.stages import (
+    BUILD_ITEM_FEATURES,
+    BUILD_TRAINING_TABLES,
+    EMBED_IMAGES,
+    EMBED_ITEMS,
+    EMBED_QUERIES,
+    OPTIONAL,
+    WHOLE,
+    Stage,
+)
 from schemas.tables import ITEM_FEATURES, QUERY_EMBEDDINGS
 from schemas.warehouse import Warehouse
 
 VOCABULARY = "vocabulary"
 _SPACE = "space of "
-ITEM_TEXT = f"{_SPACE}item text"
-_MAKERS: dict[str, Stage[Any]] = {VOCABULARY: BUILD_ITEM_FEATURES, ITEM_TEXT: EMBED_ITEMS}
+ITEM_TEXT, IMAGES = f"{_SPACE}item text", f"{_SPACE}images"
+_MAKERS: dict[str, Stage[Any]] = {VOCABULARY: BUILD_ITEM_FEATURES, ITEM_TEXT: EMBED_ITEMS, IMAGES: EMBED_IMAGES}
 """Where an identity comes from, but for the spaces of queries."""
 
 
@@ -57,6 +67,8 @@ def identities(record: RunRecord[Any]) -> dict[str, str]:
         return record.made_with | {space_of(kind): space for kind, space in metrics.embedding_spaces.items()}
     if isinstance(metrics, ItemTextMetrics):
         return record.made_with | {ITEM_TEXT: metrics.encoder or "none"}
+    if isinstance(metrics, PictureMetrics):
+        return record.made_with | {IMAGES: metrics.encoder}
     if isinstance(metrics, ItemMetrics | TrainMetrics):
         return record.made_with | {VOCABULARY: metrics.vocabulary_hash}
     return record.made_with
@@ -76,7 +88,7 @@ def agreed(
     Raises:
         InputError: two of them differ. The message names both, and the stages to run again.
     """
-    spaces = {ITEM_TEXT, *map(space_of, query_kinds)}
+    spaces = {ITEM_TEXT, IMAGES, *map(space_of, query_kinds)}
     found: dict[str, tuple[str, str]] = {}
     for record in records:
         for name, identity in identities(record).items():
@@ -97,14 +109,15 @@ def agreed(
 def cure(warehouse: Warehouse, reader: Stage[Any], name: str) -> str:
     """Which stages to run again, in order, so that all that a stage reads has the identity that its maker gave last."""
     maker = _MAKERS.get(name, EMBED_QUERIES)
-    before = PIPELINE[: PIPELINE.index(reader)] if reader in PIPELINE else PIPELINE
+    before = WHOLE[: WHOLE.index(reader)] if reader in WHOLE else WHOLE
     recorded = [record for stage in before if (record := find_record(warehouse, stage))]
+    stages = {record.stage for record in recorded}
     newest = next((identities(record).get(name) for record in recorded if record.stage == maker.name), None)
     # What was trained on outdated tables is outdated too, whatever it says: from the first one on.
     carriers = [record for record in recorded if name in identities(record) and record.stage != maker.name]
     outdated = [record.stage for record in carriers if identities(record)[name] != newest]
     if newest is None or not outdated:
-        return run_again([stage.name for stage in before])
+        return run_again([stage.name for stage in before if stage not in OPTIONAL or stage.name in stages])
     names = [record.stage for record in carriers]
     return run_again(names[names.index(outdated[0]) :])
 

@@ -87,6 +87,29 @@ class ItemTextMetrics:
 
 
 @dataclass(frozen=True)
+class PictureMetrics:
+    """Of embed_images.
+
+    Attributes:
+        encoder: The frozen picture encoder's name, which is the embedding space of item_images.
+        image_length: Numbers of its vectors.
+        pictures: Distinct pictures of the shop that could be read, broken ones included.
+        pictures_encoded: Of them, those that this run has decoded and encoded.
+        rounds: Commits in which it did so; what one of them holds is not made again if the run ends early.
+        kept_rows: Of them, those whose row stayed as it was.
+        made_by: Hash of encoder, limits and code: rows of equal pictures are equal while it stays.
+    """
+
+    encoder: str
+    image_length: int
+    pictures: int = 0
+    pictures_encoded: int = 0
+    rounds: int = 0
+    kept_rows: int = 0
+    made_by: str = ""
+
+
+@dataclass(frozen=True)
 class VocabularyMetrics:
     """Of build_vocabulary: distinct tokens of each kind in the catalog, whether the vocabulary keeps them or not."""
 

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from schemas.code_version import code_version
 from schemas.errors import InputError
-from schemas.stages import BESIDE, PIPELINE, Stage, is_among
+from schemas.stages import BESIDE, WHOLE, Stage, is_among
 from schemas.storage import file_system, read_bytes, write_bytes
 from schemas.warehouse import Warehouse
 
@@ -159,7 +159,7 @@ def all_records(warehouse: Warehouse) -> list[RunRecord[Any]]:
     found = system.get_file_info(fs.FileSelector(folder, allow_not_found=True))
     # Copies that somebody has kept, such as train.old.json, are no records.
     names = sorted(match[1] for info in found if (match := re.fullmatch(r"(\w+)\.json", info.base_name)))
-    known = {stage.name: stage for stage in (*PIPELINE, *BESIDE)}
+    known = {stage.name: stage for stage in (*WHOLE, *BESIDE)}
     before: list[Stage[Any]] = [Stage(name, (), (), dict) for name in names if name not in known]
     return [read_record(warehouse, stage) for stage in (*before, *known.values()) if stage.name in names]
 

@@ -20,7 +20,7 @@ from schemas.input_tables import find_input
 from schemas.metrics import TrainMetrics
 from schemas.records import RunRecord, TableVersion, find_record
 from schemas.settings import Settings
-from schemas.stages import EMBED_QUERIES, Stage, maker_of, stage_named
+from schemas.stages import EMBED_IMAGES, EMBED_QUERIES, Stage, maker_of, stage_named
 from schemas.storage import file_system, is_file, is_unchanged_since, stamp_of
 
 
@@ -59,7 +59,12 @@ def _is_same_work(settings: Settings, stage: Stage[Any], last: RunRecord[Any]) -
     return all(
         (record := find_record(settings.layout, stage_named(name))) is not None and record.sha256 == sha256
         for name, sha256 in last.made_after.items()
-    ) and all(_is_unchanged(read, last, stage, settings) for read in last.inputs if maker_of(read.table) is None)
+    ) and all(_is_unchanged(read, last, stage, settings) for read in _supplied(last, settings))
+
+
+def _supplied(last: RunRecord[Any], settings: Settings) -> list[TableVersion]:
+    """What a run read of the shop's own tables."""
+    return [read for read in last.inputs if maker_of(read.table, settings.stages) is None]
 
 
 def _but_rerun(settings: dict[str, Any]) -> dict[str, Any]:
@@ -95,10 +100,12 @@ def _is_newest(written: TableVersion) -> bool:
 
 def files_besides_tables(settings: Settings, stage: Stage[Any]) -> dict[str, str]:
     """What else a stage reads that the shop supplies, by the settings' key: a hash of the files' sizes and times."""
-    folder = settings.query_encoder.folder
-    if stage is not EMBED_QUERIES or not folder:
+    key, folder = "query_encoder.folder", settings.query_encoder.folder
+    if stage is EMBED_IMAGES:
+        key, folder = "pictures.folder", settings.pictures.folder
+    if stage not in (EMBED_QUERIES, EMBED_IMAGES) or not folder:
         return {}
     system, path = file_system(folder)
     found = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     lines = sorted(f"{info.path} {stamp_of(info)}" for info in found if info.type == fs.FileType.File)
-    return {"query_encoder.folder": hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]}
+    return {key: hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]}

@@ -6,11 +6,12 @@ examples/airflow_dag.py and the tests.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from schemas import graph_tables as g
+from schemas import picture_tables as p
 from schemas import query_pair_tables as q
 from schemas import tables as t
 from schemas.columns import Table
@@ -23,6 +24,7 @@ from schemas.metrics import (
     ItemTextMetrics,
     MaintenanceMetrics,
     NoMetrics,
+    PictureMetrics,
     QueryMetrics,
     QueryPairMetrics,
     ScoreMetrics,
@@ -59,10 +61,13 @@ class Stage(Generic[Metrics]):
 MAKE_DEMO_WORLD = Stage(
     "make_demo_world",
     (),
-    (t.ITEMS, t.ITEM_IMAGES, t.QUERIES, t.ENGAGEMENT_LOGS, t.TRUE_ITEM_VECTORS, t.TRUE_QUERY_VECTORS),
+    (
+        t.ITEMS, t.ITEM_IMAGES, p.ITEM_PICTURES, t.QUERIES, t.ENGAGEMENT_LOGS, t.TRUE_ITEM_VECTORS,
+        t.TRUE_QUERY_VECTORS,
+    ),
     NoMetrics,
-)
-"""Not of the pipeline: it stands where a shop has its own tables."""
+)  # fmt: skip
+"""Not of the pipeline: it stands where a shop has its own tables. Writes item_images, or else item_pictures."""
 
 EMBED_QUERIES = Stage(
     "embed_queries", (t.QUERIES, t.ITEMS), (t.QUERY_EMBEDDINGS, t.REJECTED_QUERIES), QueryMetrics
@@ -72,6 +77,14 @@ EMBED_ITEMS = Stage("embed_items", (t.ITEMS,), (t.ITEM_TEXT_EMBEDDINGS,), ItemTe
 """Reads the encoder that embed_queries saved, too."""
 
 BUILD_VOCABULARY = Stage("build_vocabulary", (t.ITEMS,), (t.VOCABULARY,), VocabularyMetrics)
+
+EMBED_IMAGES = Stage(
+    "embed_images",
+    (p.ITEM_PICTURES,),
+    (p.PICTURE_EMBEDDINGS, t.ITEM_IMAGES, p.REJECTED_PICTURES),
+    PictureMetrics,
+)
+"""Only where the settings name pictures; elsewhere item_images is the shop's own table, if it has any."""
 
 BUILD_ITEM_FEATURES = Stage(
     "build_item_features",
@@ -170,10 +183,11 @@ BESIDE: tuple[Stage[Any], ...] = (
 )  # fmt: skip
 """Stages that are not of the pipeline, and leave a record like those that are."""
 
-PIPELINE: tuple[Stage[Any], ...] = (
+WHOLE: tuple[Stage[Any], ...] = (
     EMBED_QUERIES,
     EMBED_ITEMS,
     BUILD_VOCABULARY,
+    EMBED_IMAGES,
     BUILD_ITEM_FEATURES,
     BUILD_TRAINING_TABLES,
     TRAIN,
@@ -183,6 +197,17 @@ PIPELINE: tuple[Stage[Any], ...] = (
 )
 """All stages, in the order in which they run."""
 
+OPTIONAL: tuple[Stage[Any], ...] = (EMBED_IMAGES,)
+"""Stages that run only where a shop's settings ask for them."""
+
+PIPELINE = tuple(stage for stage in WHOLE if stage not in OPTIONAL)
+"""The stages that every shop runs, in order."""
+
+
+def stages_of(chosen: Collection[str]) -> tuple[Stage[Any], ...]:
+    """The stages that a shop runs, in order: those of every shop, and those of OPTIONAL that it has chosen, by name."""
+    return tuple(stage for stage in WHOLE if stage not in OPTIONAL or stage.name in chosen)
+
 
 def is_among(name: str, declared: Sequence[Table]) -> bool:
     """Whether a table is one of those declared, or one task's of a family such as `training_<task>`."""
@@ -190,9 +215,17 @@ def is_among(name: str, declared: Sequence[Table]) -> bool:
     return any(table.name == name for table in declared) or any(name.startswith(family) for family in families)
 
 
-def maker_of(name: str) -> Stage[Any] | None:
-    """The stage that writes a table, of the pipeline or beside it; None for a table that the shop supplies."""
-    return next((stage for stage in (*PIPELINE, *BESIDE) if is_among(name, stage.writes)), None)
+def maker_of(name: str, stages: Sequence[Stage[Any]] = ()) -> Stage[Any] | None:
+    """The stage that writes a table, of the pipeline or beside it; None for a table that the shop supplies.
+
+    Args:
+        name: The table's.
+        stages: Those of the pipeline that the shop runs. Where they are not known, any may write a table, but for one
+            that a shop may supply itself.
+    """
+    if not stages and is_among(name, t.INPUTS):
+        return None
+    return next((stage for stage in (*(stages or WHOLE), *BESIDE) if is_among(name, stage.writes)), None)
 
 
 def rerun(name: str) -> str:
@@ -214,7 +247,7 @@ def stage_named(name: str) -> Stage[Any]:
     Raises:
         KeyError: there is none.
     """
-    for stage in (*PIPELINE, *BESIDE):
+    for stage in (*WHOLE, *BESIDE):
         if stage.name == name:
             return stage
-    raise KeyError(f"no stage {name!r}; the stages are {', '.join(stage.name for stage in PIPELINE)}")
+    raise KeyError(f"no stage {name!r}; the stages are {', '.join(stage.name for stage in WHOLE)}")

@@ -180,8 +180,7 @@ def make_images(items: Items, seed: int) -> tuple[Ints, Ints, Floats]:
     Each shows the item's visible blocks before a background of its own, blurred; 0 to 25 an item, most have a few.
     """
     rng = generator(seed, "images")
-    count = np.minimum(rng.geometric(0.2, size=len(items.ids)), MAX_ITEM_IMAGES)
-    count[rng.random(len(items.ids)) < NO_IMAGE_SHARE] = 0
+    count = _draw_counts(rng, len(items.ids))
     item = np.repeat(np.arange(len(items.ids)), count)
     position = np.arange(len(item)) - np.repeat(np.cumsum(count) - count, count)
     visible = items.hidden[item] * IMAGE_WEIGHTS
@@ -191,6 +190,17 @@ def make_images(items: Items, seed: int) -> tuple[Ints, Ints, Floats]:
     placed = np.concatenate([visible, shared, background], axis=1).astype(np.float32) @ rotation(seed, "closeup").T
     placed += blur
     return item, position, placed / np.linalg.norm(placed, axis=1, keepdims=True)
+
+
+def image_counts(items: Items, seed: int) -> Ints:
+    """How many photographs `make_images` takes of each item."""
+    return _draw_counts(generator(seed, "images"), len(items.ids))
+
+
+def _draw_counts(rng: np.random.Generator, item_count: int) -> Ints:
+    count = np.minimum(rng.geometric(0.2, size=item_count), MAX_ITEM_IMAGES)
+    count[rng.random(item_count) < NO_IMAGE_SHARE] = 0
+    return count
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from schemas.input_tables import find_input
 from schemas.records import RunRecord, TableVersion, by_table, find_record, read_record, write_record
 from schemas.repeats import files_besides_tables, stop_if_done
 from schemas.settings import Settings
-from schemas.stages import BESIDE, EXPORT_INDEX, PIPELINE, Metrics, Stage, is_among, maker_of
+from schemas.stages import BESIDE, EXPORT_INDEX, WHOLE, Metrics, Stage, is_among, maker_of
 from schemas.storage import rows_of, version_files
 
 _MAX_CONCURRENT_TABLES = 4
@@ -82,7 +82,8 @@ class JobRun(Generic[Metrics]):
             catalog.bind(self.spark, self.settings, self.stage)
             stop_if_done(self.settings, self.stage)
             # What export_index reads is published, and its commit says what belongs to it.
-            makers = () if self.stage is EXPORT_INDEX else PIPELINE if self.stage in PIPELINE else (*PIPELINE, *BESIDE)
+            makers = self.settings.stages if self.stage in WHOLE else (*self.settings.stages, *BESIDE)
+            makers = () if self.stage is EXPORT_INDEX else makers
             self.require_agreement([stage for stage in makers if self._reads_from(stage)])
         except BaseException:
             self._held.close()
@@ -116,7 +117,7 @@ class JobRun(Generic[Metrics]):
         found = {stage.name: find_record(layout, stage) for stage in stages if stage.name not in self._records}
         known = {name: record for name, record in found.items() if record is not None}
         self._records |= known
-        in_order = [self._records[stage.name] for stage in (*PIPELINE, *BESIDE) if stage.name in self._records]
+        in_order = [self._records[stage.name] for stage in (*WHOLE, *BESIDE) if stage.name in self._records]
         kinds = {task.query_kind for task in self.settings.task_list}
         self.made_with = agreed(layout, self.stage, in_order, kinds)
         if line := other_code(known.values()):
@@ -174,7 +175,7 @@ class JobRun(Generic[Metrics]):
                 all of its rows are read.
         """
         uri = self.settings.table_uri(table.name)
-        if maker := maker_of(table.name):
+        if maker := maker_of(table.name, self.settings.stages):
             # Anew, so that `count_input` sees whether it is still the one that this run began with.
             version = read_record(self.settings.layout, maker).output(table.name).version
             if version is None and table.name in CANDIDATE_TABLES:
@@ -215,7 +216,7 @@ class JobRun(Generic[Metrics]):
             OvertakenError: since this run began, the stage that writes the table has completed once more.
         """
         self._require_declared(version.table, self.stage.reads, "reads")
-        maker = maker_of(version.table)
+        maker = maker_of(version.table, self.settings.stages)
         if maker and (record := self._records.get(maker.name)):
             began_with = record.output(version.table).version
             if began_with != version.version:

@@ -29,7 +29,7 @@ from schemas.metrics import Removed
 from schemas.published import published_versions
 from schemas.records import all_records, find_record
 from schemas.settings import Settings
-from schemas.stages import TRAIN, TRAIN_GRAPH, TRAIN_QUERY_ENCODER, maker_of
+from schemas.stages import EMBED_IMAGES, TRAIN, TRAIN_GRAPH, TRAIN_QUERY_ENCODER, WHOLE, maker_of
 from schemas.storage import file_system, is_file
 from schemas.tables import RUNS
 from schemas.warehouse import Warehouse
@@ -96,7 +96,9 @@ def table_folders(warehouse: Warehouse) -> list[str]:
     system, root = file_system(warehouse.place())
     folders = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
     names = sorted(info.base_name for info in folders if info.type == fs.FileType.Directory)
-    ours = [name for name in names if maker_of(name) or name == RUNS.name]
+    # item_images is the shop's, unless embed_images has made it here.
+    stages = WHOLE if is_file(warehouse.record(EMBED_IMAGES.name)) else ()
+    ours = [name for name in names if maker_of(name, stages) or name == RUNS.name]
     return [uri for name in ours if DeltaTable.is_deltatable(uri := warehouse.table(name))]
 
 

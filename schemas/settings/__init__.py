@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 from pydantic import ValidationError, model_validator
 
+from schemas.columns import Table
 from schemas.elements import FROZEN_TEXT, IMAGES, TEXT, SizedElement
 from schemas.errors import InputError, SettingsError
 from schemas.names import is_name, locate, parts_of, quoted
+from schemas.picture_tables import ITEM_PICTURES
 from schemas.places import is_within, plain
 from schemas.settings.access import CatalogSettings, SecuritySettings
 from schemas.settings.data import (
@@ -34,6 +36,7 @@ from schemas.settings.graph import GraphSettings
 from schemas.settings.index import IndexSettings
 from schemas.settings.maintenance import MaintenanceSettings
 from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
+from schemas.settings.pictures import PictureSettings
 from schemas.settings.search_text import SearchTextSettings
 from schemas.settings.section import Section
 from schemas.settings.serving import (
@@ -44,8 +47,9 @@ from schemas.settings.serving import (
     PushSettings,
     ScoreSettings,
 )
+from schemas.stages import EMBED_IMAGES, Stage, stages_of
 from schemas.storage import absolute_uri
-from schemas.tables import EMBEDDING_DIM, INPUTS
+from schemas.tables import EMBEDDING_DIM, INPUTS, ITEM_IMAGES
 from schemas.tasks import PAPER_TASKS, Task
 from schemas.warehouse import Warehouse
 
@@ -94,6 +98,7 @@ class Settings(Section):
     features: FeatureSettings = FeatureSettings()
     query_encoder: QueryEncoderSettings = QueryEncoderSettings()
     search_text: SearchTextSettings = SearchTextSettings()
+    pictures: PictureSettings = PictureSettings()
     training_tables: TrainingTableSettings = TrainingTableSettings()
     model: ModelSettings = ModelSettings()
     loss: LossSettings = LossSettings()
@@ -130,18 +135,27 @@ class Settings(Section):
             raise ValueError(
                 f'train.start = "spectral" has nowhere to go: also set model.{", model.".join(SPECTRAL_PARTS)}'
             )
+        if self.demo_world.pictures and not self.pictures.folder:
+            raise ValueError("demo_world.pictures: pictures need a model that embeds them: also set pictures.folder")
         if self.negatives:
             self._require_usable_negatives()
+        if self.pictures.folder and (self.inputs.item_images or not self.inputs.has_images):
+            raise ValueError(
+                "pictures.folder: embed_images makes item_images of item_pictures, so take inputs.item_images out and "
+                "leave inputs.has_images true; or take pictures.folder out"
+            )
         places = {
             "warehouse.uri": self.warehouse.uri,
             "query_encoder.folder": self.query_encoder.folder,
             "search_text.folder": self.search_text.folder,
+            "pictures.folder": self.pictures.folder,
+            **{f"pictures.roots[{place}]": root for place, root in enumerate(self.pictures.roots)},
             "index.folder": self.index.folder,
             "push.uri": self.push.uri if self.push.is_place else "",
         }
         if self.push.store == "lancedb":  # the program itself is most often a link out of there
             places["push.lancedb_python"] = str(Path(self.push.lancedb_python).parent)
-        given = {f"inputs.{table.name}": getattr(self.inputs, table.name) for table in INPUTS}
+        given = {f"inputs.{table.name}": getattr(self.inputs, table.name) for table in (*INPUTS, ITEM_PICTURES)}
         for key, place in (places | {key: text for key, text in given.items() if not is_name(text)}).items():
             if place:
                 self.require_allowed(key, place)
@@ -206,6 +220,18 @@ class Settings(Section):
         is_long = self.preset != "paper" and self.dates.train_days > _AUTO_HALF_LIFE_DAYS
         return _AUTO_HALF_LIFE_DAYS if is_long else 0.0
 
+    @property
+    def stages(self) -> tuple[Stage[Any], ...]:
+        """The stages that this shop runs, in order."""
+        return stages_of([EMBED_IMAGES.name] if self.pictures.folder else [])
+
+    @property
+    def input_tables(self) -> tuple[Table, ...]:
+        """The tables that this shop supplies, in the order in which a run meets them."""
+        images = ITEM_PICTURES if self.pictures.folder else ITEM_IMAGES
+        tables = (images if table is ITEM_IMAGES else table for table in INPUTS)
+        return tuple(table for table in tables if table is not ITEM_IMAGES or self.inputs.has_images)
+
     def input_name(self, name: str) -> str:
         """The catalog's name of a table that [inputs] has by name; empty for all others."""
         named = str(getattr(self.inputs, name, ""))
@@ -239,17 +265,22 @@ class Settings(Section):
 
     def with_absolute_places(self) -> Settings:
         """The same settings with every relative path made absolute: for a process that runs in another folder."""
-        given = {table.name: getattr(self.inputs, table.name) for table in INPUTS}
+        given = {table.name: getattr(self.inputs, table.name) for table in (*INPUTS, ITEM_PICTURES)}
         named = {name: absolute_uri(place) for name, place in given.items() if place and not is_name(place)}
         index = self.index.folder
         pushed = {"uri": absolute_uri(self.push.uri)} if self.push.is_place else {}
         folder, roots = self.query_encoder.folder, tuple(map(absolute_uri, self.security.allowed_roots))
         base = self.search_text.folder
+        pictures = {
+            "folder": self.pictures.folder and absolute_uri(self.pictures.folder),
+            "roots": tuple(map(absolute_uri, self.pictures.roots)),
+        }
         return self.model_copy(
             update={
                 "warehouse": self.warehouse.model_copy(update={"uri": absolute_uri(self.warehouse.uri)}),
                 "inputs": self.inputs.model_copy(update=named),
                 "push": self.push.model_copy(update=pushed),
+                "pictures": self.pictures.model_copy(update=pictures),
                 "security": self.security.model_copy(update={"allowed_roots": roots}),
                 "index": self.index.model_copy(update={"folder": index and absolute_uri(index)}),
                 "query_encoder": self.query_encoder.model_copy(update={"folder": folder and absolute_uri(folder)}),
@@ -330,7 +361,7 @@ def _explain(error: Any) -> str:
 __all__ = [
     "CatalogSettings", "DateSettings", "DeadlineSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings",
     "FloorSettings", "GateSettings", "GraphSettings", "IndexSettings", "InputSettings", "LossSettings", "ModelSettings",
-    "NegativeSettings", "PushSettings", "QueryEncoderSettings", "RejectShareSettings", "ScoreSettings", "Section",
-    "SecuritySettings", "Settings", "TaskSettings", "TrainSettings", "TrainingTableSettings", "WarehouseSettings",
-    "item_elements", "load_settings",
+    "NegativeSettings", "PictureSettings", "PushSettings", "QueryEncoderSettings", "RejectShareSettings",
+    "ScoreSettings", "Section", "SecuritySettings", "Settings", "TaskSettings", "TrainSettings",
+    "TrainingTableSettings", "WarehouseSettings", "item_elements", "load_settings",
 ]  # fmt: skip

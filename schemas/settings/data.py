@@ -80,6 +80,7 @@ class InputSettings(Section):
 
     items: TablePlace = ""
     item_images: TablePlace = ""
+    item_pictures: TablePlace = ""
     queries: TablePlace = ""
     engagement_logs: TablePlace = ""
     has_images: bool = True
@@ -91,6 +92,7 @@ class RejectShareSettings(Section):
 
     items: float = Field(default=0.1, ge=0, le=1)
     item_images: float = Field(default=0.2, ge=0, le=1)
+    item_pictures: float = Field(default=0.2, ge=0, le=1)
     queries: float = Field(default=0.2, ge=0, le=1)
     engagement_logs: float = Field(default=0.2, ge=0, le=1)
     all_reasons: float = Field(default=0.95, ge=0, le=1)
@@ -199,3 +201,4 @@ class DemoWorldSettings(Section):
     items: int = Field(default=20_000, ge=100)
     events: int = Field(default=400_000, ge=1_000)
     seed: int = Field(default=7, ge=0)
+    pictures: bool = False

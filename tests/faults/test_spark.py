@@ -107,14 +107,14 @@ def test_a_driver_killed_at_any_moment(spark: SparkSession, tmp_path: Path, kill
 def test_an_error_after_a_commit(spark: SparkSession, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = pa.table({"item_id": ["a", "b"], "price": [1, 2]})
     publish.write_arrow(rows.slice(0, 1), uri, PRICES, note={"run_id": "zero"})
-    replace = commits._replace_files
+    replace = commits._write_files
 
     def lost(*arguments: Any) -> int:
         replace(*arguments)
         raise OSError("connection reset by peer")
 
     with monkeypatch.context() as patch:
-        patch.setattr(commits, "_replace_files", lost)
+        patch.setattr(commits, "_write_files", lost)
         with pytest.raises(OSError, match="connection reset"):
             publish.write_arrow(rows, uri, PRICES, note={"run_id": "one"})
     assert all(Path(file).exists() for file in data_files(uri))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -14,13 +15,16 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
+from PIL import Image
 from pyspark.sql import SparkSession
 
 from jobs import make_demo_world
 from jobs.demo_world.engagements import Events, engagement_shares, engagement_taste, sample_items
-from jobs.demo_world.shop import BLOCKS, Shop, make_images, make_shop
+from jobs.demo_world.pictures import SIDE, make_pictures
+from jobs.demo_world.shop import BLOCKS, Shop, image_counts, make_images, make_shop
 from jobs.demo_world.words import Attributes, item_texts, query_text
 from schemas.columns import Table
+from schemas.picture_tables import ITEM_PICTURES
 from schemas.records import read_record
 from schemas.settings import Settings
 from schemas.tables import (
@@ -255,3 +259,36 @@ def test_timestamps_are_instants_in_utc(world: World) -> None:
     first = world[ENGAGEMENT_LOGS]["event_ts"][0].as_py()
     assert isinstance(first, datetime)
     assert str(world[ENGAGEMENT_LOGS].schema.field("event_ts").type) == "timestamp[us, tz=UTC]"
+
+
+def test_pictures_show_colour_and_shape_and_the_ground_is_each_ones_own() -> None:
+    items = make_shop(3, 200, {}).items
+    item, position, drawn = make_pictures(items, 3)
+    counts = np.bincount(item, minlength=200)
+    assert counts.tolist() == np.minimum(image_counts(items, 3), 2).tolist()
+    assert np.bincount(make_images(items, 3)[0], minlength=200).tolist() == image_counts(items, 3).tolist()
+    assert 0 < (counts == 0).sum() < 40
+    assert position.tolist() == [number for count in counts for number in range(count)]
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(content)), np.float64) for content in drawn])
+    assert pixels.shape[1:] == (SIDE, SIDE, 3)
+    middle = pixels[:, SIDE // 2 - 8 : SIDE // 2 + 8, SIDE // 2 - 8 : SIDE // 2 + 8].mean((1, 2))
+    corner = pixels[:, 6:12, 6:12].mean((1, 2))
+    twins = np.flatnonzero(item[1:] == item[:-1])
+    same, other = (np.linalg.norm(part[twins] - part[twins + 1], axis=1).mean() for part in (middle, corner))
+    assert same < 0.5 * other
+    colors = np.array([items.attributes[row].color for row in item])
+    alike = [
+        np.linalg.norm(middle[colors == color] - middle[colors == color].mean(0), axis=1).mean()
+        for color in set(colors)
+    ]
+    assert np.mean(alike) < 0.6 * np.linalg.norm(middle - middle.mean(0), axis=1).mean()
+    assert make_pictures(items, 3)[2] == drawn
+
+
+def test_a_world_of_pictures_has_no_vectors(settings: Settings) -> None:
+    size = settings.demo_world.model_copy(update={"pictures": True})
+    world = make_demo_world.build(settings.model_copy(update={"demo_world": size}))
+    plain = make_demo_world.build(settings)
+    assert set(world) == set(plain) - {ITEM_IMAGES} | {ITEM_PICTURES}
+    assert world[ITEM_PICTURES].column_names == list(ITEM_PICTURES.column_names)
+    assert world[ENGAGEMENT_LOGS].equals(plain[ENGAGEMENT_LOGS])

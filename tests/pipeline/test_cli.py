@@ -27,12 +27,25 @@ def settings(tmp_path: Path) -> Settings:
     return load_settings(write_shop(tmp_path))
 
 
-def test_stages_run_from_the_one_that_is_named() -> None:
+def test_stages_run_from_the_one_that_is_named(settings: Settings) -> None:
     names = [stage.name for stage in PIPELINE]
-    assert cli.stages_from("") == names
-    assert cli.stages_from("train") == ["train", "validate", "score_catalog", "evaluate"]
+    assert cli.stages_from("", settings) == names
+    assert cli.stages_from("train", settings) == ["train", "validate", "score_catalog", "evaluate"]
     with pytest.raises(SettingsError, match="--from scoring: no such stage; the stages are embed_queries"):
-        cli.stages_from("scoring")
+        cli.stages_from("scoring", settings)
+
+
+def test_pictures_are_embedded_where_the_settings_name_them(settings: Settings) -> None:
+    with pytest.raises(SettingsError, match="--from embed_images: no such stage"):
+        cli.stages_from("embed_images", settings)
+    pictures, inputs = settings.pictures, settings.inputs
+    pictured = settings.model_copy(
+        update={
+            "pictures": pictures.model_copy(update={"folder": "/models/clip"}),
+            "inputs": inputs.model_copy(update={"item_images": ""}),
+        }
+    )
+    assert cli.stages_from("embed_images", pictured)[:2] == ["embed_images", "build_item_features"]
 
 
 def test_each_stage_is_a_command_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -12,9 +13,12 @@ import pytest
 from deltalake import write_deltalake
 
 from pipeline import doctor
+from schemas.errors import EXIT_INPUT
 from schemas.input_tables import find_input
 from schemas.settings import load_settings
 from schemas.tables import ITEMS
+from tests.itemsage_model.encoders.pictures.drawn import jpeg
+from tests.itemsage_model.encoders.pictures.test_stored import PREPROCESSOR, TinyVision, export
 from tests.pipeline.shop import END, images_of, log_of, sound_tables, write_shop
 
 
@@ -236,3 +240,30 @@ def test_a_damaged_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     code, text = verdict_of(path, capsys)
     assert code == 3
     assert "fault table items: cannot be read at" in " ".join(text.split())
+
+
+def test_pictures_are_decoded_and_their_model_is_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    export(TinyVision(False).eval(), model)
+    (model / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    pictures = [jpeg(), jpeg()[:3000], None, None]
+    rows = {
+        "item_id": ["p1", "p1", "p2", "p2"],
+        "position": pa.array([0, 1, 0, 1], pa.int32()),
+        "picture": pa.array(pictures, pa.binary()),
+        "picture_uri": pa.array([None, None, "/etc/passwd", None], pa.string()),
+    }
+    path = write_shop(tmp_path, item_pictures=pa.table(rows))
+    overrides = [f"pictures.folder={model}", "inputs.item_images=", f"inputs.item_pictures={tmp_path}/in/item_pictures"]
+    code, text = verdict_of(path, capsys, *overrides)
+    assert code == EXIT_INPUT
+    assert "fault picture encoder: picture-onnx-" in text
+    assert "12 numbers; set model.image_length = 12" in text
+    assert "2 of 4 rows looked at would be rejected: no_picture 1 (picture), truncated 1 (picture" in text
+    shares = [*overrides, "model.image_length=12", "max_reject_share.item_pictures=0.5"]
+    code, text = verdict_of(path, capsys, *shares)
+    assert code == 0, text
+    assert "ok    picture encoder: picture-onnx-" in text
+    code, text = verdict_of(path, capsys, *shares, f"pictures.folder={tmp_path}/in")
+    assert "fault picture encoder: picture encoder" in text

@@ -8,11 +8,11 @@ from typing import get_args
 import pytest
 
 from pipeline import reference
-from schemas import graph_tables, query_pair_tables, tables
+from schemas import graph_tables, picture_tables, query_pair_tables, tables
 from schemas.columns import Kind, Table
 
 PAGES = reference.pages()
-MODULES = (tables, query_pair_tables, graph_tables)
+MODULES = (tables, picture_tables, query_pair_tables, graph_tables)
 TABLES = list(dict.fromkeys(one for module in MODULES for one in vars(module).values() if isinstance(one, Table)))
 KEYS = [(name, key) for name, section in reference.sections().items() for key in section.model_fields]
 

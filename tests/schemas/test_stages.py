@@ -10,30 +10,60 @@ from typing import Any
 
 import pytest
 
-from schemas import tables
+from schemas import picture_tables, tables
 from schemas.columns import Table
-from schemas.stages import BESIDE, MAKE_DEMO_WORLD, PIPELINE, TRAIN, Stage, is_among, maker_of, stage_named
+from schemas.stages import (
+    BESIDE,
+    BUILD_ITEM_FEATURES,
+    EMBED_IMAGES,
+    MAKE_DEMO_WORLD,
+    OPTIONAL,
+    PIPELINE,
+    TRAIN,
+    WHOLE,
+    Stage,
+    is_among,
+    maker_of,
+    stage_named,
+    stages_of,
+)
 from schemas.tables import ITEM_EMBEDDINGS, ITEMS, TRAINING_PAIRS, training_pairs
 from schemas.tasks import Task
 from schemas.warehouse import Warehouse
 
 ROOT = Path(__file__).resolve().parents[2]
-SHOP = {"items", "item_images", "queries", "engagement_logs"}
+SHOP = {"items", "item_images", "item_pictures", "queries", "engagement_logs"}
 
 
 def test_every_stage_reads_what_the_shop_supplies_or_an_earlier_stage_or_one_beside_writes() -> None:
     beside = {table.name for stage in BESIDE for table in stage.writes}
-    written = SHOP | beside | {table.name for table in MAKE_DEMO_WORLD.writes}
-    for stage in PIPELINE:
-        assert {table.name for table in stage.reads} <= written, stage.name
-        written |= {table.name for table in stage.writes}
+    for stages in (PIPELINE, WHOLE):
+        written = SHOP | beside | {table.name for table in MAKE_DEMO_WORLD.writes}
+        for stage in stages:
+            assert {table.name for table in stage.reads} <= written, stage.name
+            written |= {table.name for table in stage.writes}
 
 
 def test_every_table_that_a_job_writes_has_one_maker() -> None:
-    declared = {table.name for table in vars(tables).values() if isinstance(table, Table)}
-    of_jobs = [table.name for stage in PIPELINE for table in stage.writes]
+    values = [value for module in (tables, picture_tables) for value in vars(module).values()]
+    declared = {table.name for table in values if isinstance(table, Table)}
+    of_jobs = [table.name for stage in WHOLE for table in stage.writes]
     assert len(of_jobs) == len(set(of_jobs))
     assert declared == {*of_jobs, tables.RUNS.name, *(table.name for table in MAKE_DEMO_WORLD.writes)}
+
+
+def test_a_shop_runs_the_optional_stages_that_it_has_chosen() -> None:
+    assert stages_of([]) == PIPELINE == tuple(stage for stage in WHOLE if stage not in OPTIONAL)
+    chosen = stages_of([EMBED_IMAGES.name])
+    assert chosen.index(EMBED_IMAGES) < chosen.index(BUILD_ITEM_FEATURES)
+    assert set(chosen) == {*PIPELINE, EMBED_IMAGES}
+
+
+def test_a_table_that_a_shop_may_supply_has_a_maker_only_where_one_runs() -> None:
+    assert maker_of("item_images") is maker_of("item_images", PIPELINE) is None
+    assert maker_of("item_images", WHOLE) is EMBED_IMAGES
+    assert maker_of("picture_embeddings") is EMBED_IMAGES
+    assert maker_of("item_pictures", WHOLE) is None
 
 
 def test_a_tasks_table_belongs_to_its_family() -> None:
@@ -44,7 +74,7 @@ def test_a_tasks_table_belongs_to_its_family() -> None:
     assert maker_of("items") is None
 
 
-@pytest.mark.parametrize("stage", [MAKE_DEMO_WORLD, *PIPELINE], ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", [MAKE_DEMO_WORLD, *WHOLE], ids=lambda stage: stage.name)
 def test_a_jobs_docstring_names_the_tables_of_its_stage(stage: Stage[Any]) -> None:
     assert importlib.import_module(f"jobs.{stage.name}").STAGE is stage
     path = ROOT / "jobs" / f"{stage.name}.py" if stage is not TRAIN else ROOT / "itemsage_model" / "train.py"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from itemsage_model.encoders.frozen_text.text_encoder import Vectors, hash8, unit
+from itemsage_model.encoders.model_folder import folder_sha256
 from itemsage_model.encoders.projection import leading_directions
 from schemas.errors import InputError, SettingsError
-
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,18 +85,6 @@ def whole_sentence_encoder(folder: str) -> SentenceEncoder:
     """
     width = _sentence_vectors(_load_sentence_transformer(folder), ["width"]).shape[1]
     return SentenceEncoder(folder, np.eye(width, dtype=np.float32), folder_sha256(folder), 1.0)
-
-
-def folder_sha256(folder: str) -> str:
-    """sha256 over the names and the contents of a folder's files, read piece by piece."""
-    root, digest = Path(folder), hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
-        of_file = hashlib.sha256()
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                of_file.update(piece)
-        digest.update(f"{path.relative_to(root).as_posix()}\0{of_file.hexdigest()}\n".encode())
-    return digest.hexdigest()
 
 
 def _load_sentence_transformer(folder: str) -> Any:
