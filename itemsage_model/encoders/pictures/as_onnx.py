@@ -59,7 +59,7 @@ def write_onnx(folder: str, target: Path) -> None:
             # It warns of shapes that become constants, as all batches have one shape.
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _Pixels(encoder.forward), (pixels,), file, dynamo=False, opset_version=_OPSET,
+                _Pixels(encoder.forward), (pixels,), file, dynamo=False, opset_version=_OPSET,  # type: ignore[arg-type]
                 input_names=["pixel_values"], output_names=["image_embeds"],
             )  # fmt: skip
     except ImportError as error:
