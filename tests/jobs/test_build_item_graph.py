@@ -117,9 +117,13 @@ def test_a_log_that_joins_no_items_is_refused(run: Callable[..., Any]) -> None:
         run(log)
 
 
-def test_other_settings_of_the_walks_are_other_neighbours(run: Callable[..., Any]) -> None:
-    log = events(seed=1, start=FIT, count=40, items=6, name="e")
-    (_, few), (_, all_met) = run(log, graph={"neighbours": 2, "hard_from": 3}), run(log)
-    assert max(len(row[3]) // 8 for row in few["graph_nodes"]) == 2
-    assert max(len(row[5]) // 8 for row in few["graph_nodes"]) > 0
-    assert max(len(row[3]) // 8 for row in all_met["graph_nodes"]) > 2
+def test_a_hard_negative_is_met_later_and_in_no_group_with_the_item(run: Callable[..., Any]) -> None:
+    chain = [(f"e{n}{m}", FIT, None, f"q{n}", f"i{n + m}", "click") for n in range(4) for m in (0, 1)]
+    (_, few), (_, all_met) = run(chain, graph={"neighbours": 1, "hard_from": 2}), run(chain)
+    key = {row[0]: row[1] for row in few["graph_nodes"]}
+    hard = {row[0]: set(np.frombuffer(row[5], "<i8").tolist()) for row in few["graph_nodes"]}
+    assert {len(row[3]) // 8 for row in few["graph_nodes"]} == {0, 1}
+    assert max(len(row[3]) // 8 for row in all_met["graph_nodes"]) > 1
+    assert key["i2"] in hard["i0"], "two groups away"
+    for n in range(4):
+        assert key[f"i{n + 1}"] not in hard[f"i{n}"], "in one group"
