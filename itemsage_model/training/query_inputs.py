@@ -28,7 +28,7 @@ from schemas.tables import ITEM_FEATURES
 
 _ROWS_AT_ONCE = 65_536
 _OF_THE_MACHINE = {"processes", "threads", "precision", "shuffle_rows", "prefetch_batches", "log_every",
-                   "checkpoint_every", "seed"}  # fmt: skip
+                   "checkpoint_every", "final_pass", "seed"}  # fmt: skip
 """Keys of [train] that hold for this training too."""
 _OWN = {"batch_size", "negative_count", "steps", "warmup_steps", "learning_rate", "validate_every", "patience"}
 """Keys of [search_text] that stand in the place of those of [train]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,10 @@ from schemas.settings.search_text import SearchTextSettings
 SCRATCH = "scratch"
 _FIT_TEXTS = 20_000
 """Most texts that the linear layer is fitted on."""
+_SCRATCH_LETTERS, _MOST_COUNTED = 2_000, 1_000
 _SCRATCH_WORDS, _SCRATCH_WIDTH, _SCRATCH_LAYERS = 8_000, 256, 2
-_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_UNKNOWN = "[UNK]"
+_SPECIAL = ("[PAD]", _UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
 
 
 @dataclass(frozen=True)
@@ -104,24 +107,35 @@ def _from_scratch(wanted: SearchTextSettings, texts: Sequence[str]) -> TextStart
     print("  warning: search_text.folder names no pretrained encoder, so this one begins with random weights and knows "
           "no word that the log does not have. Name a local folder, such as that of MiniLM, for a far better one.",
           flush=True)  # fmt: skip
-    tokenizer = _word_pieces(texts)
+    tokenizer = word_pieces(texts)
     config: dict[str, Any] = {
-        "model_type": "bert", "vocab_size": _SCRATCH_WORDS, "hidden_size": _SCRATCH_WIDTH, "pad_token_id": 0,
+        "model_type": "bert", "vocab_size": _SCRATCH_WORDS, "hidden_size": _SCRATCH_WIDTH,
         "num_hidden_layers": _SCRATCH_LAYERS, "num_attention_heads": 4, "intermediate_size": 4 * _SCRATCH_WIDTH,
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
     }  # fmt: skip
     return TextStart(SCRATCH, TextSpec(config, tokenizer, wanted.pooling, wanted.max_tokens), {}, False)
 
 
-def _word_pieces(texts: Sequence[str]) -> str:
-    """A WordPiece tokenizer fitted on some texts, as JSON."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers  # noqa: PLC0415
+def word_pieces(texts: Sequence[str]) -> str:
+    """A WordPiece tokenizer of the most frequent words of some texts, and of their characters for all others, as JSON.
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=_SCRATCH_WORDS, special_tokens=list(_SPECIAL), show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    Counted here, as the trainer of the package tokenizers gives another vocabulary in every process.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors  # noqa: PLC0415
+
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    split = (splitter.pre_tokenize_str(normalizer.normalize_str(text)) for text in texts)
+    words = Counter(word for of_text in split for word, _ in of_text)
+    letters = Counter(letter for word, count in words.items() for letter in word * min(count, _MOST_COUNTED))
+    known = _by_frequency(letters)[:_SCRATCH_LETTERS]
+    pieces = [*_SPECIAL, *known, *(f"##{letter}" for letter in known), *_by_frequency(words)]
+    ids = {piece: number for number, piece in enumerate(dict.fromkeys(pieces)) if number < _SCRATCH_WORDS}
+    tokenizer = Tokenizer(models.WordPiece(vocab=ids, unk_token=_UNKNOWN))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    ends = [(name, ids[name]) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     return str(tokenizer.to_str())
+
+
+def _by_frequency(counts: Counter[str]) -> list[str]:
+    return sorted(counts, key=lambda name: (-counts[name], name))

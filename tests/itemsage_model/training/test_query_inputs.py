@@ -11,7 +11,7 @@ import torch
 
 from itemsage_model.encoders.model_files import load_model
 from itemsage_model.encoders.query_tower import QueryTowerSpec
-from itemsage_model.train import train_on_this_rank
+from itemsage_model.train import train_on_this_machine, train_on_this_rank
 from itemsage_model.training import item_inputs
 from itemsage_model.training import run as training
 from itemsage_model.training.courses import course_of
@@ -169,3 +169,11 @@ def test_an_item_tower_refuses_tables_of_the_space_before(tmp_path: Path) -> Non
     said = r"train, space of closeup queries.*trained-2 in what embed_queries wrote, and pinsage-1 in what build_t"
     with pytest.raises(InputError, match=rf"(?s){said}.*Run build_training_tables"):
         item_inputs.pin_inputs(settings)
+
+
+def test_two_processes_train_one_encoder(tmp_path: Path) -> None:
+    settings = make_text_warehouse(tmp_path, steps=3, trainable_layers=1)
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"processes": 2})})
+    assert train_on_this_machine(settings, QUERY_ENCODER) == 0
+    record = read_record(settings.layout, TRAIN_QUERY_ENCODER)
+    assert (record.metrics.steps, record.metrics.processes) == (3, 2)
