@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from itemsage_model.encoders.frozen_text.sentence import SentenceEncoder, folder_sha256
+from itemsage_model.encoders.frozen_text.sentence import SentenceEncoder
 from itemsage_model.encoders.frozen_text.stored import load_recorded
 from itemsage_model.encoders.frozen_text.trained import TrainedEncoder
+from itemsage_model.encoders.model_folder import folder_sha256
 from itemsage_model.encoders.projection import leading_directions
 from itemsage_model.encoders.text_transformer import TextSpec, TextTransformer, by_length, read_folder
 from schemas.metrics import QueryMetrics
