@@ -92,24 +92,24 @@ class GraphBatches:
     def __iter__(self) -> Iterator[GraphBatch]:
         blocks = self.stream.batches(self.pair_count, self.start_step * self.pair_count)
         for step, pairs in zip(count(self.start_step), blocks, strict=False):
-            random = np.random.default_rng((self.seed, self.stream.rank, step))
+            generator = np.random.default_rng((self.seed, self.stream.rank, step))
             table = self.stream.files.table
             queries, items = (self.nodes.rows_of(keys, table) for keys in (pairs.query_item_key, pairs.item_key))
-            negatives = self._negatives(queries, random, step)
-            alone = random.random(len(self.nodes)) < self.alone_share
+            negatives = self._negatives(queries, generator, step)
+            alone = generator.random(len(self.nodes)) < self.alone_share
             yield self._batch(pairs, queries, items, negatives, alone)
 
-    def _negatives(self, queries: Rows, random: np.random.Generator, step: int) -> Rows:
+    def _negatives(self, queries: Rows, generator: np.random.Generator, step: int) -> Rows:
         """Rows of the negatives: some of the queries' hard ones, any items for the rest."""
         wanted = round(self.negative_count * self.hard_share * min(1.0, step / max(1, self.steps - 1)))
         asked = np.unique(queries)
         counts = self.nodes.hard.counts[asked]
         able = np.flatnonzero(counts)
-        chosen = able[random.integers(len(able), size=wanted)] if len(able) else np.empty(0, np.int64)
-        which = (random.random(len(chosen)) * counts[chosen]).astype(np.int64)
+        chosen = able[generator.integers(len(able), size=wanted)] if len(able) else np.empty(0, np.int64)
+        which = (generator.random(len(chosen)) * counts[chosen]).astype(np.int64)
         hard = self.nodes.hard.values[self.nodes.hard.starts[asked[chosen]] + which]
         joined = self.nodes.joined
-        return np.concatenate([hard, joined[random.integers(len(joined), size=self.negative_count - len(hard))]])
+        return np.concatenate([hard, joined[generator.integers(len(joined), size=self.negative_count - len(hard))]])
 
     def _batch(
         self, pairs: Pairs, queries: Rows, items: Rows, negatives: Rows, alone: npt.NDArray[np.bool_]
