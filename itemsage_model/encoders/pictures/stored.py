@@ -177,7 +177,8 @@ def _open_torchvision(folder: Path) -> Door:
 
 def _open_transformers(folder: Path) -> Door:
     transformers = _extra("transformers", "a transformers folder")
-    model = _quiet(transformers.AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True))
+    load = transformers.AutoModel.from_pretrained
+    model = _quiet(load(str(folder), local_files_only=True, use_safetensors=True))
     kind = str(model.config.model_type)
     embed = getattr(model, "get_image_features", None)
 
