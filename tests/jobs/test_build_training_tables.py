@@ -82,7 +82,10 @@ def shop(spark: SparkSession, make_settings: Callable[..., Settings]) -> Shop:
             ("lampe 🪔", "search", vector(1), "space", None, None),
             ("photo", "closeup", vector(2), "space", "i1", None),
         ]
-        items = [(f"i{n}", 100 + n, b"t%d" % n, b"c%d" % n, b"v%d" % n, b"f%d" % n, 0, "hash", 0) for n in range(12)]
+        items = [
+            (f"i{n}", 100 + n, b"t%d" % n, b"c%d" % n, b"v%d" % n, b"f%d" % n, 0, 0, 0, "hash", None, 0)
+            for n in range(12)
+        ]
         put(spark, settings, QUERY_EMBEDDINGS, queries)
         put(spark, settings, ITEM_FEATURES, items)
         for stage, metrics, table in (
@@ -367,7 +370,7 @@ def test_files_are_sized_for_the_table(rows: int, files: int) -> None:
 @pytest.mark.parametrize(
     ("table", "row", "name"),
     [
-        (ITEM_FEATURES, ("i1", 101, b"", b"", b"", b"", 0, "hash", 0), "item_id"),
+        (ITEM_FEATURES, ("i1", 101, b"", b"", b"", b"", 0, 0, 0, "hash", None, 0), "item_id"),
         (QUERY_EMBEDDINGS, ("photo", "closeup", vector(2), "space", None, None), "query_id"),
     ],
 )
