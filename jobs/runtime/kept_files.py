@@ -2,7 +2,7 @@
 
 For what Petastorm reads, which knows no deletion vectors, and where training follows the order of the rows: those that
 stay are copied as they are stored, between those that are made anew, so that the files hold what they would hold if all
-rows were made anew. A copy costs a fiftieth of a row of item_features (docs/lab-log.md).
+rows were made anew. A copy costs a twentieth of a row of item_features (docs/lab-log.md).
 """
 
 from __future__ import annotations
