@@ -70,7 +70,7 @@ def shop(spark: SparkSession, make_settings: Callable[..., Settings]) -> Shop:
         rows = [
             tuple(
                 {"item_id": f"i{number}", "item_key": 100 + number, "out_of_vocabulary_count": 0, "features_hash": "h",
-                 "row_checksum": 0}.get(column.name, cells.get(column.name, [b""] * 5)[number])
+                 "row_checksum": 0}.get(column.name, cells.get(column.name, [None] * 5)[number])
                 for column in ITEM_FEATURES.columns
             )
             for number in range(5)

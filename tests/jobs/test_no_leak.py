@@ -68,7 +68,7 @@ def tables(spark: SparkSession, make_settings: Callable[..., Settings]) -> Calla
         settings = make_settings(tasks=[task], **NEGATIVES, training_tables=cut, max_reject_share={"all_reasons": 1.0})
         names = [f"{kind} {number}" for kind in ("any", *WINDOWS) for number in range(3)]
         put(settings, QUERY_EMBEDDINGS, [(name, "search", [0.5] * 256, "space", None, None) for name in names])
-        items = [(name, key, b"t", b"c", b"v", b"f", 0, "hash", 0) for key, name in enumerate(names, 1)]
+        items = [(name, key, b"t", b"c", b"v", b"f", 0, 0, 0, "hash", None, 0) for key, name in enumerate(names, 1)]
         put(settings, ITEM_FEATURES, items)
         put(settings, ENGAGEMENT_LOGS, log(np.random.default_rng(1), windows))
         for stage, metrics, table in (
