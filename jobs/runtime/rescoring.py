@@ -170,7 +170,7 @@ def compare(
     scored = kept.metrics.features_checksum
     if scored and made.metrics.made_by and scored in (features.checksum, made.metrics.kept_from):
         changes, features = _changes_told(job, made, published, filters)
-        ids = _count_ids_told(changes, kept.outputs[0].rows, new, logged)
+        ids = count_ids_told(changes, kept.outputs[0].rows, new, logged)
     else:
         compared = by_id(new, published, logged, filters)
         ids, changes = count_ids(compared), find_changes(compared.drop("is_logged"), "item_id")
@@ -194,16 +194,30 @@ def _changes_told(
     table = job.settings.score.filtered(CHANGED_ITEM_FEATURES)
     rows = job.read(table, may_be_empty=True)
     told = job.read(ITEM_FEATURE_CHANGES, may_be_empty=True).select("item_id", "item_key")
+    return find_changes(told_by_id(told, rows, published, filters), "item_id"), made.output(table.name)
+
+
+def told_by_id(told: DataFrame, rows: DataFrame, published: DataFrame, filters: Sequence[str] = ()) -> DataFrame:
+    """Lay what build_item_features has made anew beside what is published, by item_id.
+
+    Args:
+        told: item_id and item_key of what it says has changed, unique by item_id.
+        rows: Of these, the rows of ITEM_FEATURES that it has made.
+        published: Rows of ITEM_EMBEDDINGS.
+        filters: Columns that results are filtered by.
+
+    Returns:
+        item_id, item_key, and a hash of the row in `new` and in `old`, as in `by_id`.
+    """
     row_hash = _row_hash(filters)
-    # Each side is unique by item_id.
     old = published.join(F.broadcast(told.select("item_id")), on="item_id", how="left_semi")
-    compared = told.join(rows.select("item_id", row_hash.alias("new")), on="item_id", how="left").join(
+    # Each side is unique by item_id.
+    return told.join(rows.select("item_id", row_hash.alias("new")), on="item_id", how="left").join(
         old.select("item_id", row_hash.alias("old")), on="item_id", how="left"
     )
-    return find_changes(compared, "item_id"), made.output(table.name)
 
 
-def _count_ids_told(changes: Changes, published: int, features: DataFrame, logged: DataFrame) -> IdCounts:
+def count_ids_told(changes: Changes, published: int, features: DataFrame, logged: DataFrame) -> IdCounts:
     """Count the ids, where it is known which items have changed.
 
     Args:

@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from jobs.runtime.changes import Changes, deleted_share, find_changes, with_changes
 from jobs.runtime.gates import IdCounts
-from jobs.runtime.rescoring import Comparison, by_id, count_ids, merge_published
+from jobs.runtime.rescoring import Comparison, by_id, count_ids, count_ids_told, merge_published, told_by_id
 from jobs.runtime.table_io import read
 from schemas.commits import OvertakenError, Staged, open_or_create
 from schemas.feed import begin_version, recorded_changes
@@ -70,6 +70,23 @@ def test_what_is_not_as_published_is_found(spark: SparkSession, uri: str) -> Non
     assert list(keys) == [7, 99]
     assert str(changes) == "1 added, 1 changed, 2 removed"
     assert differing(spark, OLD, read(spark, uri, ITEM_EMBEDDINGS)).total == 0
+
+
+def test_of_what_is_told_to_have_changed_only_that_counts_which_is_not_as_published(spark: SparkSession) -> None:
+    published = embeddings(spark, {"i1": "a", "i2": "b", "i3": "c", "i4": "d"})
+    # i2 has another text of the same features, i9 was taken away before it was ever published.
+    told = spark.createDataFrame([(f"i{n}", n) for n in (1, 2, 3, 5, 9)], "item_id string, item_key long")
+    made = features(spark, {"i1": "other", "i2": "b", "i5": "e"})
+    changes = find_changes(told_by_id(told, made, published), "item_id")
+    assert {row["item_id"]: row["change"] for row in changes.rows.collect()} == {
+        "i1": "changed", "i3": "removed", "i5": "added",
+    }  # fmt: skip
+
+
+def test_keys_that_the_log_names_are_counted(spark: SparkSession) -> None:
+    changes = Changes("item_id", spark.range(0), {"added": 1, "changed": 0, "removed": 3})
+    logged = spark.createDataFrame([(1, "click"), (1, "save"), (7, "click")], "item_key long, task string")
+    assert count_ids_told(changes, 10, features(spark, {"i1": "a", "i2": "b"}), logged) == IdCounts(10, 7, 2, 1)
 
 
 def test_ids_of_all_sides_are_counted(spark: SparkSession) -> None:
