@@ -29,7 +29,7 @@ from itemsage_model.text.tokenizer import load_tokenizer, pack_vocabulary
 from itemsage_model.text.tokens import TOKEN_KINDS
 from jobs.runtime import command_line
 from jobs.runtime.changes import ADDED, CHANGED, REMOVED, Changes
-from jobs.runtime.incremental import find_kept, last_run, maker
+from jobs.runtime.incremental import last_run, maker, source_changes
 from jobs.runtime.job_run import JobRun
 from jobs.runtime.kept_files import Copy, lies_in_parts, merged_rows, part_count
 from jobs.runtime.rejects import matching_loosely, require_few_rejects
@@ -42,6 +42,7 @@ from schemas.columns import Table
 from schemas.errors import TableError
 from schemas.graph_tables import ITEM_GRAPH_IMAGES
 from schemas.metrics import ItemMetrics
+from schemas.records import RunRecord
 from schemas.settings import Settings
 from schemas.stages import BUILD_ITEM_FEATURES, EMBED_GRAPH
 from schemas.tables import (
@@ -203,28 +204,30 @@ def _write_all(job: JobRun[ItemMetrics], inputs: _Inputs, usable: Usable, made_b
     return _metrics(job, inputs, made_by, sums)
 
 
-def _write_changed(job: JobRun[ItemMetrics], inputs: _Inputs, usable: Usable, made_by: str) -> ItemMetrics | None:
+def _write_changed(
+    job: JobRun[ItemMetrics], inputs: _Inputs, usable: Usable, last: RunRecord[ItemMetrics]
+) -> ItemMetrics | None:
     """Make the rows that have changed, and copy the others; returns what was counted of all.
 
     Args:
         job: The run.
         inputs: What it reads.
         usable: What of that can be used; of images their hashes do.
-        made_by: See `_Inputs.made_by`.
+        last: The run before, whose rows can stay.
 
     Returns:
         None where all rows are to be made anew, such as those of a damaged file.
     """
     settings = job.settings
     table, changed_table = (settings.score.filtered(one) for one in (ITEM_FEATURES, CHANGED_ITEM_FEATURES))
-    last = last_run(job, table, made_by)
-    if last is None or not lies_in_parts(last.output(table.name), inputs.parts):
+    stored = last.output(table.name)
+    if not lies_in_parts(stored, inputs.parts):
         return None
     sources = item_sources(usable, inputs.embeddings, tuple(settings.score.filters), inputs.parts)
-    changes = find_kept(job, table, sources.select("item_id", SOURCE_HASH), made_by)
+    changes = source_changes(job, stored, table, sources.select("item_id", SOURCE_HASH))
     if changes is None:
         return None
-    stored, counts = last.output(table.name), changes.counts
+    counts = changes.counts
     made = job.write_worker_rows(
         _changed_rows(inputs, changes, settings), changed_table, counts[ADDED] + counts[CHANGED]
     )
@@ -243,7 +246,7 @@ def _write_changed(job: JobRun[ItemMetrics], inputs: _Inputs, usable: Usable, ma
         print(f"  warning: no row of {table.name} can stay, all are made anew: {error}", flush=True)
         return None
     sums = {**written.sums, "kept_rows": written.rows - made.rows}
-    return _metrics(job, inputs, made_by, sums, stored.checksum)
+    return _metrics(job, inputs, last.metrics.made_by, sums, stored.checksum)
 
 
 def _copy(table: Table, settings: Settings) -> Copy:
@@ -276,15 +279,15 @@ def run(spark: SparkSession, settings: Settings) -> None:
         inputs = _read(job)
         made_by = inputs.made_by(settings)
         packed = _packed(inputs.images, settings)
-        can_stay = last_run(job, settings.score.filtered(ITEM_FEATURES), made_by) is not None
+        last = last_run(job, settings.score.filtered(ITEM_FEATURES), made_by)
         # Which items have changed, the hashes of their images say.
-        images = packed if packed is None else (packed.drop("image_embedding") if can_stay else packed).persist()
+        images = packed if packed is None else (packed.drop("image_embedding") if last else packed).persist()
         usable = split(inputs.items, images, settings)
         job.write_rejected(usable.rejected, REJECTED_ITEMS)
         _require_few_rejects(job, inputs.items, images)
-        metrics = _write_changed(job, inputs, usable, made_by) if can_stay else None
+        metrics = _write_changed(job, inputs, usable, last) if last else None
         if metrics is None:
-            whole = split(inputs.items, packed, settings) if can_stay else usable
+            whole = split(inputs.items, packed, settings) if last else usable
             metrics = _write_all(job, inputs, whole, made_by)
         job.metrics = metrics
         if images is not None:

@@ -47,9 +47,12 @@ def find_kept(job: JobRun[Any], table: Table, sources: DataFrame, made_by: str) 
         The rows to be made or removed; None = all rows are to be made.
     """
     run = last_run(job, table, made_by)
-    if run is None:
-        return None
-    last, (key,) = run.output(table.name), table.key
+    return None if run is None else source_changes(job, run.output(table.name), table, sources)
+
+
+def source_changes(job: JobRun[Any], last: TableVersion, table: Table, sources: DataFrame) -> Changes | None:
+    """The same as `find_kept`, of a version whose rows can stay; see `last_run`."""
+    (key,) = table.key
     stored = table_io.read(job.spark, last.uri, table, version=last.version)
     new, old = (rows.select(key, F.col(SOURCE_HASH).alias(name)) for rows, name in ((sources, "new"), (stored, "old")))
     changes = find_changes(new.join(old, on=key, how="full_outer"), key)
