@@ -121,7 +121,7 @@ def job_turn(scratch: Path) -> Turn:
 
     def write(items: DataFrame) -> None:
         no_embeddings = items.sparkSession.createDataFrame([], struct_type(ITEM_TEXT_EMBEDDINGS))
-        usable = split(items, None, settings)
+        usable = split(items, None, settings, 1)
         rows = build_item_features.build(usable, no_embeddings, vocabulary, settings, part_count(1))
         publish.write_worker_rows(rows, str(scratch / OURS), ITEM_FEATURES, note={"run_id": OURS})
 

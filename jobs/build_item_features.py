@@ -7,7 +7,8 @@ One row of item_features is one product as the model reads it; one of rejected_i
 item_images that cannot be used, and why. One of the others is a product that is not as it was before the last run.
 Safe to rerun because every row follows from the inputs and the settings alone, and each table is replaced in one
 commit. Where vocabulary, settings and code are those of the last run, only items that have changed are made; the rows
-of the others are copied as they are stored, in the order in which making them would put them.
+of the others are copied as they are stored, in the order in which making them would put them. Where the inputs are
+Delta tables, only items are looked at of which a row lies in a file that the last run has not read.
 
     spark-submit --properties-file spark-defaults.conf jobs/build_item_features.py --settings pipeline.toml
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import mmh3
 import numpy as np
@@ -27,16 +29,18 @@ from itemsage_model.data.parquet_files import file_batches
 from itemsage_model.text.item_rows import ITEM_COUNTERS, pack_items, with_counts
 from itemsage_model.text.tokenizer import load_tokenizer, pack_vocabulary
 from itemsage_model.text.tokens import TOKEN_KINDS
-from jobs.runtime import command_line
+from jobs.runtime import command_line, table_io
 from jobs.runtime.changes import ADDED, CHANGED, REMOVED, Changes
-from jobs.runtime.incremental import last_run, maker, source_changes
+from jobs.runtime.incremental import is_as_written, last_run, maker, source_changes
 from jobs.runtime.job_run import JobRun
 from jobs.runtime.kept_files import Copy, lies_in_parts, merged_rows, part_count
 from jobs.runtime.rejects import matching_loosely, require_few_rejects
+from jobs.runtime.touched_items import touched_items
 from jobs.runtime.worker_rows import WorkerRows
 from jobs.transforms.item_images import given_lengths, packed_images
 from jobs.transforms.item_sources import Usable, item_sources, split
 from jobs.transforms.keys import item_key
+from jobs.transforms.quarantine import readable
 from schemas.arrow import arrow_schema
 from schemas.columns import Table
 from schemas.errors import TableError
@@ -64,6 +68,9 @@ _ROWS_AT_ONCE = 512
 """Items that are tokenised together; bounds the memory of a worker where texts are long."""
 
 _ROWS_PER_COPY = 2_048
+
+_MOST_TOUCHED = 0.5
+"""Where more than this share of the items may have changed, all are looked at."""
 
 
 def build(usable: Usable, embeddings: DataFrame, vocabulary: bytes, settings: Settings, parts: int = 1) -> WorkerRows:
@@ -134,7 +141,7 @@ class _Inputs:
 
     Attributes:
         items: Rows of ITEMS, with the columns of score.filters.
-        images: Rows of ITEM_IMAGES; None = the shop has none.
+        images: Rows of ITEM_IMAGES, or what `packed` makes of them; None = the shop has none.
         embeddings: Rows of ITEM_TEXT_EMBEDDINGS.
         vocabulary: Bytes of `packed_vocabulary`.
         parts: Files of item_features.
@@ -146,6 +153,17 @@ class _Inputs:
     vocabulary: bytes
     parts: int
 
+    def of(self, ids: DataFrame) -> _Inputs:
+        """What is there of some items; see `_of`."""
+        images = None if self.images is None else _of(ids, self.images)
+        return replace(self, items=_of(ids, self.items), images=images, embeddings=_of(ids, self.embeddings))
+
+    def packed(self, image_length: int) -> DataFrame | None:
+        """The images as rows of `packed_images`, dealt out by item_id."""
+        if self.images is None or "image_hash" in self.images.columns:
+            return self.images
+        return packed_images(self.images, image_length).repartition(self.parts, "item_id")
+
     @property
     def vocabulary_hash(self) -> str:
         """128-bit hash of the vocabulary, hexadecimal."""
@@ -156,6 +174,21 @@ class _Inputs:
         features, score = settings.features.model_dump_json(), sorted(settings.score.filters.items())
         sizes = settings.model.image_length, settings.model.max_images, self.parts
         return maker(self.vocabulary_hash, features, repr(score), repr(sizes))
+
+
+def _of(ids: DataFrame, rows: DataFrame, how: str = "left_semi") -> DataFrame:
+    """The rows of some items; those of the others by "left_anti".
+
+    By key: a row is judged beside the others of its key (key_collision), and a null has one. By that of the id as
+    rejected_items holds it: an id that is no text, or too long, is known there by nothing else.
+
+    Args:
+        ids: item_id; a null stands for all rows without one.
+        rows: Rows with an item_id.
+        how: Which join.
+    """
+    keys = ids.select(item_key(readable(ids["item_id"])).alias("wanted_key"))
+    return rows.join(keys, item_key(readable(rows["item_id"])) == F.col("wanted_key"), how)
 
 
 def _read(job: JobRun[ItemMetrics]) -> _Inputs:
@@ -174,10 +207,6 @@ def _images(job: JobRun[ItemMetrics]) -> DataFrame:
     # At position -1 it comes first: model.max_images never leaves it out.
     vectors = job.read(ITEM_GRAPH_IMAGES).select("item_id", F.lit(-1).alias("position"), "image_embedding")
     return images.unionByName(vectors)
-
-
-def _packed(images: DataFrame | None, settings: Settings) -> DataFrame | None:
-    return None if images is None else packed_images(images, settings.model.image_length)
 
 
 def _metrics(
@@ -205,15 +234,16 @@ def _write_all(job: JobRun[ItemMetrics], inputs: _Inputs, usable: Usable, made_b
 
 
 def _write_changed(
-    job: JobRun[ItemMetrics], inputs: _Inputs, usable: Usable, last: RunRecord[ItemMetrics]
+    job: JobRun[ItemMetrics], inputs: _Inputs, usable: Usable, last: RunRecord[ItemMetrics], touched: DataFrame | None
 ) -> ItemMetrics | None:
     """Make the rows that have changed, and copy the others; returns what was counted of all.
 
     Args:
         job: The run.
-        inputs: What it reads.
+        inputs: What it reads, of the items that are touched.
         usable: What of that can be used; of images their hashes do.
         last: The run before, whose rows can stay.
+        touched: item_id of the items that may have changed; None = any may.
 
     Returns:
         None where all rows are to be made anew, such as those of a damaged file.
@@ -223,8 +253,9 @@ def _write_changed(
     stored = last.output(table.name)
     if not lies_in_parts(stored, inputs.parts):
         return None
+    some = None if touched is None else partial(_of, touched)
     sources = item_sources(usable, inputs.embeddings, tuple(settings.score.filters), inputs.parts)
-    changes = source_changes(job, stored, table, sources.select("item_id", SOURCE_HASH))
+    changes = source_changes(job, stored, table, sources.select("item_id", SOURCE_HASH), some)
     if changes is None:
         return None
     counts = changes.counts
@@ -266,32 +297,60 @@ def _copy(table: Table, settings: Settings) -> Copy:
 
 def _changed_rows(inputs: _Inputs, changes: Changes, settings: Settings) -> WorkerRows:
     """The rows that have changed, made anew."""
-    ids = changes.to_make.select("item_id")
-    items = inputs.items.join(ids, on="item_id", how="left_semi")
-    images = None if inputs.images is None else inputs.images.join(ids, on="item_id", how="left_semi")
-    usable = split(items, _packed(images, settings), settings)
-    return build(usable, inputs.embeddings, inputs.vocabulary, settings, inputs.parts)
+    of_them = inputs.of(changes.to_make)
+    usable = split(of_them.items, of_them.packed(settings.model.image_length), settings, inputs.parts)
+    return build(usable, of_them.embeddings, inputs.vocabulary, settings, inputs.parts)
+
+
+def _touched(job: JobRun[ItemMetrics], last: RunRecord[ItemMetrics]) -> DataFrame | None:
+    """item_id of the items that may have changed since the last run, kept by Spark; None = any may."""
+    settings = job.settings
+    images = (ITEM_IMAGES,) if settings.inputs.has_images else ()
+    graph = (ITEM_GRAPH_IMAGES,) if settings.graph.append_to_images else ()
+    tables = (ITEMS, *images, *graph, ITEM_TEXT_EMBEDDINGS)
+    had = {read.table for read in last.inputs} == {VOCABULARY.name, *(table.name for table in tables)}
+    can_stay = had and is_as_written(job, last.output(REJECTED_ITEMS.name))
+    ids = touched_items(job, last, tables) if can_stay else None
+    if ids is None:
+        return None
+    ids = ids.persist()
+    count, of = ids.count(), job.row_count(ITEMS)
+    print(f"  {count:,} of {of:,} items lie in files that are new or gone; the others are as they were", flush=True)
+    if count <= _MOST_TOUCHED * of:
+        return ids
+    ids.unpersist()
+    return None
 
 
 def run(spark: SparkSession, settings: Settings) -> None:
     """Read items, images, text embeddings and the vocabulary; write the features and what was rejected."""
     with JobRun(spark, settings, STAGE) as job:
-        inputs = _read(job)
+        inputs, image_length = _read(job), settings.model.image_length
         made_by = inputs.made_by(settings)
-        packed = _packed(inputs.images, settings)
         last = last_run(job, settings.score.filtered(ITEM_FEATURES), made_by)
-        # Which items have changed, the hashes of their images say.
-        images = packed if packed is None else (packed.drop("image_embedding") if last else packed).persist()
-        usable = split(inputs.items, images, settings)
-        job.write_rejected(usable.rejected, REJECTED_ITEMS)
-        _require_few_rejects(job, inputs.items, images)
-        metrics = _write_changed(job, inputs, usable, last) if last else None
+        touched = _touched(job, last) if last else None
+        near = inputs if touched is None else inputs.of(touched)
+        images = near.packed(image_length)
+        if images is not None:
+            # Which of all items have changed, the hashes of their images say; of a few the vectors are kept, too.
+            images = (images.drop("image_embedding") if last and touched is None else images).persist()
+            near = near if touched is None else replace(near, images=images)
+        usable = split(near.items, images, settings, inputs.parts)
+        rejected = usable.rejected
+        if last and touched is not None:
+            was = last.output(REJECTED_ITEMS.name)
+            stay = _of(touched, table_io.read(spark, was.uri, REJECTED_ITEMS, version=was.version), "left_anti")
+            rejected = rejected.unionByName(stay)
+        job.write_rejected(rejected, REJECTED_ITEMS)
+        _require_few_rejects(job, inputs.items, inputs.packed(image_length))
+        metrics = _write_changed(job, near, usable, last, touched) if last else None
         if metrics is None:
-            whole = split(inputs.items, packed, settings) if last else usable
+            whole = split(inputs.items, inputs.packed(image_length), settings, inputs.parts) if last else usable
             metrics = _write_all(job, inputs, whole, made_by)
         job.metrics = metrics
-        if images is not None:
-            images.unpersist()
+        for kept in (images, touched):
+            if kept is not None:
+                kept.unpersist()
 
 
 def main() -> None:

@@ -40,6 +40,7 @@ class InputTable:
         unproven: Why the number of rows is not known.
         table_id: What its Delta log calls it; one that is made anew gets another. Of Parquet files a hash of their
             names, sizes and times.
+        checksum: Which files its Delta version has; see `storage.files_checksum`.
         faults: What is wrong with its columns.
     """
 
@@ -54,6 +55,7 @@ class InputTable:
     passed_over: tuple[str, ...] = ()
     unproven: str = ""
     table_id: str = ""
+    checksum: str = ""
     faults: tuple[TableError, ...] = ()
 
     @property
@@ -142,7 +144,16 @@ def _delta_table(uri: str, table: Table) -> InputTable:
     names, rows = tuple(schema.names), rows_of(found.files)
     faults = tuple(column_faults(table, [(sources, names, "")]))
     return InputTable(
-        table, uri, found.version, len(found.files), rows, names, sources, table_id=delta.metadata().id, faults=faults
+        table,
+        uri,
+        found.version,
+        len(found.files),
+        rows,
+        names,
+        sources,
+        table_id=delta.metadata().id,
+        checksum=found.checksum,
+        faults=faults,
     )
 
 

@@ -31,7 +31,8 @@ Metrics = TypeVar("Metrics")
 class TableVersion:
     """A table as a stage read or wrote it; version None = files without a Delta log.
 
-    `checksum` says which files the version has (`storage.files_checksum`), where our own workers wrote them.
+    `checksum` says which files the version has (`storage.files_checksum`): of a Delta table that a stage read, and of
+    what our own workers wrote.
     """
 
     table: str

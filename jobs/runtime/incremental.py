@@ -7,6 +7,7 @@ of equal hashes stay as they are stored, and one commit changes the others (jobs
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pyspark.sql import DataFrame
@@ -24,6 +25,7 @@ from schemas.storage import is_unchanged_since
 from schemas.tables import SOURCE_HASH
 
 Made = TypeVar("Made")
+Some = Callable[[DataFrame], DataFrame]
 
 _MOST = 0.5
 """Where more than this share of the rows has changed, or is marked as deleted, all rows are made and written anew."""
@@ -50,10 +52,21 @@ def find_kept(job: JobRun[Any], table: Table, sources: DataFrame, made_by: str) 
     return None if run is None else source_changes(job, run.output(table.name), table, sources)
 
 
-def source_changes(job: JobRun[Any], last: TableVersion, table: Table, sources: DataFrame) -> Changes | None:
-    """The same as `find_kept`, of a version whose rows can stay; see `last_run`."""
+def source_changes(
+    job: JobRun[Any], last: TableVersion, table: Table, sources: DataFrame, some: Some | None = None
+) -> Changes | None:
+    """The same as `find_kept`, of a version whose rows can stay; see `last_run`.
+
+    Args:
+        job: The run.
+        last: The version.
+        table: What it holds.
+        sources: As of `find_kept`.
+        some: Takes those rows of the table that may have changed, which `sources` are; None = any may.
+    """
     (key,) = table.key
     stored = table_io.read(job.spark, last.uri, table, version=last.version)
+    stored = some(stored) if some else stored
     new, old = (rows.select(key, F.col(SOURCE_HASH).alias(name)) for rows, name in ((sources, "new"), (stored, "old")))
     changes = find_changes(new.join(old, on=key, how="full_outer"), key)
     if changes.total > _MOST * last.rows or deleted_share(last.uri) > _MOST:
@@ -73,10 +86,14 @@ def last_run(job: JobRun[Made], table: Table, made_by: str) -> RunRecord[Made] |
         return None
     if last is None or last.metrics.made_by != made_by:
         return None
-    output = last.output(table.name)
-    is_there = table_io.latest_version(job.spark, output.uri) is not None
-    can_stay = is_there and output.version is not None and is_unchanged_since(output.uri, output.version)
-    return last if can_stay else None
+    return last if is_as_written(job, last.output(table.name)) else None
+
+
+def is_as_written(job: JobRun[Any], output: TableVersion) -> bool:
+    """Whether a table that a run wrote is there, and its rows are those that the run wrote."""
+    if output.version is None or table_io.latest_version(job.spark, output.uri) is None:
+        return False
+    return is_unchanged_since(output.uri, output.version)
 
 
 def merge_worker_rows(

@@ -174,7 +174,7 @@ class JobRun(Generic[Metrics]):
             TableError: the table is absent, misshapen or empty, of an older version than the stage read last, or not
                 all of its rows are read.
         """
-        uri = self.settings.table_uri(table.name)
+        uri, checksum = self.settings.table_uri(table.name), ""
         if maker := maker_of(table.name, self.settings.stages):
             # Anew, so that `count_input` sees whether it is still the one that this run began with.
             version = read_record(self.settings.layout, maker).output(table.name).version
@@ -185,13 +185,17 @@ class JobRun(Generic[Metrics]):
             else:
                 rows = table_io.read(self.spark, uri, table, version=version)
             # Of a version Spark would say the same, by the same log, in a job of its own.
-            count = rows.count() if version is None else rows_of(version_files(uri, version).files)
+            if version is None:
+                count = rows.count()
+            else:
+                found_files = version_files(uri, version)
+                count, checksum = rows_of(found_files.files), found_files.checksum
         else:
             found = find_input(uri, table)
             require_no_older(self.settings.layout, self.stage, found, self.settings.gates.override)
             self._table_ids |= {table.name: found.table_id} if found.table_id else {}
             name = self.settings.input_name(table.name)
-            version, rows = found.version, input_tables.read_input(self.spark, found, name)
+            version, checksum, rows = found.version, found.checksum, input_tables.read_input(self.spark, found, name)
             count = input_tables.count_rows(self.spark, rows)
             input_tables.require_all_rows(self.spark, found, count)
             if name and found.files:
@@ -206,7 +210,7 @@ class JobRun(Generic[Metrics]):
                 found=f"an empty table at {uri}",
                 cure="Check the job that fills it and the dates in [dates]; nothing was written.",
             )
-        self.count_input(TableVersion(table.name, uri, version, count))
+        self.count_input(TableVersion(table.name, uri, version, count, checksum))
         return rows
 
     def count_input(self, version: TableVersion) -> None:
@@ -226,9 +230,13 @@ class JobRun(Generic[Metrics]):
                 )
         self._inputs.append(version)
 
+    def input(self, table: Table) -> TableVersion:
+        """An input of this run."""
+        return next(version for version in self._inputs if version.table == table.name)
+
     def row_count(self, table: Table) -> int:
         """Rows of an input of this run."""
-        return next(version.rows for version in self._inputs if version.table == table.name)
+        return self.input(table).rows
 
     def write(self, df: DataFrame, table: Table) -> table_io.Written:
         """Replace one table of the warehouse in one commit and count it; see `table_io.write`."""

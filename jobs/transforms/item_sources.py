@@ -31,25 +31,31 @@ class Usable(NamedTuple):
     rejected: DataFrame
 
 
-def split(items: DataFrame, images: DataFrame | None, settings: Settings) -> Usable:
+def split(items: DataFrame, images: DataFrame | None, settings: Settings, parts: int) -> Usable:
     """Separate what can be used from what cannot.
 
     Args:
         items: Rows of ITEMS, with the columns of score.filters.
-        images: Rows of `packed_images`, read twice: persist them; None = the shop has none.
+        images: Rows of `packed_images` in `parts` partitions by item_id, read twice: persist them; None = the shop has
+            none.
         settings: Names the text features, and the length and the most images of one item.
+        parts: As of `item_sources`.
     """
     usable, rejects = split_items(items)
     texts = joined_texts(usable, settings.features.text_features, tuple(settings.score.filters))
     if images is None:
         return Usable(texts, None, rejects)
-    usable_images, rejected_images = split_images(images, usable, settings.model.image_length)
+    known = usable.select("item_id").repartition(parts, "item_id")
+    usable_images, rejected_images = split_images(images, known, settings.model.image_length)
     by_item = images_by_item(usable_images, settings.model.max_images)
     return Usable(texts, by_item, rejects.unionByName(rejected_images))
 
 
 def item_sources(usable: Usable, embeddings: DataFrame, filters: Sequence[str], parts: int) -> DataFrame:
     """What each row of ITEM_FEATURES is made of, its item_key and its SOURCE_HASH.
+
+    All that is joined is dealt out into the same parts by hand: of sides with different numbers of partitions Spark
+    takes whichever it likes, so that the files would hold other rows from one day, or one cluster, to the next.
 
     Args:
         usable: What can be used; images without their vectors do, where only the hash is asked for.
@@ -64,6 +70,7 @@ def item_sources(usable: Usable, embeddings: DataFrame, filters: Sequence[str], 
         # Both sides are unique by item_id, so the join neither multiplies nor drops items.
         with_images = items.join(usable.images, on="item_id", how="left")
     # Both sides are unique by item_id. An item that came after embed_items ran has no embedding, which is counted.
-    whole = with_images.join(embeddings.select("item_id", FROZEN_TEXT.values.name), on="item_id", how="left")
+    texts = embeddings.select("item_id", FROZEN_TEXT.values.name).repartition(parts, "item_id")
+    whole = with_images.join(texts, on="item_id", how="left")
     hashed = source_hash("texts", *filters, "image_hashes", "images_beyond_limit", FROZEN_TEXT.values.name)
     return whole.select("*", item_key("item_id").alias("item_key"), hashed)

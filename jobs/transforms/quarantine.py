@@ -85,9 +85,13 @@ def rejected(df: DataFrame, table: Table) -> DataFrame:
 
 def _readable(df: DataFrame, name: str) -> Column:
     """A column that every reader can show: bytes that are no UTF-8 become U+FFFD, and what is too long is cut."""
-    if df.schema[name].dataType.simpleString() != "string":
-        return F.col(name)
-    return F.make_valid_utf8(F.substring(name, 1, MAX_ID_BYTES)).alias(name)
+    is_text = df.schema[name].dataType.simpleString() == "string"
+    return readable(df[name]).alias(name) if is_text else F.col(name)
+
+
+def readable(text: Column) -> Column:
+    """A text as a rejected_* table holds it; of any id that can be used it is the id."""
+    return F.make_valid_utf8(F.substring(text, 1, MAX_ID_BYTES))
 
 
 def is_blank(column: str) -> Column:

@@ -232,7 +232,7 @@ def test_a_huge_row_is_cut_in_bounded_memory(spark: SparkSession, make_settings:
     one = spark.range(1).selectExpr("'huge' item_id", f"repeat('red mug ', {len(huge) // 8}) title")
     rows = conform(items.unionByName(one), ITEMS).coalesce(1)
     embeddings = spark.createDataFrame([], struct_type(ITEM_TEXT_EMBEDDINGS))
-    usable = split(rows, None, settings)
+    usable = split(rows, None, settings, 1)
     built = build_item_features.build(usable, embeddings, pack_vocabulary(*vocabulary), settings)
 
     make = built.make

@@ -75,7 +75,7 @@ def built(
     packed = None
     if images is not None:
         packed = packed_images(conform(spark.createDataFrame(images, IMAGE), ITEM_IMAGES).repartition(partitions), 256)
-    usable = split(item_rows, packed, settings)
+    usable = split(item_rows, packed, settings, 1)
     rows = build_item_features.build(usable, embedding_rows, vocabulary, settings)
     return ItemFeatures(rows, usable.rejected)
 

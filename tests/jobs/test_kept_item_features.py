@@ -187,3 +187,20 @@ def test_a_stored_row_that_is_damaged_is_not_copied_but_made_anew(
 def test_a_table_lies_in_a_power_of_two_of_files() -> None:
     assert [part_count(rows) for rows in (0, 1, 262_144, 262_145, 524_289, 10**9)] == [4, 4, 4, 8, 16, 16_384]
     assert kept_files._NUMBER.search("s3://b/t/part-00003-aa-bb.parquet")
+
+
+@pytest.mark.parametrize(("partitions", "broadcast"), [("1", "-1"), ("7", "-1"), ("1", "128m")])
+def test_which_row_lies_in_which_file_follows_from_its_id_however_spark_joins(
+    spark: SparkSession, shop_settings: Callable[[str], Settings], partitions: str, broadcast: str
+) -> None:
+    settings = shop_settings("daily")
+    session = spark.newSession()
+    session.conf.set("spark.sql.shuffle.partitions", partitions)
+    session.conf.set("spark.sql.autoBroadcastJoinThreshold", broadcast)
+    run(session, settings, FIRST)
+    found = {
+        name: file for file, rows in enumerate(rows_by_file(settings)) for name in (row["item_id"] for row in rows)
+    }
+    ids = session.createDataFrame([(name,) for name in NAMES], "item_id string")
+    wanted = {row[0]: row[1] for row in ids.selectExpr("item_id", "pmod(hash(item_id), 4)").collect()}
+    assert found == wanted
