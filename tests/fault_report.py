@@ -54,7 +54,7 @@ class Trials:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How many random kills the sweeps make."""
-    parser.addoption("--kills", type=int, default=20, help="random kills of each crash sweep; make faults: 200")
+    parser.addoption("--kills", type=int, default=10, help="random kills of each crash sweep; make faults: 200")
 
 
 @pytest.fixture

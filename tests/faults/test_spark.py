@@ -255,6 +255,7 @@ def test_a_huge_row_is_cut_in_bounded_memory(spark: SparkSession, make_settings:
     assert max(row["peak"] for row in found.values()) < 1_500
 
 
+@pytest.mark.long
 @pytest.mark.fault("B9", "loud", "a null id among the rows to be merged")
 def test_a_null_key_commits_nothing(spark: SparkSession, tmp_path: Path) -> None:
     warehouse = Warehouse(str(tmp_path / "w"))

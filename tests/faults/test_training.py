@@ -161,6 +161,7 @@ def test_both_ranks_skip_a_step_with_a_nan_on_one(tmp_path: Path) -> None:
         assert torch.isfinite(tensor).all(), name
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "D2", "loud", "NaN in every batch of one rank: both stop after ten, the keys of both batches on disk"
 )
@@ -216,6 +217,7 @@ def test_from_every_step_the_batches_are_those_of_an_unbroken_run(tmp_path: Path
         trials.add(recovered=1)
 
 
+@pytest.mark.long
 @pytest.mark.fault("F2", "recovered", "a training killed before each line that it prints, one run after the other")
 def test_a_training_killed_between_any_two_lines_comes_to_the_same_weights(tmp_path: Path, trials: Trials) -> None:
     def prepared(name: str) -> Settings:

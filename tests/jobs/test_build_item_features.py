@@ -222,6 +222,7 @@ def test_every_image_may_be_unusable(spark: SparkSession, make_settings: MakeSet
     assert feature_rows(result)[0]["image_embeddings"] == b""
 
 
+@pytest.mark.long
 @pytest.mark.fault("C10", "recovered", "items and images in 1, 3 and 8 partitions, in two orders")
 def test_partitions_do_not_matter(spark: SparkSession, make_settings: MakeSettings) -> None:
     items = [(str(n % 9), f"red mug {n}", ["tea"] * n) for n in range(12)]

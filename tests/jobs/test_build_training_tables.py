@@ -272,7 +272,7 @@ def test_partitions_zones_and_reruns_change_no_row(spark: SparkSession, shop: Sh
     against = [returned(f"r{n}", f"i{n % 12}") for n in range(15)]
     settings = shop(PLAIN + LATE + crowd + against, training_tables=recent, rerun=True, **NEGATIVES)
     found = []
-    for partitions, zone in (("1", "UTC"), ("3", "UTC"), ("8", "America/Los_Angeles")):
+    for partitions, zone in (("1", "UTC"), ("8", "America/Los_Angeles")):
         with (
             changed(spark, "spark.sql.shuffle.partitions", partitions),
             changed(spark, "spark.sql.session.timeZone", zone),
@@ -282,7 +282,7 @@ def test_partitions_zones_and_reruns_change_no_row(spark: SparkSession, shop: Sh
     assert found[0][CLICK.training_table]
     assert found[0][CLICK.validation_table]
     assert len({row[8] for row in found[0][CLICK.training_table]}) > 2
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
 
 
 def test_caps_cut_pairs_and_account_for_their_events(
@@ -404,6 +404,7 @@ def test_a_log_that_is_mostly_bad_stops_the_job(spark: SparkSession, shop: Shop)
     assert stored(spark, settings, REJECTED_EVENTS).count() == 4
 
 
+@pytest.mark.long
 @pytest.mark.fault("t08", "loud", "event_id is the order's id, one row per order line")
 def test_a_log_whose_ids_are_of_orders_stops_the_job_or_is_counted(spark: SparkSession, shop: Shop) -> None:
     lines = [event(f"order{n // 3}", "lampe 🪔", f"i{n}") for n in range(12)]
@@ -447,6 +448,7 @@ def test_a_lost_event_stops_the_job(spark: SparkSession, shop: Shop, monkeypatch
     assert records(settings) == INPUT_RECORDS
 
 
+@pytest.mark.long
 @pytest.mark.fault("t08", "loud", "a log of which hardly an event lies in the windows")
 def test_a_log_of_which_hardly_anything_is_left_stops_the_job(
     spark: SparkSession, shop: Shop, capsys: pytest.CaptureFixture[str]

@@ -113,6 +113,7 @@ def test_a_broken_text_or_a_long_id_rejects_one_query(spark: SparkSession) -> No
     assert reasons(verdicts) == {"bad": "bad_text", "x" * 512: "long_id"}
 
 
+@pytest.mark.long
 @pytest.mark.fault("C5", "recovered", "query texts and a catalog text of 10 MB")
 def test_texts_are_cut_where_an_encoder_reads_them(
     spark: SparkSession, make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch

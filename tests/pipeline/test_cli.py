@@ -93,6 +93,7 @@ def test_what_is_wrong_with_the_command_line_is_said_with_exit_code_2(tmp_path: 
         assert said in done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.fault("exit", "loud", "bad input for a training of one and of two processes: exit code 3 from both")
 def test_a_stage_that_fails_gives_its_exit_code(tmp_path: Path) -> None:
     """Training before any other stage: bad input, without Spark."""

@@ -32,6 +32,7 @@ print("MB", max(held[250:]) - max(held[80:130]))
 """
 
 
+@pytest.mark.long
 @pytest.mark.fault("A11", "recovered", "300 steps of training: the memory of the last 50 is that of 50 early ones")
 def test_the_memory_of_training_does_not_grow_by_the_step() -> None:
     """What the last 50 of 300 steps need more than 50 early ones: within 1.3 MB; 10 MB where each batch is kept."""

@@ -222,7 +222,7 @@ def run_two_ranks(settings: Settings) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [MODELS[0], *(pytest.param(one, marks=pytest.mark.long) for one in MODELS[1:])])
 @pytest.mark.fault("A7", "recovered", "two processes, a table of four uneven files and one of three rows")
 @pytest.mark.fault("D1", "recovered", "the same: both take the same number of steps")
 def test_two_ranks_finish_on_tables_of_very_unequal_sizes(tmp_path: Path, model: dict[str, Any]):

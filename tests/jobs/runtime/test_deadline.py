@@ -48,6 +48,7 @@ class Tasks:
         self.is_cancelled = True
 
 
+@pytest.mark.long
 @pytest.mark.fault("C3", "loud", "a Python worker of Spark's stopped (SIGSTOP), and a deadline of 3 s")
 def test_a_stuck_worker_ends_the_job_within_the_deadline(spark: SparkSession) -> None:
     started = time.monotonic()

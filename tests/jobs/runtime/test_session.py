@@ -74,6 +74,7 @@ def readme_line(job: str) -> list[str]:
     return ["spark-submit", "--properties-file", "spark-defaults.conf", *jars, f"jobs/{job}.py"]
 
 
+@pytest.mark.long
 @pytest.mark.fault("S2", "loud", "the README's spark-submit line on a machine whose name is not loopback")
 def test_a_job_started_as_the_readme_says_listens_on_loopback_alone(tmp_path: Path) -> None:
     environment = os.environ | {
