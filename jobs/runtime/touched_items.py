@@ -36,12 +36,14 @@ def touched_items(job: JobRun[Any], last: RunRecord[Any], tables: Sequence[Table
 
     Returns:
         item_id, each once, null where it is null in an input; more items than have changed, never fewer. None = any
-        item may have: an input is no Delta table, was made or written anew, has other columns, lost its old files.
+        item may have: an input is no Delta table, was made or written anew, has other columns, lost its old files, or
+        is known by a name, whose catalog need not give leave to read files by their path.
     """
     found = []
     for table in tables:
         now, before = job.input(table), last.input(table.name)
-        rows = None if before is None else _differing(job.spark, before, now)
+        is_by_path = not job.settings.input_name(table.name)
+        rows = _differing(job.spark, before, now) if before and is_by_path else None
         if rows is None:
             return None
         found.append(rows)
