@@ -48,9 +48,11 @@ class PictureScorer:
         head = _load_once(self.weights(), self.spec).head
         for batch in batches:
             with leaving_a_worker():
-                made = head_vectors(head, to_matrix(batch.column(_VECTORS))) if len(batch) else None
-                column = batch.column(_VECTORS) if made is None else to_list_column(made)
-                yield batch.set_column(batch.schema.names.index(_VECTORS), _VECTORS, column)
+                columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+                if len(batch):
+                    made = head_vectors(head, to_matrix(batch.column(_VECTORS)))
+                    columns[_VECTORS] = to_list_column(made)
+                yield pa.RecordBatch.from_pydict(columns)
 
 
 def head_vectors(head: PictureHead, vectors: Floats) -> Floats:
