@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import cast
 
 import numpy as np
@@ -79,7 +80,7 @@ def validation_of(inputs: Inputs, settings: Settings) -> Validation | None:
     if measured is None or not measured.rows:
         return None
     spec = _spec(inputs)
-    catalog = _catalog(inputs.catalog, spec, settings)
+    catalog = _catalog(inputs.catalog, spec, settings.deadlines.read_seconds)
     kept = np.random.default_rng(settings.train.seed).permutation(len(catalog))[:_MAX_CANDIDATES]
     kept.sort()
     sample = CatalogItems(catalog.item_key[kept], catalog.items.take(kept))
@@ -105,8 +106,10 @@ def _spec(inputs: Inputs) -> PictureTowerSpec:
     return cast(PictureTowerSpec, inputs.spec)
 
 
-def _catalog(files: TableFiles, spec: PictureTowerSpec, settings: Settings) -> CatalogItems:
-    return read_catalog(files, picture_format(spec.elements[0]), settings.deadlines.read_seconds)
+@lru_cache(maxsize=1)
+def _catalog(files: TableFiles, spec: PictureTowerSpec, read_seconds: float) -> CatalogItems:
+    """The products with pictures; kept, as tower, batches and validation all begin with them."""
+    return read_catalog(files, picture_format(spec.elements[0]), read_seconds)
 
 
 def _for_pass(pinned: Inputs, settings: Settings, weight: Weight) -> Inputs:
@@ -118,7 +121,7 @@ def _for_pass(pinned: Inputs, settings: Settings, weight: Weight) -> Inputs:
 def _begin(inputs: Inputs, settings: Settings) -> PictureTower:
     """The base itself: a head that changes nothing yet, and knows all pictures."""
     spec = _spec(inputs)
-    catalog = _catalog(inputs.catalog, spec, settings)
+    catalog = _catalog(inputs.catalog, spec, settings.deadlines.read_seconds)
     pictures = catalog.items.gather()[spec.elements[0].key]
     tower = spec.build(seed=settings.train.seed)
     tower.read_pictures(catalog.item_key, pictures.first(spec.max_images))
@@ -134,7 +137,7 @@ def make_batches(inputs: Inputs, settings: Settings, start_step: int, device: to
     """This rank's endless batches, in the CPU's memory."""
     del device
     rank, ranks, train = distributed.rank(), distributed.world_size(), settings.train
-    keys = _catalog(inputs.catalog, _spec(inputs), settings).item_key
+    keys = _catalog(inputs.catalog, _spec(inputs), settings.deadlines.read_seconds).item_key
     stream = RowStream(inputs.tasks[0], PAIRS, train.shuffle_rows, train.seed, 1, rank, ranks)
     return PictureBatches(
         stream, keys, train.batch_size // ranks, train.negative_count // ranks, train.seed, start_step

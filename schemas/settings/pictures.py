@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from schemas.errors import SettingsError
 from schemas.settings.model import LossSettings, TrainSettings
 from schemas.settings.section import Section
 
@@ -49,7 +50,16 @@ class PictureHeadSettings(Section):
 
         Args:
             common: The section [train].
+
+        Raises:
+            SettingsError: a size cannot be shared out to the processes.
         """
+        for name in ("batch_size", "negative_count"):
+            if getattr(self, name) % common.processes:
+                raise SettingsError(
+                    f"picture_head.{name} = {getattr(self, name)}: expected a multiple of train.processes "
+                    f"({common.processes}); change one of them"
+                )
         own = {
             "batch_size": self.batch_size, "negative_count": self.negative_count, "steps": self.steps,
             "warmup_steps": self.steps // 10, "learning_rate": self.learning_rate, "seed": self.seed,

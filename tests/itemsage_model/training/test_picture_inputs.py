@@ -16,7 +16,7 @@ from itemsage_model.training import run as training
 from itemsage_model.training.courses import course_of
 from itemsage_model.training.picture_inputs import PICTURE_TOWER, make_batches, pin_inputs, settings_of, validation_of
 from itemsage_model.training.trainer import Trainer
-from schemas.errors import InputError
+from schemas.errors import InputError, SettingsError
 from schemas.records import read_record
 from schemas.settings import Settings
 from schemas.stages import TRAIN_PICTURES
@@ -132,3 +132,11 @@ def test_vectors_of_another_length_are_refused(tmp_path: Path) -> None:
     other = settings.model_copy(update={"model": settings.model.model_copy(update={"image_length": 24})})
     with pytest.raises(InputError, match=r"picture_features.*expected vectors of 24 numbers.*found vectors of 12"):
         pin_inputs(other)
+
+
+@pytest.mark.parametrize("key", ["batch_size", "negative_count"])
+def test_a_batch_that_cannot_be_shared_out_is_refused_by_its_key(tmp_path: Path, key: str) -> None:
+    settings = make_picture_warehouse(tmp_path, **{key: 33})
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"processes": 2})})
+    with pytest.raises(SettingsError, match=rf"picture_head\.{key} = 33: expected a multiple of train.processes \(2\)"):
+        settings_of(settings)
