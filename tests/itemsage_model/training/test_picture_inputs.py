@@ -48,8 +48,9 @@ def test_it_beats_its_base_and_is_measured_against_it(tmp_path: Path, capfd: pyt
     settings = make_picture_warehouse(tmp_path)
     training.train(settings, CPU, PICTURE_TOWER)
     record = read_record(settings.layout, TRAIN_PICTURES)
-    base = base_recall(settings)
-    assert f"validation of picture_head, step 0: recall@10 {base:.4f}" in capfd.readouterr().out
+    base, said = base_recall(settings), capfd.readouterr().out
+    assert f"validation of picture_head, step 0: recall@10 {base:.4f}" in said
+    assert "on the whole period" not in said
     assert record.metrics.candidates["picture_head"].recall > 1.3 * base
     assert record.metrics.steps > 0
     assert record.metrics.model_uri == record.metrics.validated_model_uri, "no pass sees the validation window"
@@ -118,6 +119,8 @@ def test_a_batch_holds_its_pairs_and_its_negatives_by_their_keys(tmp_path: Path)
     assert torch.equal(first.query_key, first.query_item_key)
     assert torch.equal(second.item_key, again.item_key), "a resumed run goes on with the same batches"
     assert not torch.equal(first.query_key, second.query_key)
+    drawn = [set(batch.item_key[batch.negatives].tolist()) for batch in (first, second)]
+    assert drawn[0] != drawn[1], "each step draws its own negatives"
 
 
 def test_items_of_training_pairs_are_no_unseen_ones(tmp_path: Path) -> None:
