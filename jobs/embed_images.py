@@ -1,9 +1,11 @@
-"""Give every picture of an item its frozen embedding, by a vision model in a local folder.
+"""Give every picture of an item its frozen embedding, by a vision model in a local folder, and a head on top of it.
 
-Reads: item_pictures; the model's folder (pictures.folder); the files that picture_uri names, below pictures.roots.
-Writes: item_images, picture_embeddings, rejected_pictures.
-One row of item_images is one picture of one item, of picture_embeddings one distinct picture by the hash of its bytes,
-of rejected_pictures one row of item_pictures that cannot be used, and why.
+Reads: item_pictures; the model's folder (pictures.folder); the files that picture_uri names, below pictures.roots;
+where pictures.head says so, the head that train_pictures has trained.
+Writes: item_images, item_picture_hashes, picture_embeddings, rejected_pictures.
+One row of item_images is one picture of one item, of item_picture_hashes the same picture by the hash of its bytes, of
+picture_embeddings one distinct picture with its frozen vector, which no head changes; of rejected_pictures one row of
+item_pictures that cannot be used, and why.
 Safe to rerun because: what a row holds follows from the picture's bytes and the model alone, so that rows of former
 runs, and of one that ended early, stay: a distinct picture is decoded and encoded once. They are committed in rounds;
 item_images and rejected_pictures are replaced in one commit each.
@@ -21,6 +23,7 @@ from itemsage_model.encoders.model_folder import folder_sha256
 from itemsage_model.encoders.pictures.picture_encoder import PictureEncoder
 from itemsage_model.encoders.pictures.stored import open_encoder
 from jobs.pictures.hashed import hashed_pictures, with_verdicts
+from jobs.pictures.head import head_of, with_head
 from jobs.pictures.made import embedded_pictures
 from jobs.runtime import command_line, table_io
 from jobs.runtime.incremental import maker
@@ -30,9 +33,16 @@ from jobs.transforms.quarantine import accepted, rejected
 from schemas.commits import writer_of
 from schemas.errors import InputError, SettingsError
 from schemas.metrics import PictureMetrics
-from schemas.picture_tables import ITEM_PICTURES, PICTURE_EMBEDDINGS, PICTURE_HASH, REJECTED_PICTURES
+from schemas.picture_tables import (
+    ITEM_PICTURE_HASHES,
+    ITEM_PICTURES,
+    PICTURE_EMBEDDINGS,
+    PICTURE_HASH,
+    REJECTED_PICTURES,
+)
 from schemas.records import TableVersion
 from schemas.settings import Settings
+from schemas.spark import struct_type
 from schemas.stages import EMBED_IMAGES
 from schemas.tables import ITEM_IMAGES
 
@@ -56,14 +66,14 @@ def build(hashed: DataFrame, stored: DataFrame) -> tuple[DataFrame, DataFrame]:
         stored: Rows of PICTURE_EMBEDDINGS, unique by picture_hash: the join neither multiplies nor drops pictures.
 
     Returns:
-        Rows of ITEM_IMAGES, and of REJECTED_PICTURES.
+        Rows of ITEM_IMAGES with their picture_hash, and of REJECTED_PICTURES.
     """
     known = stored.select(PICTURE_HASH, "image_embedding", "fault", "found", F.lit(True).alias("is_stored"))
     # A picture that came to be another one while the job ran has no row.
     changed = F.when(F.col("is_stored").isNull(), F.lit("changed_while_read"))
     whole = accepted(hashed).drop("fault", "found").join(known, on=PICTURE_HASH, how="left")
     judged = with_verdicts(whole.withColumn("fault", F.coalesce("fault", changed)))
-    images = accepted(judged).select(*ITEM_IMAGES.column_names)
+    images = accepted(judged).select(*ITEM_IMAGES.column_names, PICTURE_HASH)
     parts = [rejected(rows, REJECTED_PICTURES) for rows in (hashed, judged)]
     return images, parts[0].unionByName(parts[1])
 
@@ -77,12 +87,18 @@ def run(spark: SparkSession, settings: Settings) -> None:
         hashed = hashed_pictures(pictures, settings.pictures).persist(StorageLevel.MEMORY_AND_DISK)
         made_by = maker(encoder.name, str(settings.pictures.max_pixels), str(settings.pictures.max_bytes))
         needed = accepted(hashed).select(PICTURE_HASH).distinct().persist(StorageLevel.MEMORY_AND_DISK)
-        stored, metrics = _complete(job, pictures, hashed, needed, made_by, sha256)
-        images, rejects = build(hashed, stored)
+        head = head_of(job, encoder)
+        metrics = _complete(job, pictures, hashed, needed, made_by, sha256)
+        images, rejects = build(hashed, _stored(job))
         job.write_rejected(rejects, REJECTED_PICTURES)
         require_few_rejects(job, ITEM_PICTURES, REJECTED_PICTURES, harmless=["duplicate_picture"])
-        job.write(images, ITEM_IMAGES)
-        job.metrics = PictureMetrics(encoder.name, encoder.length, **metrics, made_by=made_by)
+        # Not before: where a store does not answer no picture is needed, and all would be made anew the next day.
+        _forget_unused(job, needed, metrics["pictures"])
+        job.write(images.select(*ITEM_PICTURE_HASHES.column_names), ITEM_PICTURE_HASHES)
+        own = images.select(*ITEM_IMAGES.column_names)
+        job.write(own if head is None else with_head(own, head), ITEM_IMAGES)
+        space = encoder.name if head is None else f"{encoder.name}+{head.model_id[:8]}"
+        job.metrics = PictureMetrics(space, encoder.length, **metrics, made_by=made_by, base=encoder.name)
         needed.unpersist()
         hashed.unpersist()
 
@@ -124,7 +140,7 @@ def _require_own_table(settings: Settings) -> None:
 
 def _complete(
     job: JobRun[PictureMetrics], pictures: DataFrame, hashed: DataFrame, needed: DataFrame, made_by: str, sha256: str
-) -> tuple[DataFrame, dict[str, int]]:
+) -> dict[str, int]:
     """Make the rows of PICTURE_EMBEDDINGS that are missing, and commit them round by round.
 
     Args:
@@ -136,7 +152,7 @@ def _complete(
         sha256: Of the model's folder.
 
     Returns:
-        All rows of PICTURE_EMBEDDINGS that are needed, and the counts of PictureMetrics.
+        The counts of PictureMetrics.
     """
     uri, settings = job.settings.table_uri(PICTURE_EMBEDDINGS.name), job.settings.pictures
     is_there = table_io.latest_version(job.spark, uri) is not None
@@ -162,21 +178,33 @@ def _complete(
         kept += staged.rows
         print(f"  {staged.rows:,} pictures made, version {version} of {PICTURE_EMBEDDINGS.name}", flush=True)
     missing.unpersist()
-    stored = _without_unused(job, needed, total, kept)
-    counts = {"pictures": total, "pictures_encoded": count, "rounds": rounds, "kept_rows": total - count}
-    return stored, counts
+    return {"pictures": total, "pictures_encoded": count, "rounds": rounds, "kept_rows": total - count}
 
 
-def _without_unused(job: JobRun[PictureMetrics], needed: DataFrame, total: int, kept: int) -> DataFrame:
-    """The rows that are needed; written anew where too many others lie among them."""
+def _stored(job: JobRun[PictureMetrics]) -> DataFrame:
+    """The rows of PICTURE_EMBEDDINGS; none where no picture could ever be used."""
     uri = job.settings.table_uri(PICTURE_EMBEDDINGS.name)
     version = table_io.latest_version(job.spark, uri)
-    stored = table_io.read(job.spark, uri, PICTURE_EMBEDDINGS, version=version)
+    if version is None:
+        return job.spark.createDataFrame([], struct_type(PICTURE_EMBEDDINGS))
+    return table_io.read(job.spark, uri, PICTURE_EMBEDDINGS, version=version)
+
+
+def _forget_unused(job: JobRun[PictureMetrics], needed: DataFrame, total: int) -> None:
+    """Count the rows of PICTURE_EMBEDDINGS; write them anew where too many are of pictures that no item has any more.
+
+    Args:
+        job: The run.
+        needed: The hash of each distinct picture.
+        total: How many these are.
+    """
+    stored, uri = _stored(job), job.settings.table_uri(PICTURE_EMBEDDINGS.name)
+    kept = stored.count()
     if kept - total > _MOST_UNUSED * kept:
-        written = job.write(stored.join(needed, on=PICTURE_HASH, how="left_semi"), PICTURE_EMBEDDINGS)
-        return table_io.read(job.spark, uri, PICTURE_EMBEDDINGS, version=written.version)
-    job.count_output(TableVersion(PICTURE_EMBEDDINGS.name, uri, version, kept))
-    return stored
+        job.write(stored.join(needed, on=PICTURE_HASH, how="left_semi"), PICTURE_EMBEDDINGS)
+    else:
+        version = table_io.latest_version(job.spark, uri)
+        job.count_output(TableVersion(PICTURE_EMBEDDINGS.name, uri, version, kept))
 
 
 def main() -> None:

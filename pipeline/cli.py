@@ -4,6 +4,7 @@
     train | validate | score | evaluate one stage
     build-query-pairs | train-query-encoder   a text encoder of the shop's own (docs/search-text.md)
     build-item-graph | train-graph | embed-graph   vectors by what items were engaged with together (docs/graph.md)
+    build-picture-pairs | train-pictures      a head over the pictures' vectors (docs/pictures.md)
     export-index                        an index of the published vectors, with its recall certificate
     doctor                              what would go wrong, before anything runs
     names                               where Spark's catalog has the tables that [inputs] names
@@ -46,6 +47,7 @@ from schemas.results import Result, ending_in_json, runs_since
 from schemas.settings import Settings
 from schemas.stages import (
     BUILD_ITEM_GRAPH,
+    BUILD_PICTURE_PAIRS,
     BUILD_QUERY_PAIRS,
     EMBED_GRAPH,
     EVALUATE,
@@ -53,6 +55,7 @@ from schemas.stages import (
     SCORE_CATALOG,
     TRAIN,
     TRAIN_GRAPH,
+    TRAIN_PICTURES,
     TRAIN_QUERY_ENCODER,
     VALIDATE,
     WHOLE,
@@ -71,6 +74,7 @@ _SINGLE: dict[str, Stage[Any]] = {
     "train": TRAIN, "validate": VALIDATE, "score": SCORE_CATALOG, "evaluate": EVALUATE, "export-index": EXPORT_INDEX,
     "build-query-pairs": BUILD_QUERY_PAIRS, "train-query-encoder": TRAIN_QUERY_ENCODER,
     "build-item-graph": BUILD_ITEM_GRAPH, "train-graph": TRAIN_GRAPH, "embed-graph": EMBED_GRAPH,
+    "build-picture-pairs": BUILD_PICTURE_PAIRS, "train-pictures": TRAIN_PICTURES,
 }  # fmt: skip
 
 

@@ -91,13 +91,15 @@ class PictureMetrics:
     """Of embed_images.
 
     Attributes:
-        encoder: The frozen picture encoder's name, which is the embedding space of item_images.
+        encoder: The embedding space of item_images: the base's name, and the head's where one is applied.
         image_length: Numbers of its vectors.
         pictures: Distinct pictures of the shop that could be read, broken ones included.
         pictures_encoded: Of them, those that this run has decoded and encoded.
         rounds: Commits in which it did so; what one of them holds is not made again if the run ends early.
         kept_rows: Of them, those whose row stayed as it was.
         made_by: Hash of encoder, limits and code: rows of equal pictures are equal while it stays.
+        base: The frozen picture encoder's name, which is the embedding space of picture_embeddings. Empty in records of
+            before there was a head.
     """
 
     encoder: str
@@ -107,6 +109,26 @@ class PictureMetrics:
     rounds: int = 0
     kept_rows: int = 0
     made_by: str = ""
+    base: str = ""
+
+
+@dataclass(frozen=True)
+class PicturePairMetrics:
+    """Of build_picture_pairs.
+
+    Attributes:
+        base: The frozen picture encoder of the vectors.
+        image_length: Numbers of them.
+        items: Rows of picture_features.
+        pairs: Rows of picture_pairs.
+        validation_pairs: Rows of picture_pairs_validation.
+    """
+
+    base: str
+    image_length: int
+    items: int = 0
+    pairs: int = 0
+    validation_pairs: int = 0
 
 
 @dataclass(frozen=True)

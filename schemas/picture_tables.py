@@ -1,9 +1,13 @@
-"""The tables of jobs/embed_images.py, and why a picture cannot be used."""
+"""The tables of pictures: those of jobs/embed_images.py, and of the head; and why a picture cannot be used."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from schemas.columns import Column, Table
-from schemas.tables import ITEM_IMAGES, ITEMS, REJECTED_ITEMS
+from schemas.elements import IMAGES
+from schemas.graph_tables import GRAPH_PAIRS
+from schemas.tables import ITEM_FEATURES, ITEM_IMAGES, ITEMS, REJECTED_ITEMS, ROW_CHECKSUM
 
 
 class UnusablePicture(Exception):  # noqa: N818 (a finding about a row, not an error of ours)
@@ -97,4 +101,43 @@ REJECTED_PICTURES = Table(
         Column("found", "string", "what was found, in words", nullable=True),
         *(column for column in REJECTED_ITEMS.columns if column.name != "item_id"),
     ),
+)
+
+ITEM_PICTURE_HASHES = Table(
+    "item_picture_hashes",
+    "one picture of one product that item_images has, by the hash of its bytes",
+    (*ITEM_IMAGES.columns[:2], _PICTURE_HASH),
+    key=ITEM_IMAGES.key,
+)
+"""Which row of picture_embeddings, the base, a row of item_images is made of, whatever a head has made of it."""
+
+_CHECKED_FEATURES = ("item_id", "item_key", IMAGES.values.name)
+
+PICTURE_FEATURES = Table(
+    "picture_features",
+    "one product with pictures, as the head reads it: the base's vectors of its first model.max_images pictures",
+    (
+        ITEM_FEATURES.column("item_id"),
+        ITEM_FEATURES.column("item_key"),
+        replace(IMAGES.values, doc="little-endian float16 vectors of the frozen encoder, by position; at least one"),
+        replace(
+            ITEM_FEATURES.column(ROW_CHECKSUM),
+            doc=f"CRC-32 of {', '.join(_CHECKED_FEATURES)}; see schemas/checksums.py",
+        ),
+    ),
+    key=("item_id",),
+    checksummed=_CHECKED_FEATURES,
+)
+
+PICTURE_PAIRS = replace(
+    GRAPH_PAIRS,
+    name="picture_pairs",
+    one_row_is="one product with pictures engaged from one query before the validation window, with another such "
+    "product drawn from those of the same query",
+)
+
+VALIDATION_PICTURE_PAIRS = replace(
+    GRAPH_PAIRS,
+    name="picture_pairs_validation",
+    one_row_is="the same as in picture_pairs, by the events of the validation window alone",
 )

@@ -25,6 +25,7 @@ from schemas.metrics import (
     MaintenanceMetrics,
     NoMetrics,
     PictureMetrics,
+    PicturePairMetrics,
     QueryMetrics,
     QueryPairMetrics,
     ScoreMetrics,
@@ -81,7 +82,7 @@ BUILD_VOCABULARY = Stage("build_vocabulary", (t.ITEMS,), (t.VOCABULARY,), Vocabu
 EMBED_IMAGES = Stage(
     "embed_images",
     (p.ITEM_PICTURES,),
-    (p.PICTURE_EMBEDDINGS, t.ITEM_IMAGES, p.REJECTED_PICTURES),
+    (p.PICTURE_EMBEDDINGS, t.ITEM_IMAGES, p.ITEM_PICTURE_HASHES, p.REJECTED_PICTURES),
     PictureMetrics,
 )
 """Only where the settings name pictures; elsewhere item_images is the shop's own table, if it has any."""
@@ -178,8 +179,26 @@ TRAIN_QUERY_ENCODER = Stage(
 )
 """Not of the pipeline: what it has trained, embed_queries uses where query_encoder.kind is "trained"."""
 
+BUILD_PICTURE_PAIRS = Stage(
+    "build_picture_pairs",
+    (t.ENGAGEMENT_LOGS, t.QUERY_EMBEDDINGS, t.ITEMS, p.ITEM_PICTURE_HASHES, p.PICTURE_EMBEDDINGS),
+    (p.PICTURE_FEATURES, p.PICTURE_PAIRS, p.VALIDATION_PICTURE_PAIRS),
+    PicturePairMetrics,
+)
+"""Not of the pipeline: run after embed_images, by a shop that wants its pictures to learn from its log."""
+
+TRAIN_PICTURES = Stage(
+    "train_pictures",
+    (p.PICTURE_FEATURES, p.PICTURE_PAIRS, p.VALIDATION_PICTURE_PAIRS),
+    (),
+    TrainMetrics,
+    launcher="python",
+)
+"""Not of the pipeline: what it has trained, embed_images applies where pictures.head says so."""
+
 BESIDE: tuple[Stage[Any], ...] = (
     MAINTAIN_TABLES, EXPORT_INDEX, BUILD_QUERY_PAIRS, TRAIN_QUERY_ENCODER, BUILD_ITEM_GRAPH, TRAIN_GRAPH, EMBED_GRAPH,
+    BUILD_PICTURE_PAIRS, TRAIN_PICTURES,
 )  # fmt: skip
 """Stages that are not of the pipeline, and leave a record like those that are."""
 

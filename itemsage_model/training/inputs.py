@@ -55,6 +55,7 @@ class Course:
         begin: The tower that a pass begins with, the same for the same seed.
         candidates: The configurations to try.
         batches: This rank's endless batches from a step on, for a device; None = `make_batches`.
+        validation: What measures recall on the validation window, if anything can; None = `validation_of`.
     """
 
     stage: Stage[TrainMetrics]
@@ -64,6 +65,7 @@ class Course:
     begin: Callable[[Inputs, Settings], Tower]
     candidates: Callable[[Inputs, Settings], list[Candidate]]
     batches: Callable[[Inputs, Settings, int, torch.device], Iterable[PairBatch]] | None = None
+    validation: Callable[[Inputs, Settings], Validation | None] | None = None
 
 
 @dataclass(frozen=True)

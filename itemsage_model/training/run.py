@@ -52,7 +52,7 @@ def _train(shops: Settings, device: torch.device, course: Course) -> None:
     tried = course.candidates(inputs, settings)
     is_first = distributed.rank() == 0
     asks = any(one.settings.train.validate_every for one in tried)
-    validation = validation_of(inputs, settings) if asks else None
+    validation = (course.validation or validation_of)(inputs, settings) if asks else None
     if asks and validation is None:
         _say("warning: no validation pair, so training ends at its last step: raise dates.validation_days")
     if validation is not None and any(pulls_unseen(one.settings) for one in tried):

@@ -29,7 +29,7 @@ from schemas.metrics import Removed
 from schemas.published import published_versions
 from schemas.records import all_records, find_record
 from schemas.settings import Settings
-from schemas.stages import EMBED_IMAGES, TRAIN, TRAIN_GRAPH, TRAIN_QUERY_ENCODER, WHOLE, maker_of
+from schemas.stages import EMBED_IMAGES, TRAIN, TRAIN_GRAPH, TRAIN_PICTURES, TRAIN_QUERY_ENCODER, WHOLE, maker_of
 from schemas.storage import file_system, is_file
 from schemas.tables import RUNS
 from schemas.warehouse import Warehouse
@@ -193,7 +193,8 @@ def _old_models(settings: Settings) -> tuple[Path, ...]:
     """Files of models that nobody can ask for: neither the last one trained nor that of a version that may be live."""
     try:
         trained, published = find_record(settings.layout, TRAIN), _published_models(settings)
-        others = [find_record(settings.layout, stage) for stage in (TRAIN_QUERY_ENCODER, TRAIN_GRAPH)]
+        beside = (TRAIN_QUERY_ENCODER, TRAIN_GRAPH, TRAIN_PICTURES)
+        others = [find_record(settings.layout, stage) for stage in beside]
     except (InputError, DeltaError):  # nobody knows which model is in use
         return ()
     last = [record.metrics for record in (trained, *others) if record]

@@ -36,7 +36,7 @@ from schemas.settings.graph import GraphSettings
 from schemas.settings.index import IndexSettings
 from schemas.settings.maintenance import MaintenanceSettings
 from schemas.settings.model import LossSettings, ModelSettings, TrainSettings
-from schemas.settings.pictures import PictureSettings
+from schemas.settings.pictures import PictureHeadSettings, PictureSettings
 from schemas.settings.search_text import SearchTextSettings
 from schemas.settings.section import Section
 from schemas.settings.serving import (
@@ -99,6 +99,7 @@ class Settings(Section):
     query_encoder: QueryEncoderSettings = QueryEncoderSettings()
     search_text: SearchTextSettings = SearchTextSettings()
     pictures: PictureSettings = PictureSettings()
+    picture_head: PictureHeadSettings = PictureHeadSettings()
     training_tables: TrainingTableSettings = TrainingTableSettings()
     model: ModelSettings = ModelSettings()
     loss: LossSettings = LossSettings()
@@ -137,6 +138,8 @@ class Settings(Section):
             )
         if self.demo_world.pictures and not self.pictures.folder:
             raise ValueError("demo_world.pictures: pictures need a model that embeds them: also set pictures.folder")
+        if self.pictures.head and not self.pictures.folder:
+            raise ValueError("pictures.head: there is no encoder that a head could stand on: also set pictures.folder")
         if self.negatives:
             self._require_usable_negatives()
         if self.pictures.folder and (self.inputs.item_images or not self.inputs.has_images):
@@ -361,7 +364,7 @@ def _explain(error: Any) -> str:
 __all__ = [
     "CatalogSettings", "DateSettings", "DeadlineSettings", "DemoWorldSettings", "EvaluateSettings", "FeatureSettings",
     "FloorSettings", "GateSettings", "GraphSettings", "IndexSettings", "InputSettings", "LossSettings", "ModelSettings",
-    "NegativeSettings", "PictureSettings", "PushSettings", "QueryEncoderSettings", "RejectShareSettings",
-    "ScoreSettings", "Section", "SecuritySettings", "Settings", "TaskSettings", "TrainSettings",
+    "NegativeSettings", "PictureHeadSettings", "PictureSettings", "PushSettings", "QueryEncoderSettings",
+    "RejectShareSettings", "ScoreSettings", "Section", "SecuritySettings", "Settings", "TaskSettings", "TrainSettings",
     "TrainingTableSettings", "WarehouseSettings", "item_elements", "load_settings",
 ]  # fmt: skip

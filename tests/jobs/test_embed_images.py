@@ -14,13 +14,17 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from pyspark.sql import SparkSession
 
+from itemsage_model.encoders.model_files import save_model
+from itemsage_model.encoders.picture_tower import PictureTower, PictureTowerSpec
 from itemsage_model.encoders.pictures.stored import open_encoder
+from itemsage_model.serving.picture_scorer import head_vectors
 from jobs import embed_images
 from jobs.runtime.job_run import JobRun
 from pipeline.expected_rejects import Known, first_rules, picture_rules
 from schemas.contracts import IMAGES, agreed, identities
 from schemas.errors import InputError, SettingsError, TableError
-from schemas.records import RunRecord, find_record
+from schemas.metrics import TrainMetrics
+from schemas.records import RunRecord, find_record, write_record
 from schemas.repeats import AlreadyDone
 from schemas.settings import Settings
 from schemas.stages import BUILD_ITEM_FEATURES, EMBED_IMAGES, SCORE_CATALOG
@@ -248,6 +252,104 @@ def test_pictures_that_no_item_has_any_more_are_left_out_in_time(
     assert record(settings).metrics.pictures_encoded == 0
 
 
+def test_a_first_run_of_which_nothing_can_be_used_says_why(spark: SparkSession, shop: Callable[..., Settings]) -> None:
+    """As where pictures.roots was forgotten, when there is no table of former embeddings yet."""
+    settings = shop([("a", 0, None, "/nowhere/a.jpg"), ("b", 0, None, "/nowhere/b.jpg")])
+    with pytest.raises(TableError, match=r"item_pictures.*place_not_allowed 2.*Name the place in pictures\.roots"):
+        embed_images.run(spark, settings)
+
+
+def test_a_day_on_which_no_file_can_be_read_costs_no_embedding(
+    spark: SparkSession, shop: Callable[..., Settings], tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rows: list[Picture] = []
+    for number in range(3):
+        (photos / f"{number}.jpg").write_bytes(jpeg(number))
+        rows.append((f"item-{number}", 0, None, str(photos / f"{number}.jpg")))
+    settings = shop(rows)
+    embed_images.run(spark, settings)
+    stored = rows_of(settings, "picture_embeddings")
+    photos.rename(tmp_path / "elsewhere")
+    with pytest.raises(TableError, match="not_found 3"):
+        embed_images.run(spark, shop(rows))
+    assert rows_of(settings, "picture_embeddings") == stored
+    (tmp_path / "elsewhere").rename(photos)
+    embed_images.run(spark, shop(rows))
+    assert record(settings).metrics.pictures_encoded == 0
+
+
+def train_head(settings: Settings, base: str, seed: int, steps: int = 3) -> PictureTower:
+    """A head that is no longer its base, as train_pictures leaves it."""
+    import torch
+
+    spec = PictureTowerSpec(base, 12, 8, 20, 20.0, 100.0)
+    tower = spec.build(seed=seed)
+    torch.nn.init.normal_(tower.head.second.weight, std=0.3)
+    uri, identity = save_model(settings.layout.models, tower, spec, {})
+    write_record(settings.layout, RunRecord("train_pictures", TrainMetrics(identity, uri, "", steps=steps)))
+    return tower
+
+
+def test_a_head_changes_what_is_stored_and_no_picture_is_encoded_again(
+    spark: SparkSession, shop: Callable[..., Settings]
+) -> None:
+    rows: list[Picture] = [(f"item-{number % 4}", number // 4, jpeg(number % 5), None) for number in range(6)]
+    base = shop(rows)
+    embed_images.run(spark, base)
+    stored, images = rows_of(base, "picture_embeddings"), rows_of(base, "item_images")
+    spaces, found = [record(base).metrics.encoder], []
+    for seed in (1, 2):
+        settings = shop(rows, pictures={"head": True})
+        head = train_head(settings, record(base).metrics.base, seed).head
+        embed_images.run(spark, settings)
+        metrics = record(settings).metrics
+        assert (metrics.pictures_encoded, metrics.base) == (0, spaces[0])
+        spaces.append(metrics.encoder)
+        assert rows_of(settings, "picture_embeddings") == stored
+        found.append(rows_of(settings, "item_images"))
+        wanted = head_vectors(head, np.array([row["image_embedding"] for row in images], np.float32))
+        np.testing.assert_allclose([row["image_embedding"] for row in found[-1]], wanted, atol=1e-6)
+        with pytest.raises(AlreadyDone):
+            embed_images.run(spark, settings)
+    assert len(set(spaces)) == 3
+    assert spaces[1].startswith(f"{spaces[0]}+")
+    places_of = [[(row["item_id"], row["position"]) for row in part] for part in (images, *found)]
+    assert places_of[0] == places_of[1] == places_of[2]
+    assert found[0] != found[1]
+    hashes = {row["picture_hash"]: row["image_embedding"] for row in stored}
+    kept = [hashes[row["picture_hash"]] for row in rows_of(base, "item_picture_hashes")]
+    assert kept == [row["image_embedding"] for row in images], "the hashes lead to the base, whatever item_images holds"
+    embed_images.run(spark, shop(rows))
+    assert rows_of(base, "item_images") == images, "and back"
+
+
+def test_a_head_that_was_not_better_is_not_applied_and_that_is_said(
+    spark: SparkSession, shop: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = shop([("a", 0, jpeg(1), None)])
+    embed_images.run(spark, settings)
+    images, before = rows_of(settings, "item_images"), record(settings).metrics
+    train_head(settings, before.base, 1, steps=0)
+    embed_images.run(spark, shop([("a", 0, jpeg(1), None)], pictures={"head": True}))
+    assert "warning: no step of training made the head better than the base" in capsys.readouterr().out
+    assert rows_of(settings, "item_images") == images
+    assert record(settings).metrics.encoder == before.encoder
+
+
+def test_a_head_of_another_encoder_and_one_that_is_not_there_are_refused(
+    spark: SparkSession, shop: Callable[..., Settings]
+) -> None:
+    settings = shop([("a", 0, jpeg(1), None)], pictures={"head": True})
+    with pytest.raises(InputError, match="train_pictures"):
+        embed_images.run(spark, settings)
+    train_head(settings, "picture-onnx-other", 1)
+    with pytest.raises(InputError, match=r"expected one trained on picture-onnx-.*found one trained on picture-onnx-o"):
+        embed_images.run(spark, settings)
+    assert not Path(settings.table_uri("item_images")).exists()
+
+
 def test_too_many_broken_pictures_stop_the_run(spark: SparkSession, shop: Callable[..., Settings]) -> None:
     settings = shop([("a", 0, b"x", None), ("b", 0, jpeg(), None)], max_reject_share={"item_pictures": 0.2})
     with pytest.raises(TableError, match=r"at most 20.0% unusable rows.*1 of 2: unknown_format 1 \(such as 'a'\)"):
@@ -317,6 +419,7 @@ def test_vectors_of_two_encoders_do_not_meet(spark: SparkSession, shop: Callable
         {"inputs": {"item_images": "/shop/item_images"}},
         {"inputs": {"has_images": False}, "model": {"sequence": ["text"]}},
         {"pictures": {"folder": ""}, "demo_world": {"pictures": True}},
+        {"pictures": {"folder": "", "head": True}},
     ],
 )  # fmt: skip
 def test_settings_that_contradict_each_other_are_refused(
@@ -332,3 +435,12 @@ def test_pictures_lie_where_the_settings_file_allows(make_settings: Callable[...
     for named in ({"folder": "/models/clip"}, {"folder": str(tmp_path / "clip"), "roots": ["https://cdn.example"]}):
         with pytest.raises(ValueError, match=r"pictures\.(folder|roots\[0\]): expected a place below"):
             make_settings(pictures=named, **bounds)
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan"), 1e12, 0.0])
+@pytest.mark.parametrize("key", ["timeout_seconds", "budget_seconds"])
+def test_a_time_that_no_thread_can_wait_is_refused(
+    make_settings: Callable[..., Settings], key: str, seconds: float
+) -> None:
+    with pytest.raises(ValueError, match=key):
+        make_settings(pictures={key: seconds})

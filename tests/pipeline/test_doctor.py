@@ -265,5 +265,10 @@ def test_pictures_are_decoded_and_their_model_is_opened(tmp_path: Path, capsys: 
     code, text = verdict_of(path, capsys, *shares)
     assert code == 0, text
     assert "ok    picture encoder: picture-onnx-" in text
+    assert "picture head" not in text
+    code, text = verdict_of(path, capsys, *shares, "pictures.head=true")
+    assert code == EXIT_INPUT
+    assert "fault picture head" in text
+    assert "train_pictures" in text
     code, text = verdict_of(path, capsys, *shares, f"pictures.folder={tmp_path}/in")
     assert "fault picture encoder: picture encoder" in text

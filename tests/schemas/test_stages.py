@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from schemas import picture_tables, tables
+from schemas import graph_tables, picture_tables, query_pair_tables, tables
 from schemas.columns import Table
 from schemas.stages import (
     BESIDE,
@@ -45,9 +45,10 @@ def test_every_stage_reads_what_the_shop_supplies_or_an_earlier_stage_or_one_bes
 
 
 def test_every_table_that_a_job_writes_has_one_maker() -> None:
-    values = [value for module in (tables, picture_tables) for value in vars(module).values()]
+    modules = (tables, picture_tables, graph_tables, query_pair_tables)
+    values = [value for module in modules for value in vars(module).values()]
     declared = {table.name for table in values if isinstance(table, Table)}
-    of_jobs = [table.name for stage in WHOLE for table in stage.writes]
+    of_jobs = [table.name for stage in (*WHOLE, *BESIDE) for table in stage.writes]
     assert len(of_jobs) == len(set(of_jobs))
     assert declared == {*of_jobs, tables.RUNS.name, *(table.name for table in MAKE_DEMO_WORLD.writes)}
 

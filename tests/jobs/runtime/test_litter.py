@@ -83,7 +83,8 @@ def test_a_warehouse_that_is_not_there_has_no_litter(tmp_path: Path) -> None:
     assert litter.find_litter(load_settings(write_shop(tmp_path), [f"warehouse.uri={tmp_path}/none"])) == []
 
 
-def test_the_text_encoder_that_was_trained_last_is_in_use(settings: Settings) -> None:
+@pytest.mark.parametrize("stage", ["train_query_encoder", "train_graph", "train_pictures"])
+def test_what_a_stage_beside_the_pipeline_trained_last_is_in_use(settings: Settings, stage: str) -> None:
     metrics = TrainMetrics("old", f"{settings.layout.models}/old", "")
-    write_record(settings.layout, RunRecord("train_query_encoder", metrics))
+    write_record(settings.layout, RunRecord(stage, metrics))
     assert "models" not in {one.what.split()[0] for one in litter.find_litter(settings)}
