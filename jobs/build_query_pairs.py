@@ -36,7 +36,7 @@ from jobs.transforms.training_pairs import (
 )
 from schemas.columns import Table
 from schemas.contracts import ITEM_TEXT, space_of
-from schemas.errors import TableError
+from schemas.errors import SettingsError, TableError
 from schemas.metrics import QueryPairMetrics
 from schemas.query_pair_tables import ITEM_TEXT_PAIRS, QUERY_PAIRS, VALIDATION_QUERY_PAIRS
 from schemas.settings import Settings
@@ -93,6 +93,7 @@ def _packed_texts(texts: DataFrame) -> DataFrame:
 def run(spark: SparkSession, settings: Settings) -> None:
     """Read what the pipeline has made, cut the pairs, write."""
     with JobRun(spark, settings, STAGE) as job:
+        _require_kinds(settings)
         job.require_agreement([EMBED_QUERIES, EMBED_ITEMS, BUILD_ITEM_FEATURES])
         logs, features, embeddings = (job.read(table) for table in (ENGAGEMENT_LOGS, ITEM_FEATURES, QUERY_EMBEDDINGS))
         kinds = settings.search_text.query_kinds
@@ -151,6 +152,21 @@ def _metrics(
         queries_without_text=silent,
         blank_item_texts=job.row_count(ITEM_FEATURES) - sizes["item_text"],
     )
+
+
+def _require_kinds(settings: Settings) -> None:
+    """Events are those of [[tasks]], so a kind that none of them has would be left out without a word.
+
+    Raises:
+        SettingsError: there is such a kind.
+    """
+    known = sorted({task.query_kind for task in settings.task_list})
+    others = sorted(set(settings.search_text.query_kinds) - set(known))
+    if others:
+        raise SettingsError(
+            f"search_text.query_kinds names {' and '.join(map(repr, others))}, which no [[tasks]] has: name some of "
+            f"{', '.join(map(repr, known))}, or add the task"
+        )
 
 
 def _require_pairs(count: int, settings: Settings) -> None:

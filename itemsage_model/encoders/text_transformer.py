@@ -49,8 +49,8 @@ class TextSpec:
     max_tokens: int
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each text, with those that begin and end it."""
-        return [one.ids for one in self.cut_tokenizer().encode_batch(list(texts))]
+        """The token ids of each text, with those that begin and end it; the token 0 where there would be none."""
+        return [one.ids or [0] for one in self.cut_tokenizer().encode_batch(list(texts))]
 
     def cut_tokenizer(self) -> Any:
         """The tokenizer, cut at the longest text and without padding."""
@@ -98,13 +98,13 @@ class TextTransformer(nn.Module):
         return F.normalize(self.projection(pooled), dim=-1)
 
     def freeze_below(self, layers: int) -> None:
-        """Leave all but the last `layers` layers as they are; -1 = train all of it."""
+        """Leave all but the last `layers` layers as they are, or none where there are no more; -1 = train all of it."""
         if layers < 0:
             return
         stack = _layers(self.transformer)
         self._frozen_layers = max(0, len(stack) - layers)
         self.transformer.requires_grad_(False)
-        for layer in stack[len(stack) - layers :] if layers else ():
+        for layer in stack[self._frozen_layers :]:
             layer.requires_grad_(True)
 
     @torch.no_grad()
@@ -172,6 +172,35 @@ def read_folder(folder: str) -> tuple[dict[str, Any], str, dict[str, Tensor]]:
     # Of weights that are not used: they would not learn.
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("pooler.")}
     return _plain(model.config.to_dict()), tokenizer.read_text(encoding="utf-8"), weights
+
+
+def require_fit(spec: TextSpec, weights: dict[str, Tensor]) -> None:
+    """Refuse a tokenizer that knows more than its transformer, and texts longer than it can read: both before a step.
+
+    Args:
+        spec: Of a folder's transformer.
+        weights: Of a `TextTransformer`; those that it lacks stay fresh.
+
+    Raises:
+        SettingsError: one of the two.
+    """
+    known, most = int(spec.config["vocab_size"]), spec.cut_tokenizer().get_vocab_size()
+    if most > known:
+        raise SettingsError(
+            f"search_text.folder: its tokenizer.json has {most:,} pieces of words and its transformer knows {known:,}: "
+            "the two are not of one model"
+        )
+    text = TextTransformer(spec)
+    text.load_state_dict(weights, strict=False)
+    ids = torch.full((1, spec.max_tokens), known - 1)
+    try:
+        with torch.inference_mode():
+            text(ids, torch.ones_like(ids))
+    except (IndexError, RuntimeError) as error:
+        raise SettingsError(
+            f"search_text.max_tokens = {spec.max_tokens}: search_text.folder's transformer cannot read a text of "
+            f"so many tokens ({spec.config.get('max_position_embeddings', '?')} places); lower it"
+        ) from error
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

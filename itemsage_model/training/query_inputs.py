@@ -18,7 +18,7 @@ from itemsage_model.training import distributed
 from itemsage_model.training.inputs import Course, Inputs, item_shares, needs_item_shares
 from itemsage_model.training.text_start import TextStart, text_start
 from schemas.contracts import ITEM_TEXT, VOCABULARY, agreed, other_code, run_again
-from schemas.errors import InputError
+from schemas.errors import InputError, SettingsError
 from schemas.presets import Candidate
 from schemas.query_pair_tables import ITEM_TEXT_PAIRS, QUERY_PAIRS, VALIDATION_QUERY_PAIRS
 from schemas.records import TableVersion, read_record
@@ -79,6 +79,11 @@ def pin_inputs(settings: Settings) -> Inputs:
     require_image_length(features.metrics, settings.model.image_length)
     streams = [QUERY_PAIRS.name, ITEM_TEXT_PAIRS.name][: len(settings.tasks)]
     tasks, measured = [pairs.output(name) for name in streams], pairs.output(VALIDATION_QUERY_PAIRS.name)
+    if not tasks[-1].rows and len(tasks) > 1:
+        raise SettingsError(
+            f"search_text.item_text_share = {settings.search_text.item_text_share}: no item has a text that the frozen "
+            f"encoder knows, so {ITEM_TEXT_PAIRS.name} is empty; set it to 0, or fill the titles of items"
+        )
     if distributed.rank() == 0 and (line := other_code([pairs, features, queries])):
         print(line, flush=True)
     start = _start(settings, pairs.metrics.encoder, _texts_of(tasks)[1])
@@ -127,14 +132,16 @@ def begin(inputs: Inputs, settings: Settings) -> QueryTower:
 
 
 @lru_cache(maxsize=1)
-def _cached_start(settings_json: str, space: str, texts: tuple[str, ...]) -> TextStart:
+def _cached_start(settings_json: str, frozen: str, space: str, texts: tuple[str, ...]) -> TextStart:
+    del frozen  # of another run of embed_queries, another start
     settings = Settings.model_validate_json(settings_json)
     return text_start(settings, read_record(settings.layout, EMBED_QUERIES), space, texts)
 
 
 def _start(settings: Settings, space: str, texts: list[str]) -> TextStart:
     """What training begins with; kept, as both passes begin with it."""
-    return _cached_start(settings.model_dump_json(exclude_unset=True), space, tuple(texts))
+    frozen = read_record(settings.layout, EMBED_QUERIES).sha256
+    return _cached_start(settings.model_dump_json(exclude_unset=True), frozen, space, tuple(texts))
 
 
 def _texts_of(versions: Iterable[TableVersion]) -> tuple[npt.NDArray[np.int64], list[str]]:

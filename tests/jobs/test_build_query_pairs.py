@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 
 from jobs import build_query_pairs as job
 from schemas.checksums import row_checksums
-from schemas.errors import TableError
+from schemas.errors import SettingsError, TableError
 from schemas.metrics import ItemMetrics, ItemTextMetrics, QueryMetrics
 from schemas.query_pair_tables import ITEM_TEXT_PAIRS, QUERY_PAIRS, VALIDATION_QUERY_PAIRS
 from schemas.records import RunRecord, TableVersion, read_record, write_record
@@ -181,3 +181,12 @@ def test_a_log_without_a_text_is_refused_by_name(spark: SparkSession, shop: Shop
     settings = shop([("q7", "i0", EARLY)])
     with pytest.raises(TableError, match=r"queries.*text.*search queries with an engagement.*Fill queries.text"):
         job.run(spark, settings)
+
+
+def test_a_kind_that_no_task_has_is_refused_by_name(spark: SparkSession, shop: Shop) -> None:
+    settings = shop(EVENTS, query_kinds=("search", "serach"))
+    with pytest.raises(
+        SettingsError, match=r"names 'serach', which no \[\[tasks\]\] has: name some of 'closeup', 'search'"
+    ):
+        job.run(spark, settings)
+    assert not DeltaTable.is_deltatable(settings.table_uri(QUERY_PAIRS.name))
