@@ -9,13 +9,16 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from itemsage_model.data.mixing import CatalogBatches, MixedBatches
+from itemsage_model.data.near_negatives import near_negatives
 from itemsage_model.data.parquet_files import file_batches
 from itemsage_model.data.pinned_files import pin_version, require_image_length
-from itemsage_model.data.reader import Weight
+from itemsage_model.data.reader import Weight, catalog_format, read_catalog
 from itemsage_model.encoders.query_tower import QueryTower, QueryTowerSpec
 from itemsage_model.training import distributed
-from itemsage_model.training.inputs import Course, Inputs, item_shares, needs_item_shares
+from itemsage_model.training.inputs import Course, Inputs, item_shares, make_batches, needs_item_shares
 from itemsage_model.training.text_start import TextStart, text_start
 from schemas.contracts import ITEM_TEXT, VOCABULARY, agreed, other_code, run_again
 from schemas.errors import InputError, SettingsError
@@ -86,6 +89,7 @@ def pin_inputs(settings: Settings) -> Inputs:
         )
     if distributed.rank() == 0 and (line := other_code([pairs, features, queries])):
         print(line, flush=True)
+    _require_one_space(settings, pairs.metrics.encoder, made_with)
     start = _start(settings, pairs.metrics.encoder, _texts_of(tasks)[1])
     pinned = Inputs(
         [pin_version(version) for version in tasks],
@@ -103,11 +107,25 @@ def pin_inputs(settings: Settings) -> Inputs:
     return for_pass(pinned, settings, "pair_weight")
 
 
+def _require_one_space(settings: Settings, space: str, made_with: dict[str, str]) -> None:
+    """Hard negatives are the items nearest to a text by their frozen vectors, which must be of one encoder.
+
+    Raises:
+        SettingsError: they are of two.
+    """
+    if settings.search_text.hard_negatives and not space:
+        found = ", ".join(f"{name}: {one}" for name, one in made_with.items() if name != VOCABULARY)
+        raise SettingsError(
+            f"search_text.hard_negatives = {settings.search_text.hard_negatives}: texts and items have no frozen "
+            f"vectors of one space ({found}), so that none is near another; set it to 0, or embed both with one encoder"
+        )
+
+
 def _spec(settings: Settings, start: TextStart, item_space: str) -> QueryTowerSpec:
     own, loss = settings.search_text, settings.loss
     return QueryTowerSpec(
         start.spec, start.name, item_space, start.is_one_space, settings.model.image_length, settings.model.max_images,
-        own.item_width, own.trainable_layers, loss.temperature, loss.max_temperature,
+        own.item_width, own.trainable_layers, loss.temperature, loss.max_temperature, own.hard_negatives,
     )  # fmt: skip
 
 
@@ -159,4 +177,19 @@ def _candidates(_: Inputs, settings: Settings) -> list[Candidate]:
     return [Candidate("query_encoder", settings, "there is one way to train a text encoder")]
 
 
-QUERY_ENCODER = Course(TRAIN_QUERY_ENCODER, settings_of, pin_inputs, for_pass, begin, _candidates)
+def make_query_batches(
+    inputs: Inputs, settings: Settings, start_step: int, device: torch.device
+) -> MixedBatches | CatalogBatches:
+    """This rank's endless batches, with hard negatives where the settings want them."""
+    batches, nearest = make_batches(inputs, settings, start_step, device), settings.search_text.hard_negatives
+    if not nearest:
+        return batches
+    assert isinstance(batches, MixedBatches), "SearchTextSettings refuses hard negatives in a full softmax"
+    row_format = catalog_format(inputs.spec.elements)
+    whole = read_catalog(inputs.catalog, row_format, settings.deadlines.read_seconds)
+    seed = (settings.train.seed, distributed.rank())
+    near = near_negatives(whole, inputs.tasks[0], inputs.weight, nearest=nearest, seed=seed)
+    return replace(batches, near=near)
+
+
+QUERY_ENCODER = Course(TRAIN_QUERY_ENCODER, settings_of, pin_inputs, for_pass, begin, _candidates, make_query_batches)

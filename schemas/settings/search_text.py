@@ -27,6 +27,7 @@ class SearchTextSettings(Section):
     distillation: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     batch_size: int = Field(default=256, ge=2)
     negative_count: int = Field(default=1_024, ge=1)
+    hard_negatives: int = Field(default=0, ge=0)
     steps: int = Field(default=1_000, ge=1)
     warmup_steps: int = Field(default=50, ge=0)
     learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
@@ -37,6 +38,8 @@ class SearchTextSettings(Section):
     def _usable(self) -> SearchTextSettings:
         if not self.query_kinds or len(set(self.query_kinds)) != len(self.query_kinds):
             raise ValueError("query_kinds: name at least one kind of query that has texts, each once")
+        if self.hard_negatives and self.form == "full":
+            raise ValueError('hard_negatives: form = "full" has every item in its denominator; set it to 0')
         if self.folder:
             opened_by_all(self.folder)
         return self
