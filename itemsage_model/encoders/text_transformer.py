@@ -54,6 +54,7 @@ class TextSpec:
 
     def cut_tokenizer(self) -> Any:
         """The tokenizer, cut at the longest text and without padding."""
+        require_extra()
         from tokenizers import Tokenizer  # noqa: PLC0415 (an optional extra)
 
         tokenizer = Tokenizer.from_str(self.tokenizer)
@@ -223,10 +224,22 @@ def _layers(transformer: nn.Module) -> nn.ModuleList:
     return max(stacks, key=len)
 
 
-def _transformers() -> Any:
+def require_extra() -> None:
+    """Refuse to go on without the packages transformers and tokenizers.
+
+    Raises:
+        SettingsError: one is not installed.
+    """
     try:
-        import transformers  # noqa: PLC0415 (an optional extra, seconds to import)
+        import tokenizers  # noqa: PLC0415, F401 (an optional extra)
+        import transformers  # noqa: PLC0415, F401 (likewise, seconds to import)
     except ImportError as error:
         raise SettingsError(_EXTRA) from error
+
+
+def _transformers() -> Any:
+    require_extra()
+    import transformers  # noqa: PLC0415 (an optional extra)
+
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return transformers

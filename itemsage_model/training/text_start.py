@@ -16,7 +16,14 @@ from itemsage_model.encoders.frozen_text.stored import load_recorded
 from itemsage_model.encoders.frozen_text.trained import TrainedEncoder
 from itemsage_model.encoders.model_folder import folder_sha256
 from itemsage_model.encoders.projection import leading_directions
-from itemsage_model.encoders.text_transformer import TextSpec, TextTransformer, by_length, read_folder, require_fit
+from itemsage_model.encoders.text_transformer import (
+    TextSpec,
+    TextTransformer,
+    by_length,
+    read_folder,
+    require_extra,
+    require_fit,
+)
 from schemas.metrics import QueryMetrics
 from schemas.records import RunRecord
 from schemas.settings import Settings
@@ -156,6 +163,7 @@ def word_pieces(texts: Sequence[str]) -> str:
 
     Counted here, as the trainer of the package tokenizers gives another vocabulary in every process.
     """
+    require_extra()
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors  # noqa: PLC0415
 
     normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()

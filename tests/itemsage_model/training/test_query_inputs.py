@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,15 @@ def test_going_on_from_a_trained_encoder_says_what_it_keeps(tmp_path: Path, capf
     said = capfd.readouterr().out
     assert "keeps its max_tokens of 32: search_text.max_tokens = 16 is not used" in said
     assert "pooling" not in said
+
+
+@pytest.mark.parametrize("package", ["transformers", "tokenizers"])
+def test_without_the_extra_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    settings = settings_of(make_text_warehouse(tmp_path, max_tokens=13))
+    monkeypatch.setitem(sys.modules, package, None)
+    for ask in (lambda: pin_inputs(settings), lambda: TEXT_SPEC.token_ids(["red"])):
+        with pytest.raises(SettingsError, match="run `make sentence-transformers`"):
+            ask()
 
 
 def test_items_without_texts_are_no_reason_to_look_at_the_dates(tmp_path: Path) -> None:
