@@ -34,6 +34,7 @@ from deltalake import DeltaTable, write_deltalake
 from itemsage_model.data.batch import to_item_batch
 from itemsage_model.data.pinned_files import pin_version
 from itemsage_model.data.reader import catalog_format, read_catalog
+from itemsage_model.encoders.frozen_text.trained import TrainedEncoder
 from itemsage_model.encoders.model_files import load_model
 from itemsage_model.encoders.query_tower import QueryTowerSpec
 from pipeline.commands import ROOT, environment, spark_submit, train_command
@@ -44,8 +45,7 @@ from schemas.stages import BUILD_ITEM_FEATURES, TRAIN_QUERY_ENCODER
 from schemas.storage import read_columns
 from schemas.tables import EMBEDDING_DIM, ITEM_FEATURES
 
-_EMBED = ("embed_queries", "embed_items")
-_TO_FEATURES = (*_EMBED, "build_vocabulary", "build_item_features", "build_training_tables")
+_TO_FEATURES = ("embed_queries", "embed_items", "build_vocabulary", "build_item_features", "build_training_tables")
 _TO_VECTORS = ("train", "validate", "score_catalog")
 _WITHOUT_TOWER = "-encoder"
 """What the name of a result ends with that has no item tower."""
@@ -171,6 +171,20 @@ def frozen(settings: Settings, kind: str) -> tuple[Vectors, Vectors]:
     )
 
 
+def encoded(settings: Settings, kind: str) -> tuple[Vectors, Vectors]:
+    """The same by the trained encoder itself, without the jobs that embed."""
+    model = load_model(read_record(settings.layout, TRAIN_QUERY_ENCODER).metrics.model_uri, QueryTowerSpec)
+    weights = {name: values.numpy() for name, values in model.build().text.state_dict().items()}
+    encoder = TrainedEncoder(model.spec.text, weights)
+    queries = _read(settings, "queries", ["query_id", "query_kind", "text"])
+    queries = queries.filter(pc.equal(queries["query_kind"], kind)).drop_null()
+    items = _read(settings, "item_text_pairs", ["item_id", "text"])
+    return (
+        _vectors(queries["query_id"], encoder.encode(queries["text"].to_pylist())),
+        _vectors(items["item_id"], encoder.encode(items["text"].to_pylist())),
+    )
+
+
 def of_tower(settings: Settings, kind: str) -> tuple[Vectors, Vectors]:
     """Published vectors of the queries of a kind, and of the items."""
     queries = _read(settings, "query_vectors", ["query_id", "query_kind", "query_vector"])
@@ -275,9 +289,9 @@ def measure(run: Run, base: Path, seed: int, *, with_tower: bool) -> dict[str, A
     subprocess.run(train_command(arguments, TRAIN_QUERY_ENCODER.name), check=True, env=environment(), cwd=ROOT)
     seconds["train_query_encoder"] = time.monotonic() - started
     sides = item_side(run.loaded(own))
-    stages = [*_TO_FEATURES, *_TO_VECTORS] if with_tower else _EMBED
-    run.stages(own, stages, "query_encoder.kind=trained", f"train.seed={seed}")
-    queries, texts = frozen(run.loaded(own), kind)
+    if with_tower:
+        run.stages(own, [*_TO_FEATURES, *_TO_VECTORS], "query_encoder.kind=trained", f"train.seed={seed}")
+    queries, texts = frozen(run.loaded(own), kind) if with_tower else encoded(run.loaded(own), kind)
     figures["fine_tuned"] = recalls(pairs, queries, texts)
     figures["fine_tuned_sides"] = recalls(pairs, queries, sides)
     if with_tower:
