@@ -38,7 +38,7 @@ Vectors = npt.NDArray[np.float32]
 
 def rows(options: Options) -> Iterator[Row]:
     """Let all encode the same texts."""
-    count = options.choose(8_000, 400)
+    count = options.choose(2_000, 400)
     try:
         model_folder()
     except CannotRun as reason:
