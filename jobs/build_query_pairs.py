@@ -12,6 +12,8 @@ Safe to rerun because the rows follow from the inputs and the settings alone, an
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -22,7 +24,7 @@ from jobs.transforms.hot_keys import hot_keys
 from jobs.transforms.items import item_texts, split_items
 from jobs.transforms.quarantine import accepted
 from jobs.transforms.queries import with_verdicts
-from jobs.transforms.query_pairs import by_text, item_text_pairs, texts_of, with_capped_weights
+from jobs.transforms.query_pairs import by_text, changed_queries, item_text_pairs, texts_of, with_capped_weights
 from jobs.transforms.training_pairs import (
     FileLayout,
     capped,
@@ -110,7 +112,10 @@ def run(spark: SparkSession, settings: Settings) -> None:
         _require_pairs(sizes["training_text"], settings)
         for name, part in (("training_text", rows), ("item_text", own), ("validation_text", measured)):
             _write(job, part, name, sizes[name])
-        job.metrics = _metrics(job, sizes, pairs, queries)
+        changed = changed_queries(queries, embeddings, kinds)
+        if changed:
+            print(f"  warning: {changed:,} queries have changed since embed_queries and are left out", flush=True)
+        job.metrics = replace(_metrics(job, sizes, pairs, queries), changed_queries=changed)
         for cached in (texts, pairs, rows):
             cached.unpersist()
 

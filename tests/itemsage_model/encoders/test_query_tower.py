@@ -178,6 +178,8 @@ def test_it_is_saved_and_loaded_without_its_folder(tmp_path) -> None:
     uri, _ = save_model(str(tmp_path), ours, TOWER_SPEC, {})
     model = load_model(uri, QueryTowerSpec)
     assert model.spec == TOWER_SPEC
+    before = {name: value for name, value in TOWER_SPEC.to_json().items() if name != "hard_negatives"}
+    assert QueryTowerSpec.from_json(before) == TOWER_SPEC  # a folder of before there were any
     loaded = model.build()
     loaded.read_texts(KEYS, model.spec.text.token_ids(TEXTS))
     batch = batch_of([3, 1])
