@@ -33,6 +33,7 @@ BENCHMARKS = {
     "push": ("push",),
     "graph": ("graph",),
     "pictures": ("pictures",),
+    "search_texts": ("texts",),
     "gpu_training": ("gpu",),
 }
 """Each script, and the rows of the table it is for."""

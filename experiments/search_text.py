@@ -1,12 +1,13 @@
 """What a text encoder of one's own is worth: search recall with it, and of the item tower on it, beside its base.
 
     python -m experiments.search_text --folder search-text --transformer FOLDER [--only demo] [--seeds 1 2 3]
-        [--online-retail by-day.tar.xz] [--set search_text.steps=300 ...]
+        [--online-retail by-day.tar.xz] [--set search_text.steps=300 ...] [--encoder-only]
 
 Each shop is prepared once, with the pretrained encoder as its frozen one. Then, once a seed, in copies of that
 warehouse: the item tower on the base; the text encoder trained; and the item tower on that, from embed_queries on. What
-is done is kept in the folder, one JSON file a shop and seed. Compared is recall@10 of the held-out window among the
-whole catalog, weighted by engagements, of all pairs, of texts and of items that no training pair has.
+is done is kept in the folder, one JSON file a shop and seed; with --encoder-only no item tower is trained. Compared is
+recall@10 of the held-out window among the whole catalog, weighted by engagements, of all pairs, of texts and of items
+that no training pair has.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from deltalake import DeltaTable, write_deltalake
 from itemsage_model.data.batch import to_item_batch
 from itemsage_model.data.pinned_files import pin_version
 from itemsage_model.data.reader import catalog_format, read_catalog
+from itemsage_model.encoders.frozen_text.trained import TrainedEncoder
 from itemsage_model.encoders.model_files import load_model
 from itemsage_model.encoders.query_tower import QueryTowerSpec
 from pipeline.commands import ROOT, environment, spark_submit, train_command
@@ -45,6 +47,8 @@ from schemas.tables import EMBEDDING_DIM, ITEM_FEATURES
 
 _TO_FEATURES = ("embed_queries", "embed_items", "build_vocabulary", "build_item_features", "build_training_tables")
 _TO_VECTORS = ("train", "validate", "score_catalog")
+_WITHOUT_TOWER = "-encoder"
+"""What the name of a result ends with that has no item tower."""
 _K = 10
 _NEW_ONE_IN = 10
 SLICES = ("all", "unseen_queries", "unseen_items")
@@ -167,6 +171,20 @@ def frozen(settings: Settings, kind: str) -> tuple[Vectors, Vectors]:
     )
 
 
+def encoded(settings: Settings, kind: str) -> tuple[Vectors, Vectors]:
+    """The same by the trained encoder itself, without the jobs that embed."""
+    model = load_model(read_record(settings.layout, TRAIN_QUERY_ENCODER).metrics.model_uri, QueryTowerSpec)
+    weights = {name: values.numpy() for name, values in model.build().text.state_dict().items()}
+    encoder = TrainedEncoder(model.spec.text, weights)
+    queries = _read(settings, "queries", ["query_id", "query_kind", "text"])
+    queries = queries.filter(pc.equal(queries["query_kind"], kind)).drop_null()
+    items = _read(settings, "item_text_pairs", ["item_id", "text"])
+    return (
+        _vectors(queries["query_id"], encoder.encode(queries["text"].to_pylist())),
+        _vectors(items["item_id"], encoder.encode(items["text"].to_pylist())),
+    )
+
+
 def of_tower(settings: Settings, kind: str) -> tuple[Vectors, Vectors]:
     """Published vectors of the queries of a kind, and of the items."""
     queries = _read(settings, "query_vectors", ["query_id", "query_kind", "query_vector"])
@@ -254,13 +272,13 @@ def prepare(run: Run, warehouse: Path) -> None:
     run.stages(warehouse, [*_TO_FEATURES, "build_query_pairs"])
 
 
-def measure(run: Run, base: Path, seed: int) -> dict[str, Any]:
-    """Everything of one seed, in two copies of the prepared warehouse."""
+def measure(run: Run, base: Path, seed: int, *, with_tower: bool) -> dict[str, Any]:
+    """Everything of one seed, in two copies of the prepared warehouse; without the item towers in one."""
     figures: dict[str, dict[str, float]] = {}
     seconds: dict[str, float] = {}
     kind = run.shop.kind
     on_base, own = (base.with_name(f"{base.name}-{seed}-{name}") for name in ("base", "own"))
-    for copy in (on_base, own):
+    for copy in (on_base, own) if with_tower else (own,):
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(base, copy)
     pairs = held_out(run.loaded(base), kind)
@@ -271,33 +289,48 @@ def measure(run: Run, base: Path, seed: int) -> dict[str, Any]:
     subprocess.run(train_command(arguments, TRAIN_QUERY_ENCODER.name), check=True, env=environment(), cwd=ROOT)
     seconds["train_query_encoder"] = time.monotonic() - started
     sides = item_side(run.loaded(own))
-    run.stages(own, [*_TO_FEATURES, *_TO_VECTORS], "query_encoder.kind=trained", f"train.seed={seed}")
-    queries, texts = frozen(run.loaded(own), kind)
+    if with_tower:
+        run.stages(own, [*_TO_FEATURES, *_TO_VECTORS], "query_encoder.kind=trained", f"train.seed={seed}")
+    queries, texts = frozen(run.loaded(own), kind) if with_tower else encoded(run.loaded(own), kind)
     figures["fine_tuned"] = recalls(pairs, queries, texts)
     figures["fine_tuned_sides"] = recalls(pairs, queries, sides)
-    figures["tower_on_fine_tuned"] = recalls(pairs, *of_tower(run.loaded(own), kind))
+    if with_tower:
+        figures["tower_on_fine_tuned"] = recalls(pairs, *of_tower(run.loaded(own), kind))
+        run.stages(on_base, _TO_VECTORS, f"train.seed={seed}")
+        figures["tower_on_base"] = recalls(pairs, *of_tower(run.loaded(on_base), kind))
     print(f"  {figures}", flush=True)
-    run.stages(on_base, _TO_VECTORS, f"train.seed={seed}")
-    figures["tower_on_base"] = recalls(pairs, *of_tower(run.loaded(on_base), kind))
     trained = read_record(run.loaded(own).layout, TRAIN_QUERY_ENCODER).metrics
     return {"figures": figures, "seconds": seconds, "steps": trained.steps, "choice": trained.choice, "sets": run.sets}
 
 
 def report(folder: Path, names: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    """The table in Markdown: a row a shop and slice; means over the seeds."""
+    """The table in Markdown: a row a shop and slice; means over the seeds, whose number stands behind each."""
     lines = [f"| shop | slice | {' | '.join(SYSTEMS)} | fine-tuned / base | tower on fine-tuned / on base | seeds |"]
     lines.append("| --- " * (len(SYSTEMS) + 5) + "|")
     for name in names:
-        found = [json.loads(path.read_text()) for seed in seeds if (path := folder / f"{name}-{seed}.json").exists()]
+        found = [figures for seed in seeds if (figures := _figures(folder, name, seed))]
         for part in SLICES if found else ():
-            values = {system: mean(one["figures"][system][part] for one in found) for system in SYSTEMS}
-            ratios = [
-                f"{values[own] / values[other]:.3f}" if values[other] else "no base"
-                for own, other in (("fine_tuned", "base"), ("tower_on_fine_tuned", "tower_on_base"))
-            ]
-            cells = [f"{value:.4f}" for value in values.values()]
+            values = {system: [one[system][part] for one in found if system in one] for system in SYSTEMS}
+            cells = [f"{mean(some):.4f} ({len(some)})" if some else "-" for some in values.values()]
+            pairs = (("fine_tuned", "base"), ("tower_on_fine_tuned", "tower_on_base"))
+            ratios = [_ratio(values[own], values[other]) for own, other in pairs]
             lines.append(f"| {name} | {part} | {' | '.join([*cells, *ratios])} | {len(found)} |")
     return lines
+
+
+def _figures(folder: Path, name: str, seed: int) -> dict[str, dict[str, float]]:
+    """What was measured of a shop and seed: with the item towers, or else without; nothing yet = empty."""
+    for end in ("", _WITHOUT_TOWER):
+        path = folder / f"{name}-{seed}{end}.json"
+        if path.exists():
+            found: dict[str, dict[str, float]] = json.loads(path.read_text())["figures"]
+            return found
+    return {}
+
+
+def _ratio(own: list[float], other: list[float]) -> str:
+    """How the means compare; nothing where one of them was not measured, or nothing was found."""
+    return f"{mean(own) / mean(other):.3f}" if own and other and mean(other) else "-"
 
 
 def main() -> None:
@@ -308,6 +341,7 @@ def main() -> None:
     parser.add_argument("--online-retail", default="", help="the archive of daily CSV files")
     parser.add_argument("--only", nargs="+", choices=SHOPS, default=list(SHOPS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--encoder-only", action="store_true", help="no item towers")
     parser.add_argument("--set", action="append", default=[], dest="sets", help="section.key=value, for every stage")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -323,9 +357,11 @@ def main() -> None:
         if not (base / "_runs" / "build_query_pairs.json").exists():
             prepare(run, base)
         for seed in arguments.seeds:
-            result = arguments.folder / f"{name}-{seed}.json"
+            end = _WITHOUT_TOWER if arguments.encoder_only else ""
+            result = arguments.folder / f"{name}-{seed}{end}.json"
             if not result.exists():
-                result.write_text(json.dumps(measure(run, base, seed), indent=1))
+                found = measure(run, base, seed, with_tower=not arguments.encoder_only)
+                result.write_text(json.dumps(found, indent=1))
     print("\n".join(["", *report(arguments.folder, arguments.only, arguments.seeds)]))
 
 

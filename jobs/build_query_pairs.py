@@ -12,6 +12,8 @@ Safe to rerun because the rows follow from the inputs and the settings alone, an
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -22,7 +24,7 @@ from jobs.transforms.hot_keys import hot_keys
 from jobs.transforms.items import item_texts, split_items
 from jobs.transforms.quarantine import accepted
 from jobs.transforms.queries import with_verdicts
-from jobs.transforms.query_pairs import by_text, item_text_pairs, texts_of, with_capped_weights
+from jobs.transforms.query_pairs import by_text, changed_queries, item_text_pairs, texts_of, with_capped_weights
 from jobs.transforms.training_pairs import (
     FileLayout,
     capped,
@@ -36,7 +38,7 @@ from jobs.transforms.training_pairs import (
 )
 from schemas.columns import Table
 from schemas.contracts import ITEM_TEXT, space_of
-from schemas.errors import TableError
+from schemas.errors import SettingsError, TableError
 from schemas.metrics import QueryPairMetrics
 from schemas.query_pair_tables import ITEM_TEXT_PAIRS, QUERY_PAIRS, VALIDATION_QUERY_PAIRS
 from schemas.settings import Settings
@@ -93,6 +95,7 @@ def _packed_texts(texts: DataFrame) -> DataFrame:
 def run(spark: SparkSession, settings: Settings) -> None:
     """Read what the pipeline has made, cut the pairs, write."""
     with JobRun(spark, settings, STAGE) as job:
+        _require_kinds(settings)
         job.require_agreement([EMBED_QUERIES, EMBED_ITEMS, BUILD_ITEM_FEATURES])
         logs, features, embeddings = (job.read(table) for table in (ENGAGEMENT_LOGS, ITEM_FEATURES, QUERY_EMBEDDINGS))
         kinds = settings.search_text.query_kinds
@@ -109,7 +112,10 @@ def run(spark: SparkSession, settings: Settings) -> None:
         _require_pairs(sizes["training_text"], settings)
         for name, part in (("training_text", rows), ("item_text", own), ("validation_text", measured)):
             _write(job, part, name, sizes[name])
-        job.metrics = _metrics(job, sizes, pairs, queries)
+        changed = changed_queries(queries, embeddings, kinds)
+        if changed:
+            print(f"  warning: {changed:,} queries have changed since embed_queries and are left out", flush=True)
+        job.metrics = replace(_metrics(job, sizes, pairs, queries), changed_queries=changed)
         for cached in (texts, pairs, rows):
             cached.unpersist()
 
@@ -151,6 +157,21 @@ def _metrics(
         queries_without_text=silent,
         blank_item_texts=job.row_count(ITEM_FEATURES) - sizes["item_text"],
     )
+
+
+def _require_kinds(settings: Settings) -> None:
+    """Events are those of [[tasks]], so a kind that none of them has would be left out without a word.
+
+    Raises:
+        SettingsError: there is such a kind.
+    """
+    known = sorted({task.query_kind for task in settings.task_list})
+    others = sorted(set(settings.search_text.query_kinds) - set(known))
+    if others:
+        raise SettingsError(
+            f"search_text.query_kinds names {' and '.join(map(repr, others))}, which no [[tasks]] has: name some of "
+            f"{', '.join(map(repr, known))}, or add the task"
+        )
 
 
 def _require_pairs(count: int, settings: Settings) -> None:

@@ -31,6 +31,7 @@ from itemsage_model.encoders.frozen_text.trained import TrainedEncoder
 from itemsage_model.encoders.model_files import load_model
 from itemsage_model.encoders.projection import Projection, fit_projection, load_projection, save_projection
 from itemsage_model.encoders.query_tower import QueryTowerSpec
+from itemsage_model.encoders.text_transformer import require_extra
 from jobs.runtime import command_line
 from jobs.runtime.incremental import find_kept, maker, merge_rows
 from jobs.runtime.job_run import JobRun
@@ -253,9 +254,11 @@ def trained_encoder(job: JobRun[QueryMetrics]) -> TextEncoder | None:
     Raises:
         InputError: none was trained in this warehouse.
         CheckpointError: its files are missing or damaged.
+        SettingsError: the extra is not installed: said here, and not by a worker in the middle of the work.
     """
     if job.settings.query_encoder.kind != "trained":
         return None
+    require_extra()
     model = load_model(job.record(TRAIN_QUERY_ENCODER).metrics.model_uri, QueryTowerSpec)
     prefix, weights = "text.", safetensors.numpy.load(model.weights)
     own = {name.removeprefix(prefix): values for name, values in weights.items() if name.startswith(prefix)}

@@ -191,7 +191,7 @@ class QuerySide:
 
     def _transformer(self, text: str) -> Vectors:
         found = self._tokenizer.encode(text)
-        ids, mask = [found.ids], [found.attention_mask]
+        ids, mask = [found.ids or [0]], [found.attention_mask or [1]]  # as `TextSpec.token_ids`
         vector: Vectors = self._run("transformer.onnx", input_ids=ids, attention_mask=mask)[0]
         return vector if text.strip() else np.zeros_like(vector)
 

@@ -105,7 +105,10 @@ def load_parts(published: Published) -> QueryParts:
     model = load_model(f"{layout.models}/{metrics.model_id}", ItemTowerSpec)
     name = published.note.get("made_with", {}).get(ITEM_TEXT)
     is_asked = name in metrics.spaces.values()
-    encoder = load_if_saved(layout.query_encoder) if is_asked else None
+    encoder = None
+    if is_asked:
+        # Of a version of before encoders were kept, the warehouse may still have it.
+        encoder = load_if_saved(layout.model_encoder(metrics.model_id)) or load_if_saved(layout.query_encoder)
     if is_asked and (encoder is None or encoder.name != name):
         raise _refitted("query encoder", layout.query_encoder, name, encoder.name if encoder else "none")
     projections = {}

@@ -16,7 +16,7 @@ from schemas.commits import Note, Staged
 from schemas.errors import InputError
 from schemas.feed import ALL, begin_version
 from schemas.metrics import ScoreMetrics
-from schemas.published import PUBLISHED, Published, keep_makers, live
+from schemas.published import PUBLISHED, Published, keep_encoder, keep_makers, live
 from schemas.records import TableVersion, read_record, write_record
 from schemas.settings import Settings
 from schemas.short_vectors import short_vector, short_vectors_table
@@ -64,7 +64,7 @@ class Candidate:
         Raises:
             OvertakenError: another run has committed to one of the tables since they were staged.
         """
-        keep_makers(warehouse, self.metrics.model_id)
+        _keep_what_belongs_to(warehouse, self.metrics)
         pointer, *others = self.outputs
         versions = {QUERY_VECTORS.name: self.answers.commit(self.note)}
         if self.short is not None:
@@ -96,9 +96,15 @@ def announce(warehouse: Warehouse, version: int) -> None:
     begin_version(warehouse, version, ALL)
 
 
+def _keep_what_belongs_to(warehouse: Warehouse, metrics: ScoreMetrics) -> None:
+    """Keep beside the model what a rollback to it needs, and whoever answers its queries."""
+    keep_makers(warehouse, metrics.model_id)
+    keep_encoder(warehouse, metrics.model_id, metrics.spaces.values())
+
+
 def keep_candidate(warehouse: Warehouse, candidate: Candidate) -> None:
     """Name the files, in the place of those of a candidate before, which nothing names then."""
-    keep_makers(warehouse, candidate.metrics.model_id)
+    _keep_what_belongs_to(warehouse, candidate.metrics)
     staged = {one.table.name: {"files": one.files, "base": one.base} for one in candidate.parts}
     further = candidate.items.table.columns[len(ITEM_EMBEDDINGS.columns) :]
     filters = {column.name: column.kind for column in further}

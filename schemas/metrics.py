@@ -235,6 +235,7 @@ class QueryPairMetrics:
         item_texts: Rows of item_text_pairs.
         queries_without_text: Queries of these kinds that have no usable text.
         blank_item_texts: Items whose text holds nothing that the frozen encoder knows.
+        changed_queries: Queries of these kinds that have changed since embed_queries, and are left out.
     """
 
     encoder: str
@@ -246,6 +247,7 @@ class QueryPairMetrics:
     item_texts: int = 0
     queries_without_text: int = 0
     blank_item_texts: int = 0
+    changed_queries: int = 0
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ the newest versions of the tables by other means compares their model_id.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -34,7 +34,7 @@ from schemas.settings import Settings
 from schemas.stages import SCORE_CATALOG, TRAIN, VALIDATE, Stage
 from schemas.storage import is_file, is_unchanged_since, read_batches, read_bytes, version_files, write_bytes
 from schemas.tables import ITEM_EMBEDDINGS, ITEM_SHORT_VECTORS, QUERY_VECTORS
-from schemas.warehouse import Warehouse
+from schemas.warehouse import ENCODER_FILES, Warehouse
 
 UPSERT, DELETE = "upsert", "delete"
 
@@ -247,6 +247,23 @@ def keep_makers(warehouse: Warehouse, model_id: str) -> None:
             record = find_record(warehouse, stage)
         if record is not None and record.metrics.model_id == model_id:
             write_bytes(_kept(warehouse, model_id, stage), read_bytes(warehouse.record(stage.name)))
+
+
+def keep_encoder(warehouse: Warehouse, model_id: str, spaces: Collection[str]) -> None:
+    """Keep the text encoder of a model's queries beside it: the next one takes its place long before it is live.
+
+    Args:
+        warehouse: Where both lie.
+        model_id: The model.
+        spaces: Of its queries; an encoder of none of them is not kept.
+    """
+    source, kept = warehouse.query_encoder, warehouse.model_encoder(model_id)
+    if is_file(f"{kept}/{ENCODER_FILES[-1]}") or not is_file(f"{source}/{ENCODER_FILES[-1]}"):
+        return
+    files = {name: read_bytes(f"{source}/{name}") for name in ENCODER_FILES}
+    if json.loads(files[ENCODER_FILES[0]])["name"] in spaces:
+        for name, content in files.items():
+            write_bytes(f"{kept}/{name}", content)
 
 
 def _bring_makers_back(warehouse: Warehouse, model_id: str) -> None:

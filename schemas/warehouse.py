@@ -28,6 +28,9 @@ from schemas.storage import absolute_uri
 _LOG_CHARACTERS = 60
 """Characters of a warehouse's URI that the folder of its logs is called by: the last ones."""
 
+ENCODER_FILES = ("encoder.json", "encoder.safetensors", "sha256.json")
+"""The files of a stored text encoder; the last one says that the others are whole. See frozen_text/stored.py."""
+
 
 @dataclass(frozen=True)
 class Warehouse:
@@ -116,6 +119,10 @@ class Warehouse:
     def query_encoder(self) -> str:
         """Folder of the frozen text encoder."""
         return self.place("query_encoder")
+
+    def model_encoder(self, model_id: str) -> str:
+        """Folder of the frozen text encoder that a published model's queries were made with."""
+        return f"{self.model(model_id)}/query_encoder"
 
     def query_projection(self, embedding_space: str) -> str:
         """Folder of the projection of one space's queries to the length of all query embeddings."""

@@ -83,7 +83,8 @@ class ExplicitNegatives:
     """Items that count against single pairs: each in its own row's denominator, and in no other.
 
     Attributes:
-        item: For each pair, the index of its negative among the items of all ranks; any, where it has none.
+        item: For each pair, the index of its negative among the batch's items, which with a full softmax are those of
+            all ranks; any, where it has none.
         weight: How often it counts there; 0 = the pair has none.
         is_column: Items of all ranks that stand in every row's denominator; the others are encoded as negatives alone.
     """
@@ -122,7 +123,7 @@ class PairBatch:
         query_item_key: Identity of the item the query shows; 0 = none.
         pair_weight: Weight of each pair in the loss.
         task: Index of each pair's task.
-        explicit: The pairs' explicit negatives, with a full softmax; None where the settings have none.
+        explicit: The pairs' explicit negatives; None where the settings have none.
         buckets: With a bucketed softmax, once its items are chosen; else None.
     """
 

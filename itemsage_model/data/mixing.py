@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from itemsage_model.data.batch import ExplicitNegatives, ItemBatch, PairBatch, to_item_batch
+from itemsage_model.data.near_negatives import NearNegatives
 from itemsage_model.data.ragged import ItemRows
 from itemsage_model.data.reader import CatalogItems, Pairs, RowStream, gather_blocks
 from schemas.elements import SizedElement
@@ -35,6 +37,7 @@ class MixedBatches:
         negative_keys: Sorted keys of the items that may be negatives; None = all.
         elements: What of an item goes into a batch.
         start_step: Steps already taken by an earlier run, whose rows are passed over.
+        near: Draws a hard negative for each pair of the first task; None = none.
     """
 
     tasks: list[RowStream[Pairs]]
@@ -44,14 +47,17 @@ class MixedBatches:
     negative_keys: npt.NDArray[np.int64] | None
     elements: Sequence[SizedElement]
     start_step: int = 0
+    near: NearNegatives | None = None
 
     def __iter__(self) -> Iterator[PairBatch]:
         streams = [
             stream.batches(size, self.start_step * size) for stream, size in zip(self.tasks, self.pairs, strict=True)
         ]
         negatives = self._negatives()
-        while True:
-            yield collate([_weighing(next(stream)) for stream in streams], next(negatives), self.elements)
+        for step in count(self.start_step):
+            blocks = [_weighing(next(stream)) for stream in streams]
+            hard = self.near.drawn(blocks[0], step) if self.near else None
+            yield collate(blocks, next(negatives), self.elements, hard)
 
     def _negatives(self) -> Iterator[CatalogItems | None]:
         if self.catalog is None or not self.negative_count:
@@ -71,18 +77,25 @@ def _weighing(block: Pairs) -> Pairs:
     return block if len(rows) == len(block) else gather_blocks([block], rows)
 
 
-def collate(blocks: list[Pairs], negatives: CatalogItems | None, elements: Sequence[SizedElement]) -> PairBatch:
+def collate(
+    blocks: list[Pairs],
+    negatives: CatalogItems | None,
+    elements: Sequence[SizedElement],
+    hard: tuple[CatalogItems, npt.NDArray[np.float32]] | None = None,
+) -> PairBatch:
     """Join the tasks' rows and the negatives into one batch, each distinct item once.
 
     Args:
         blocks: Rows of each task.
         negatives: Random items.
         elements: What of an item goes into a batch.
+        hard: An item for each row of the first task that counts against that row alone, and its weight.
     """
     item_key = np.concatenate([block.item_key for block in blocks])
-    keys = item_key if negatives is None else np.concatenate([item_key, negatives.item_key])
+    further = [one for one in (negatives, hard[0] if hard else None) if one is not None]
+    keys = np.concatenate([item_key, *(one.item_key for one in further)])
     distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    parts = [block.items for block in blocks] + ([negatives.items] if negatives is not None else [])
+    parts = [block.items for block in blocks] + [one.items for one in further]
     items = ItemRows.concatenate([part for part in parts if part is not None]).take(first)
     # In the order in which they lie in memory, as they are copied faster so.
     order = np.argsort(items.rows)
@@ -90,13 +103,23 @@ def collate(blocks: list[Pairs], negatives: CatalogItems | None, elements: Seque
     index_of[order] = np.arange(len(order))
     index = index_of[inverse]
     item_keys = torch.from_numpy(distinct[order])
-    return _pair_batch(
+    end = len(item_key) + (0 if negatives is None else len(negatives))
+    batch = _pair_batch(
         blocks,
         to_item_batch(items.take(order).gather(), elements, item_keys),
         item_keys,
         index[: len(item_key)],
-        np.unique(index[len(item_key) :]),
+        np.unique(index[len(item_key) : end]),
     )
+    return batch if hard is None else replace(batch, explicit=_of_first(index[end:], hard[1], batch))
+
+
+def _of_first(item: npt.NDArray[np.int64], weight: npt.NDArray[np.float32], batch: PairBatch) -> ExplicitNegatives:
+    """Explicit negatives of the rows of the first task; the others have none."""
+    others = len(batch.positive) - len(item)
+    items, weights = np.pad(item, (0, others)), np.pad(weight, (0, others))
+    is_column = torch.ones(len(batch.item_key), dtype=torch.bool)
+    return ExplicitNegatives(torch.from_numpy(items), torch.from_numpy(weights), is_column)
 
 
 def _pair_batch(

@@ -43,6 +43,7 @@ class QueryTowerSpec:
         trainable_layers: Of the transformer, the last so many; -1 = all of it.
         temperature: Scale of the cosine in the loss, to begin with.
         max_temperature: Its cap.
+        hard_negatives: From how many items near a text a hard negative was drawn in training; 0 = none was.
     """
 
     kind: ClassVar[str] = "query_tower"
@@ -57,6 +58,7 @@ class QueryTowerSpec:
     trainable_layers: int
     temperature: float
     max_temperature: float
+    hard_negatives: int = 0
 
     @property
     def elements(self) -> tuple[SizedElement, ...]:

@@ -49,11 +49,12 @@ class TextSpec:
     max_tokens: int
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each text, with those that begin and end it."""
-        return [one.ids for one in self.cut_tokenizer().encode_batch(list(texts))]
+        """The token ids of each text, with those that begin and end it; the token 0 where there would be none."""
+        return [one.ids or [0] for one in self.cut_tokenizer().encode_batch(list(texts))]
 
     def cut_tokenizer(self) -> Any:
         """The tokenizer, cut at the longest text and without padding."""
+        require_extra()
         from tokenizers import Tokenizer  # noqa: PLC0415 (an optional extra)
 
         tokenizer = Tokenizer.from_str(self.tokenizer)
@@ -98,13 +99,13 @@ class TextTransformer(nn.Module):
         return F.normalize(self.projection(pooled), dim=-1)
 
     def freeze_below(self, layers: int) -> None:
-        """Leave all but the last `layers` layers as they are; -1 = train all of it."""
+        """Leave all but the last `layers` layers as they are, or none where there are no more; -1 = train all of it."""
         if layers < 0:
             return
         stack = _layers(self.transformer)
         self._frozen_layers = max(0, len(stack) - layers)
         self.transformer.requires_grad_(False)
-        for layer in stack[len(stack) - layers :] if layers else ():
+        for layer in stack[self._frozen_layers :]:
             layer.requires_grad_(True)
 
     @torch.no_grad()
@@ -174,6 +175,35 @@ def read_folder(folder: str) -> tuple[dict[str, Any], str, dict[str, Tensor]]:
     return _plain(model.config.to_dict()), tokenizer.read_text(encoding="utf-8"), weights
 
 
+def require_fit(spec: TextSpec, weights: dict[str, Tensor]) -> None:
+    """Refuse a tokenizer that knows more than its transformer, and texts longer than it can read: both before a step.
+
+    Args:
+        spec: Of a folder's transformer.
+        weights: Of a `TextTransformer`; those that it lacks stay fresh.
+
+    Raises:
+        SettingsError: one of the two.
+    """
+    known, most = int(spec.config["vocab_size"]), spec.cut_tokenizer().get_vocab_size()
+    if most > known:
+        raise SettingsError(
+            f"search_text.folder: its tokenizer.json has {most:,} pieces of words and its transformer knows {known:,}: "
+            "the two are not of one model"
+        )
+    text = TextTransformer(spec)
+    text.load_state_dict(weights, strict=False)
+    ids = torch.full((1, spec.max_tokens), known - 1)
+    try:
+        with torch.inference_mode():
+            text(ids, torch.ones_like(ids))
+    except (IndexError, RuntimeError) as error:
+        raise SettingsError(
+            f"search_text.max_tokens = {spec.max_tokens}: search_text.folder's transformer cannot read a text of "
+            f"so many tokens ({spec.config.get('max_position_embeddings', '?')} places); lower it"
+        ) from error
+
+
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
     """Sizes without what says where they came from, and without dropout: a resumed run must draw nothing anew."""
     kept = {name: value for name, value in config.items() if name not in _OF_A_FOLDER}
@@ -194,10 +224,22 @@ def _layers(transformer: nn.Module) -> nn.ModuleList:
     return max(stacks, key=len)
 
 
-def _transformers() -> Any:
+def require_extra() -> None:
+    """Refuse to go on without the packages transformers and tokenizers.
+
+    Raises:
+        SettingsError: one is not installed.
+    """
     try:
-        import transformers  # noqa: PLC0415 (an optional extra, seconds to import)
+        import tokenizers  # noqa: PLC0415, F401 (an optional extra)
+        import transformers  # noqa: PLC0415, F401 (likewise, seconds to import)
     except ImportError as error:
         raise SettingsError(_EXTRA) from error
+
+
+def _transformers() -> Any:
+    require_extra()
+    import transformers  # noqa: PLC0415 (an optional extra)
+
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return transformers

@@ -6,6 +6,7 @@ The few lines that join gathering, frequencies and loss; each of those lives in 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -99,6 +100,9 @@ class Objective(nn.Module):
             return self._full_losses(queries, all_vectors, batch, temperature)
         all_keys = distributed.gather_rows(batch.item_key)
         positive, in_batch = self._in_batch(all_vectors, all_keys, batch)
+        if batch.explicit is not None:
+            own = OwnColumn(items[batch.explicit.item], batch.explicit.weight.log())
+            in_batch = replace(in_batch, own=own)
         negatives = self._negatives(all_vectors, all_keys, batch)
         return pair_losses(queries, positive, in_batch, negatives, temperature, self.settings.form)
 

@@ -9,16 +9,19 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from itemsage_model.data.mixing import CatalogBatches, MixedBatches
+from itemsage_model.data.near_negatives import near_negatives
 from itemsage_model.data.parquet_files import file_batches
 from itemsage_model.data.pinned_files import pin_version, require_image_length
-from itemsage_model.data.reader import Weight
+from itemsage_model.data.reader import Weight, catalog_format, read_catalog
 from itemsage_model.encoders.query_tower import QueryTower, QueryTowerSpec
 from itemsage_model.training import distributed
-from itemsage_model.training.inputs import Course, Inputs, item_shares, needs_item_shares
+from itemsage_model.training.inputs import Course, Inputs, item_shares, make_batches, needs_item_shares
 from itemsage_model.training.text_start import TextStart, text_start
 from schemas.contracts import ITEM_TEXT, VOCABULARY, agreed, other_code, run_again
-from schemas.errors import InputError
+from schemas.errors import InputError, SettingsError
 from schemas.presets import Candidate
 from schemas.query_pair_tables import ITEM_TEXT_PAIRS, QUERY_PAIRS, VALIDATION_QUERY_PAIRS
 from schemas.records import TableVersion, read_record
@@ -79,8 +82,14 @@ def pin_inputs(settings: Settings) -> Inputs:
     require_image_length(features.metrics, settings.model.image_length)
     streams = [QUERY_PAIRS.name, ITEM_TEXT_PAIRS.name][: len(settings.tasks)]
     tasks, measured = [pairs.output(name) for name in streams], pairs.output(VALIDATION_QUERY_PAIRS.name)
+    if not tasks[-1].rows and len(tasks) > 1:
+        raise SettingsError(
+            f"search_text.item_text_share = {settings.search_text.item_text_share}: no item has a text that the frozen "
+            f"encoder knows, so {ITEM_TEXT_PAIRS.name} is empty; set it to 0, or fill the titles of items"
+        )
     if distributed.rank() == 0 and (line := other_code([pairs, features, queries])):
         print(line, flush=True)
+    _require_one_space(settings, pairs.metrics.encoder, made_with)
     start = _start(settings, pairs.metrics.encoder, _texts_of(tasks)[1])
     pinned = Inputs(
         [pin_version(version) for version in tasks],
@@ -98,11 +107,25 @@ def pin_inputs(settings: Settings) -> Inputs:
     return for_pass(pinned, settings, "pair_weight")
 
 
+def _require_one_space(settings: Settings, space: str, made_with: dict[str, str]) -> None:
+    """Hard negatives are the items nearest to a text by their frozen vectors, which must be of one encoder.
+
+    Raises:
+        SettingsError: they are of two.
+    """
+    if settings.search_text.hard_negatives and not space:
+        found = ", ".join(f"{name}: {one}" for name, one in made_with.items() if name != VOCABULARY)
+        raise SettingsError(
+            f"search_text.hard_negatives = {settings.search_text.hard_negatives}: texts and items have no frozen "
+            f"vectors of one space ({found}), so that none is near another; set it to 0, or embed both with one encoder"
+        )
+
+
 def _spec(settings: Settings, start: TextStart, item_space: str) -> QueryTowerSpec:
     own, loss = settings.search_text, settings.loss
     return QueryTowerSpec(
         start.spec, start.name, item_space, start.is_one_space, settings.model.image_length, settings.model.max_images,
-        own.item_width, own.trainable_layers, loss.temperature, loss.max_temperature,
+        own.item_width, own.trainable_layers, loss.temperature, loss.max_temperature, own.hard_negatives,
     )  # fmt: skip
 
 
@@ -127,14 +150,16 @@ def begin(inputs: Inputs, settings: Settings) -> QueryTower:
 
 
 @lru_cache(maxsize=1)
-def _cached_start(settings_json: str, space: str, texts: tuple[str, ...]) -> TextStart:
+def _cached_start(settings_json: str, frozen: str, space: str, texts: tuple[str, ...]) -> TextStart:
+    del frozen  # of another run of embed_queries, another start
     settings = Settings.model_validate_json(settings_json)
     return text_start(settings, read_record(settings.layout, EMBED_QUERIES), space, texts)
 
 
 def _start(settings: Settings, space: str, texts: list[str]) -> TextStart:
     """What training begins with; kept, as both passes begin with it."""
-    return _cached_start(settings.model_dump_json(exclude_unset=True), space, tuple(texts))
+    frozen = read_record(settings.layout, EMBED_QUERIES).sha256
+    return _cached_start(settings.model_dump_json(exclude_unset=True), frozen, space, tuple(texts))
 
 
 def _texts_of(versions: Iterable[TableVersion]) -> tuple[npt.NDArray[np.int64], list[str]]:
@@ -152,4 +177,19 @@ def _candidates(_: Inputs, settings: Settings) -> list[Candidate]:
     return [Candidate("query_encoder", settings, "there is one way to train a text encoder")]
 
 
-QUERY_ENCODER = Course(TRAIN_QUERY_ENCODER, settings_of, pin_inputs, for_pass, begin, _candidates)
+def make_query_batches(
+    inputs: Inputs, settings: Settings, start_step: int, device: torch.device
+) -> MixedBatches | CatalogBatches:
+    """This rank's endless batches, with hard negatives where the settings want them."""
+    batches, nearest = make_batches(inputs, settings, start_step, device), settings.search_text.hard_negatives
+    if not nearest:
+        return batches
+    assert isinstance(batches, MixedBatches), "SearchTextSettings refuses hard negatives in a full softmax"
+    row_format = catalog_format(inputs.spec.elements)
+    whole = read_catalog(inputs.catalog, row_format, settings.deadlines.read_seconds)
+    seed = (settings.train.seed, distributed.rank())
+    near = near_negatives(whole, inputs.tasks[0], inputs.weight, nearest=nearest, seed=seed)
+    return replace(batches, near=near)
+
+
+QUERY_ENCODER = Course(TRAIN_QUERY_ENCODER, settings_of, pin_inputs, for_pass, begin, _candidates, make_query_batches)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,14 @@ from itemsage_model.encoders.frozen_text.stored import load_recorded
 from itemsage_model.encoders.frozen_text.trained import TrainedEncoder
 from itemsage_model.encoders.model_folder import folder_sha256
 from itemsage_model.encoders.projection import leading_directions
-from itemsage_model.encoders.text_transformer import TextSpec, TextTransformer, by_length, read_folder
+from itemsage_model.encoders.text_transformer import (
+    TextSpec,
+    TextTransformer,
+    by_length,
+    read_folder,
+    require_extra,
+    require_fit,
+)
 from schemas.metrics import QueryMetrics
 from schemas.records import RunRecord
 from schemas.settings import Settings
@@ -24,6 +32,8 @@ from schemas.settings.search_text import SearchTextSettings
 SCRATCH = "scratch"
 _FIT_TEXTS = 20_000
 """Most texts that the linear layer is fitted on."""
+_COMPARED_TEXTS, _ALIKE = 64, 1e-3
+"""Texts on which a folder's encoder must come to the frozen vectors, and how nearly, to be taken for that encoder."""
 _SCRATCH_LETTERS, _MOST_COUNTED = 2_000, 1_000
 _SCRATCH_WORDS, _SCRATCH_WIDTH, _SCRATCH_LAYERS = 8_000, 256, 2
 _UNKNOWN = "[UNK]"
@@ -72,21 +82,52 @@ def text_start(settings: Settings, queries: RunRecord[QueryMetrics], space: str,
     frozen = load_recorded(settings.layout, queries.metrics.encoder)
     is_its_space = frozen is not None and frozen.name == space
     if isinstance(frozen, TrainedEncoder):
+        _say_what_stays(frozen, wanted)
         weights = {name: torch.from_numpy(values.copy()) for name, values in frozen.weights.items()}
         return TextStart(frozen.name, frozen.spec, weights, is_its_space)
     if not wanted.folder:
         return _from_scratch(wanted, texts)
     config, tokenizer, plain = read_folder(wanted.folder)
     spec = TextSpec(config, tokenizer, wanted.pooling, wanted.max_tokens)
-    is_same = isinstance(frozen, SentenceEncoder) and frozen.folder_hash == folder_sha256(wanted.folder)
     weights = {f"transformer.{name}": tensor for name, tensor in plain.items()}
-    if is_same:
-        assert isinstance(frozen, SentenceEncoder)
-        projection, name = torch.from_numpy(frozen.projection.copy()), frozen.name
-    else:
-        projection, name = _fitted_projection(spec, weights, texts), f"folder-{folder_sha256(wanted.folder)[:8]}"
-    weights |= {"projection.weight": projection.T.contiguous(), "projection.bias": torch.zeros(projection.shape[1])}
-    return TextStart(name, spec, weights, is_same and is_its_space)
+    require_fit(spec, weights)
+    if isinstance(frozen, SentenceEncoder) and frozen.folder_hash == folder_sha256(wanted.folder):
+        own = weights | _linear(torch.from_numpy(frozen.projection.copy()))
+        if _comes_to(frozen, spec, own, texts):
+            return TextStart(frozen.name, spec, own, is_its_space)
+    projection, name = _fitted_projection(spec, weights, texts), f"folder-{folder_sha256(wanted.folder)[:8]}"
+    return TextStart(name, spec, weights | _linear(projection), False)
+
+
+def _linear(projection: Tensor) -> dict[str, Tensor]:
+    """The linear layer of a projection [width, dim]."""
+    return {"projection.weight": projection.T.contiguous(), "projection.bias": torch.zeros(projection.shape[1])}
+
+
+def _say_what_stays(frozen: TrainedEncoder, wanted: SearchTextSettings) -> None:
+    """That training goes on from a trained encoder with its own sizes, where the settings ask for others."""
+    for name, own in (("pooling", frozen.spec.pooling), ("max_tokens", frozen.spec.max_tokens)):
+        if getattr(wanted, name) != own:
+            print(f"  warning: training goes on from {frozen.name}, which keeps its {name} of {own}: "
+                  f"search_text.{name} = {getattr(wanted, name)} is not used.", flush=True)  # fmt: skip
+
+
+def _comes_to(frozen: SentenceEncoder, spec: TextSpec, weights: dict[str, Tensor], texts: Sequence[str]) -> bool:
+    """Whether weights give some texts, of those that are not cut, the vectors of the frozen encoder; said if not.
+
+    A folder may pool otherwise than search_text.pooling, or have a layer of its own behind its transformer.
+    """
+    lengths = map(len, spec.token_ids(texts))
+    whole = [text for text, length in zip(texts, lengths, strict=True) if length < spec.max_tokens and text.strip()]
+    sample = whole[:: max(1, len(whole) // _COMPARED_TEXTS)][:_COMPARED_TEXTS]
+    found = TrainedEncoder(spec, {name: values.numpy() for name, values in weights.items()}).encode(sample)
+    apart = float(np.abs(found - frozen.encode(sample)).max(initial=0.0))
+    if apart <= _ALIKE:
+        return True
+    print(f"  warning: with search_text.pooling = {spec.pooling!r}, search_text.folder's transformer does not come to "
+          f"the vectors of {frozen.name} (up to {apart:.2f} apart): training begins farther from them.",
+          flush=True)  # fmt: skip
+    return False
 
 
 def _fitted_projection(spec: TextSpec, weights: dict[str, Tensor], texts: Sequence[str]) -> Tensor:
@@ -122,6 +163,7 @@ def word_pieces(texts: Sequence[str]) -> str:
 
     Counted here, as the trainer of the package tokenizers gives another vocabulary in every process.
     """
+    require_extra()
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors  # noqa: PLC0415
 
     normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()

@@ -6,7 +6,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.transforms.keys import NO_ITEM, query_item_key
-from schemas.tables import MAX_TEXT_CHARACTERS
+from schemas.tables import MAX_TEXT_CHARACTERS, SOURCE_HASH
 
 TEXT = "text"
 """In the place of a task's name: the pairs of all query kinds and engagements are one table."""
@@ -16,6 +16,7 @@ def texts_of(queries: DataFrame, embeddings: DataFrame, query_kinds: tuple[str, 
     """The texts of some kinds' queries: query_id, text, query_item_key, query_embedding; unique by query_id.
 
     Of several queries with one text, that of the smallest id says which item is shown, and has the frozen embedding.
+    One that is another by now than embed_queries read has no row: its embedding is that of another text.
 
     Args:
         queries: The accepted rows of `with_verdicts`; unique by query_id.
@@ -23,15 +24,25 @@ def texts_of(queries: DataFrame, embeddings: DataFrame, query_kinds: tuple[str, 
         query_kinds: The kinds.
     """
     wanted = queries.where(F.col("query_kind").isin(list(query_kinds)) & F.col("has_text"))
-    texts = wanted.select("query_id", F.substring("text", 1, MAX_TEXT_CHARACTERS).alias("text"))
+    texts = wanted.select("query_id", SOURCE_HASH, F.substring("text", 1, MAX_TEXT_CHARACTERS).alias("text"))
     shown = query_item_key("query_item_id").alias("query_item_key")
-    # `embeddings` is unique by query_id.
-    embedded = texts.join(embeddings.select("query_id", shown, "query_embedding"), on="query_id", how="inner")
+    made = embeddings.select("query_id", SOURCE_HASH, shown, "query_embedding")
+    # `made` is unique by query_id.
+    embedded = texts.join(made, on=["query_id", SOURCE_HASH], how="inner").drop(SOURCE_HASH)
     first = embedded.groupBy("text").agg(
         F.min_by(F.struct("query_item_key", "query_embedding"), "query_id").alias("first")
     )
     # `first` is unique by text.
     return embedded.select("query_id", "text").join(first, on="text", how="inner").select("query_id", "text", "first.*")
+
+
+def changed_queries(queries: DataFrame, embeddings: DataFrame, query_kinds: tuple[str, ...]) -> int:
+    """How many queries of some kinds are others by now than embed_queries read; arguments as of `texts_of`."""
+    wanted = queries.where(F.col("query_kind").isin(list(query_kinds)) & F.col("has_text"))
+    made = embeddings.select("query_id", F.col(SOURCE_HASH).alias("embedded_hash"))
+    # `made` is unique by query_id.
+    joined = wanted.select("query_id", SOURCE_HASH).join(made, on="query_id", how="inner")
+    return joined.where(F.col(SOURCE_HASH) != F.col("embedded_hash")).count()
 
 
 def by_text(engagements: DataFrame, texts: DataFrame) -> DataFrame:

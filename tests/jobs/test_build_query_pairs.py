@@ -12,15 +12,17 @@ from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
 from jobs import build_query_pairs as job
+from jobs.runtime import table_io
+from jobs.transforms.queries import with_verdicts
 from schemas.checksums import row_checksums
-from schemas.errors import TableError
+from schemas.errors import SettingsError, TableError
 from schemas.metrics import ItemMetrics, ItemTextMetrics, QueryMetrics
 from schemas.query_pair_tables import ITEM_TEXT_PAIRS, QUERY_PAIRS, VALIDATION_QUERY_PAIRS
 from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.settings import Settings
 from schemas.spark import struct_type
 from schemas.stages import BUILD_QUERY_PAIRS
-from schemas.tables import ENGAGEMENT_LOGS, ITEM_FEATURES, ITEMS, QUERIES, QUERY_EMBEDDINGS
+from schemas.tables import ENGAGEMENT_LOGS, ITEM_FEATURES, ITEMS, QUERIES, QUERY_EMBEDDINGS, SOURCE_HASH
 
 TASKS = [{"query_kind": "search", "engagement": "click"}, {"query_kind": "closeup", "engagement": "save"}]
 # make_settings: as_of 1 March; training [31 January, 20 February), of which validation from 18 February on; held out
@@ -60,8 +62,10 @@ def shop(spark: SparkSession, make_settings: Callable[..., Settings]) -> Shop:
             for number in range(5)
         ])  # fmt: skip
         known = [name for name in TEXTS if name not in ("q6", "q7")]
+        read = with_verdicts(table_io.read(spark, settings.table_uri(QUERIES.name), QUERIES)).collect()
+        hashes = {row["query_id"]: row[SOURCE_HASH] for row in read}
         put(spark, settings, QUERY_EMBEDDINGS, [
-            (name, kind[name], embedding(number), "st-1", "i0" if name == "p1" else None, 0)
+            (name, kind[name], embedding(number), "st-1", "i0" if name == "p1" else None, hashes[name])
             for number, name in enumerate(known)
         ])  # fmt: skip
         texts = [np.full(256, number, "<f2").tobytes() if number < 3 else b"" for number in range(5)]
@@ -181,3 +185,28 @@ def test_a_log_without_a_text_is_refused_by_name(spark: SparkSession, shop: Shop
     settings = shop([("q7", "i0", EARLY)])
     with pytest.raises(TableError, match=r"queries.*text.*search queries with an engagement.*Fill queries.text"):
         job.run(spark, settings)
+
+
+def test_a_kind_that_no_task_has_is_refused_by_name(spark: SparkSession, shop: Shop) -> None:
+    settings = shop(EVENTS, query_kinds=("search", "serach"))
+    with pytest.raises(
+        SettingsError, match=r"names 'serach', which no \[\[tasks\]\] has: name some of 'closeup', 'search'"
+    ):
+        job.run(spark, settings)
+    assert not DeltaTable.is_deltatable(settings.table_uri(QUERY_PAIRS.name))
+
+
+def test_a_query_that_has_changed_since_it_was_embedded_is_left_out(
+    spark: SparkSession, shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = shop(EVENTS)
+    rows = table_io.read(spark, settings.table_uri(QUERIES.name), QUERIES).collect()
+    changed = [tuple("blue hats" if row["query_id"] == "q4" and name == "text" else row[name] for name in row.asDict())
+               for row in rows]  # fmt: skip
+    put(spark, settings, QUERIES, changed)
+    job.run(spark, settings)
+    texts = {row["text"] for row in rows_of(settings, QUERY_PAIRS)}
+    assert not texts & {"blue hats", "DIN 912 M6x20"}
+    assert "red shoes" in texts
+    assert read_record(settings.layout, BUILD_QUERY_PAIRS).metrics.changed_queries == 1
+    assert "1 queries have changed since embed_queries" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from itemsage_model.encoders.model_files import save_model
 from jobs import embed_items, embed_queries
 from jobs.runtime import table_io
 from schemas.cells import unpack_cells
-from schemas.errors import InputError
+from schemas.errors import InputError, SettingsError
 from schemas.metrics import TrainMetrics
 from schemas.records import RunRecord, read_record, write_record
 from schemas.settings import Settings
@@ -84,6 +85,15 @@ def test_another_training_is_another_space_and_no_other_stage_goes_on_with_both(
 
 def test_without_a_training_it_says_so(spark: SparkSession, shop: Settings) -> None:
     with pytest.raises(InputError, match="train_query_encoder"):
+        embed_queries.run(spark, shop)
+
+
+def test_without_the_extra_nothing_is_begun(
+    spark: SparkSession, shop: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(shop, seed=1)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(SettingsError, match="run `make sentence-transformers`"):
         embed_queries.run(spark, shop)
 
 

@@ -366,6 +366,11 @@ def test_an_encoder_that_was_fitted_anew_is_refused(tmp_path: Path) -> None:
         InputError, match=r"query encoder, .*expected lsa-.*as the published version names it; found lsa"
     ):
         export_queries(shop.published, tmp_path / "queries")
+    # The one that was kept beside the model answers, whatever the warehouse has by now.
+    kept = fit_lsa(CATALOG, vocabulary_size=300)
+    stored.save(kept, shop.settings.layout.model_encoder(shop.published.model_id))
+    export_queries(shop.published, tmp_path / "queries")
+    assert json.loads((tmp_path / "queries" / "manifest.json").read_text())["text_encoder"] == kept.name
 
 
 def test_the_command_exports_what_is_live(tmp_path: Path, shop: Shop, make_settings: Callable[..., Settings]) -> None:

@@ -18,6 +18,7 @@ from schemas.published import (
     PUBLISHED,
     Published,
     find_previous,
+    keep_encoder,
     keep_makers,
     live,
     published_version,
@@ -27,7 +28,9 @@ from schemas.published import (
 from schemas.records import RunRecord, read_record, write_record
 from schemas.settings import Settings
 from schemas.stages import SCORE_CATALOG, TRAIN, VALIDATE
+from schemas.storage import read_bytes, write_bytes
 from schemas.tables import ITEM_EMBEDDINGS, QUERY_VECTORS
+from schemas.warehouse import ENCODER_FILES
 
 MakeSettings = Callable[..., Settings]
 
@@ -160,6 +163,25 @@ def test_the_records_of_a_models_training_come_back_with_it(make_settings: MakeS
         shop.publish(model)
     roll_back(shop.settings)
     assert [read_record(layout, stage) for stage in (TRAIN, VALIDATE)] == kept["a"]
+    assert {path.name for path in Path(layout.models).iterdir()} == {"a", "b"}
+
+
+def test_the_text_encoder_of_a_model_stays_beside_it_when_the_next_one_takes_its_place(
+    make_settings: MakeSettings,
+) -> None:
+    layout = make_settings().layout
+    for name, model in (("lsa-1", "a"), ("trained-2", "b")):
+        for file in ENCODER_FILES:
+            write_bytes(f"{layout.query_encoder}/{file}", json.dumps({"name": name, "file": file}).encode())
+        keep_encoder(layout, model, ["lsa-1" if model == "a" else "trained-2"])
+        keep_encoder(layout, "of queries that come embedded", ["pinsage-1"])
+    keep_encoder(layout, "a", ["lsa-1"])  # scored once more
+    kept = {model: [json.loads(read_bytes(f"{layout.model_encoder(model)}/{file}")) for file in ENCODER_FILES]
+            for model in ("a", "b")}  # fmt: skip
+    assert kept == {
+        model: [{"name": name, "file": file} for file in ENCODER_FILES]
+        for name, model in (("lsa-1", "a"), ("trained-2", "b"))
+    }
     assert {path.name for path in Path(layout.models).iterdir()} == {"a", "b"}
 
 

@@ -34,10 +34,9 @@ from schemas.errors import InputError
 from schemas.settings import QueryEncoderSettings
 from schemas.stages import EMBED_QUERIES
 from schemas.storage import read_bytes, write_bytes
-from schemas.warehouse import Warehouse
+from schemas.warehouse import ENCODER_FILES, Warehouse
 
-_FILES = ("encoder.json", "encoder.safetensors")
-_HASHES = "sha256.json"
+*_FILES, _HASHES = ENCODER_FILES
 
 # ---------------------------------------------------------------- fitting
 

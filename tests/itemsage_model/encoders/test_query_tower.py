@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from itemsage_model.data.batch import ItemBatch, PairBatch, to_item_batch
+from itemsage_model.encoders.frozen_text.trained import TrainedEncoder
 from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import CheckpointError, load_model, save_model
 from itemsage_model.encoders.query_tower import QueryTower, QueryTowerSpec
@@ -79,7 +82,7 @@ def test_every_parameter_gets_a_gradient() -> None:
     assert set(tower.learning_rate_factors) <= {name for name, _ in tower.named_parameters()}
 
 
-@pytest.mark.parametrize(("layers", "trained"), [(0, set()), (1, {"2"}), (-1, {"0", "1", "2"})])
+@pytest.mark.parametrize(("layers", "trained"), [(0, set()), (1, {"2"}), (4, {"0", "1", "2"}), (-1, {"0", "1", "2"})])
 def test_lower_layers_stay_as_they_are(layers: int, trained: set[str]) -> None:
     tower = tower_of(replace(TOWER_SPEC, trainable_layers=layers))
     named = {name: one.requires_grad for name, one in tower.text.transformer.named_parameters()}
@@ -153,6 +156,19 @@ def test_cls_takes_the_first_token() -> None:
     assert torch.allclose(text(torch.tensor(ids), torch.ones(1, len(ids[0]), dtype=torch.long)), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_text_in_which_the_tokenizer_finds_nothing_has_a_vector(pooling: Literal["mean", "cls"]) -> None:
+    bare = json.loads(TEXT_SPEC.tokenizer) | {"post_processor": None}
+    spec = replace(TEXT_SPEC, tokenizer=json.dumps(bare), pooling=pooling)
+    texts = ["\u200b", "red shoes", " "]
+    assert not spec.cut_tokenizer().encode(texts[0]).ids
+    weights = replace(TOWER_SPEC, text=spec).build(seed=3).text.state_dict()
+    encoder = TrainedEncoder(spec, {name: value.numpy() for name, value in weights.items()})
+    for some in (texts, texts[:1]):
+        lengths = np.linalg.norm(encoder.encode(some), axis=1).round(3).tolist()
+        assert lengths == [1, 1, 0][: len(some)]
+
+
 def test_long_texts_are_cut() -> None:
     assert max(map(len, TEXT_SPEC.token_ids(TEXTS))) == TEXT_SPEC.max_tokens
 
@@ -162,6 +178,8 @@ def test_it_is_saved_and_loaded_without_its_folder(tmp_path) -> None:
     uri, _ = save_model(str(tmp_path), ours, TOWER_SPEC, {})
     model = load_model(uri, QueryTowerSpec)
     assert model.spec == TOWER_SPEC
+    before = {name: value for name, value in TOWER_SPEC.to_json().items() if name != "hard_negatives"}
+    assert QueryTowerSpec.from_json(before) == TOWER_SPEC  # a folder of before there were any
     loaded = model.build()
     loaded.read_texts(KEYS, model.spec.text.token_ids(TEXTS))
     batch = batch_of([3, 1])

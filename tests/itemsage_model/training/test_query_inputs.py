@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from itemsage_model.encoders.frozen_text.sentence import fit_sentence_encoder
+from itemsage_model.encoders.frozen_text.stored import save
+from itemsage_model.encoders.frozen_text.trained import TrainedEncoder
 from itemsage_model.encoders.model_files import load_model
 from itemsage_model.encoders.query_tower import QueryTowerSpec
 from itemsage_model.train import train_on_this_machine, train_on_this_rank
@@ -16,13 +21,14 @@ from itemsage_model.training import item_inputs
 from itemsage_model.training import run as training
 from itemsage_model.training.courses import course_of
 from itemsage_model.training.query_inputs import QUERY_ENCODER, pin_inputs, settings_of
+from itemsage_model.training.text_start import text_start
 from itemsage_model.training.trainer import Trainer
 from schemas.errors import InputError, SettingsError
 from schemas.records import read_record, write_record
 from schemas.repeats import AlreadyDone, stop_if_done
 from schemas.settings import Settings
 from schemas.stages import BUILD_QUERY_PAIRS, EMBED_QUERIES, TRAIN_QUERY_ENCODER
-from tests.itemsage_model.texts import TEXTS, make_text_warehouse
+from tests.itemsage_model.texts import CONFIG, TEXT_SPEC, TEXTS, TOWER_SPEC, make_text_warehouse
 
 CPU = torch.device("cpu")
 
@@ -130,16 +136,90 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
         pin_inputs(settings_of(settings))
 
 
-def test_a_pretrained_folder_begins_with_its_weights_and_the_leading_directions(tmp_path: Path) -> None:
+def save_bert(folder: Path, **changed: Any) -> Any:
+    """A folder of a tiny transformer with the tokenizer of the tests' texts; returns its model."""
     from transformers import BertConfig, BertModel
 
-    from tests.itemsage_model.texts import CONFIG, TEXT_SPEC
-
-    folder = tmp_path / "bert"
+    sizes = CONFIG | changed
     torch.manual_seed(3)
-    base = BertModel(BertConfig(**{key: value for key, value in CONFIG.items() if key != "model_type"}))
+    base = BertModel(BertConfig(**{key: value for key, value in sizes.items() if key != "model_type"}))
     base.save_pretrained(folder)
     (folder / "tokenizer.json").write_text(TEXT_SPEC.tokenizer)
+    return base
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"max_position_embeddings": 8}, r"search_text\.max_tokens = 16: .*\(8 places\); lower it"),
+     ({"vocab_size": 20}, r"tokenizer\.json has \d+ pieces .* transformer knows 20: the two are not of one model")],
+)  # fmt: skip
+def test_a_folder_that_cannot_read_the_texts_is_refused_before_a_step(
+    tmp_path: Path, changed: dict[str, int], said: str
+) -> None:
+    save_bert(tmp_path / "bert", **changed)
+    settings = make_text_warehouse(tmp_path / "shop", folder=str(tmp_path / "bert"))
+    with pytest.raises(SettingsError, match=said):
+        pin_inputs(settings_of(settings))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_it_begins_as_the_frozen_encoder_only_where_it_comes_to_its_vectors(
+    tmp_path: Path, pooling: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, shop = tmp_path / "bert", tmp_path / "shop"
+    save_bert(folder)
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}'
+    )
+    frozen = fit_sentence_encoder(str(folder), list(TEXTS))  # which takes the mean where a folder does not say
+    settings = make_text_warehouse(shop, folder=str(folder), pooling=pooling)
+    save(frozen, settings.layout.query_encoder)
+    queries = read_record(settings.layout, EMBED_QUERIES)
+    named = replace(queries.metrics, encoder=frozen.name)
+    start = text_start(settings, replace(queries, metrics=named), frozen.name, sorted(TEXTS))
+    is_same = pooling == "mean"
+    assert (start.is_one_space, start.name == frozen.name) == (is_same, is_same)
+    assert ("does not come to the vectors" in capfd.readouterr().out) != is_same
+    found = TrainedEncoder(start.spec, {name: value.numpy() for name, value in start.weights.items()})
+    apart = np.abs(found.encode(["red shoes"]) - frozen.encode(["red shoes"])).max()
+    assert (apart < 1e-3) == is_same
+
+
+def test_going_on_from_a_trained_encoder_says_what_it_keeps(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    settings = make_text_warehouse(tmp_path, max_tokens=16)
+    weights = TOWER_SPEC.build(seed=3).text.state_dict()
+    frozen = TrainedEncoder(TEXT_SPEC, {name: value.numpy() for name, value in weights.items()})
+    save(frozen, settings.layout.query_encoder)
+    queries = read_record(settings.layout, EMBED_QUERIES)
+    record = replace(queries, metrics=replace(queries.metrics, encoder=frozen.name))
+    start = text_start(settings, record, frozen.name, sorted(TEXTS))
+    assert (start.name, start.is_one_space, start.spec.max_tokens) == (frozen.name, True, 32)
+    said = capfd.readouterr().out
+    assert "keeps its max_tokens of 32: search_text.max_tokens = 16 is not used" in said
+    assert "pooling" not in said
+
+
+@pytest.mark.parametrize("package", ["transformers", "tokenizers"])
+def test_without_the_extra_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    settings = settings_of(make_text_warehouse(tmp_path, max_tokens=13))
+    monkeypatch.setitem(sys.modules, package, None)
+    for ask in (lambda: pin_inputs(settings), lambda: TEXT_SPEC.token_ids(["red"])):
+        with pytest.raises(SettingsError, match="run `make sentence-transformers`"):
+            ask()
+
+
+def test_items_without_texts_are_no_reason_to_look_at_the_dates(tmp_path: Path) -> None:
+    settings = make_text_warehouse(tmp_path, item_text_share=0.25)
+    record = read_record(settings.layout, BUILD_QUERY_PAIRS)
+    outputs = tuple(replace(one, rows=0) if one.table == "item_text_pairs" else one for one in record.outputs)
+    write_record(settings.layout, replace(record, outputs=outputs))
+    with pytest.raises(SettingsError, match=r"search_text\.item_text_share = 0\.25: .* set it to 0"):
+        pin_inputs(settings_of(settings))
+
+
+def test_a_pretrained_folder_begins_with_its_weights_and_the_leading_directions(tmp_path: Path) -> None:
+    folder = tmp_path / "bert"
+    base = save_bert(folder)
     settings = settings_of(make_text_warehouse(tmp_path / "shop", folder=str(folder), trainable_layers=1))
     inputs = pin_inputs(settings)
     tower = QUERY_ENCODER.begin(inputs, settings)
