@@ -11,6 +11,7 @@ from schemas.code_version import code_version
 from schemas.errors import InputError
 from schemas.metrics import (
     EventCounts,
+    GraphVectorMetrics,
     ItemMetrics,
     ItemTextMetrics,
     QueryMetrics,
@@ -88,6 +89,18 @@ def test_features_of_another_item_text_encoder_are_refused(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"score_catalog, space of item text: expected one .*lsa-2 in "
                        r"what build_item_features wrote, and lsa-1 in what train wrote.*Run train again"):  # fmt: skip
         agreed(tmp_path, "score_catalog", features, trained)
+
+
+def test_features_with_vectors_of_another_graph_tower_are_refused(tmp_path: Path) -> None:
+    vectors = RunRecord("embed_graph", GraphVectorMetrics("new"))
+    features, trained = record("build_item_features", "v"), record("train", "v", "a")
+    features.made_with[contracts.GRAPH], trained.made_with[contracts.GRAPH] = "new", "old"
+    for one in (vectors, features, trained):
+        write_record(Warehouse(str(tmp_path)), one)
+    with pytest.raises(InputError, match=r"graph tower: .*new in what build_item_features .*old in what train wrote"
+                       r".*Run train again, such as by `make pipeline SETTINGS=... FROM=train`"):  # fmt: skip
+        agreed(tmp_path, "score_catalog", features, trained)
+    assert agreed(tmp_path, "build_item_features", vectors) == {contracts.GRAPH: "new"}
 
 
 @pytest.mark.fault("B11", "loud", "queries embedded in another space than the model was trained with")
