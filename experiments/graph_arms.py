@@ -1,6 +1,6 @@
 """What graph vectors bring the item tower: the paper's arms on the demo, and Online Retail beside co-occurrence.
 
-    python -m experiments.graph_arms --folder arms [--online-retail by-day.tar.xz] [--only demo] [--steps N]
+    python -m experiments.graph_arms --folder arms [--online-retail by-day.tar.xz] [--only demo] [--steps N] [--set ...]
 
 A shop is prepared once; its graph is built, trained and embedded once; then every arm trains, scores and evaluates, all
 with equally many steps but for "auto". One JSON file an arm is kept in the folder, so that a run that was stopped goes
@@ -69,7 +69,8 @@ def measure(shop: str, arm: Arm, arguments: argparse.Namespace) -> None:
     """Run what an arm needs that is not done yet, and keep its figures."""
     warehouse = (arguments.folder / shop).resolve()
     place = f"warehouse.uri={warehouse}"
-    common = ["floor.gate=off", f"train.seed={arguments.seed}", place]
+    # Arms differ as models of different days do not: what the gates keep from being published is what is asked here.
+    common = ["floor.gate=off", "gates.override=true", f"train.seed={arguments.seed}", place, *arguments.set]
     steps = () if arm.is_as_it_comes else (f"train.steps={arguments.steps}",)
     changes = [change.replace(f"{{{_OF_GRAPH}}}", str(warehouse / _OF_GRAPH)) for change in (*arm.changes, *steps)]
     settings = ["--settings", str(ROOT / SHOPS[shop].settings)]
@@ -79,8 +80,7 @@ def measure(shop: str, arm: Arm, arguments: argparse.Namespace) -> None:
         for command in GRAPH_COMMANDS:
             whole = [sys.executable, "-m", "pipeline.cli", command, *settings, *_set(common)]
             subprocess.run(whole, check=True, env=environment(), cwd=ROOT)
-    # Arms differ as models of different days do not, and the last arm's items are not what the gates are for.
-    run_stages([*settings, *_set([*common, *changes, "gates.override=true"]), "--from", "build_vocabulary"])
+    run_stages([*settings, *_set([*common, *changes]), "--from", "build_vocabulary"])
     rows = evaluated(load_settings(ROOT / SHOPS[shop].settings, [place]))
     _result(arguments, shop, arm).write_text(json.dumps({"shop": shop, "arm": arm.name, "rows": rows}, indent=1))
 
@@ -119,6 +119,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--steps", type=int, default=200, help="training steps of every arm but auto")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--set", nargs="+", default=[], metavar="section.key=value", help="for all arms of these shops")
+    parser.add_argument("--arms", nargs="+", default=[], help="by name; all of them by default")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     results = []
@@ -126,7 +128,7 @@ def main() -> None:
         if SHOPS[shop].needs_archive and not arguments.online_retail:
             print(f"left out: {shop} needs --online-retail FILE")
             continue
-        for arm in ARMS[shop]:
+        for arm in (arm for arm in ARMS[shop] if not arguments.arms or arm.name in arguments.arms):
             if not _result(arguments, shop, arm).exists():
                 measure(shop, arm, arguments)
             results.append(json.loads(_result(arguments, shop, arm).read_text()))
