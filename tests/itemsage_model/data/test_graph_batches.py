@@ -102,6 +102,13 @@ def test_the_share_of_hard_negatives_rises_from_none_to_what_is_asked() -> None:
     assert len(set(np.concatenate(found))) > 5, "any of a node's hard negatives, not always the first"
 
 
+def test_where_no_walk_has_met_anybody_negatives_are_any_nodes() -> None:
+    nothing = Ragged(np.empty(0, np.int64), np.zeros(COUNT, np.int64))
+    alone = replace(ring(), neighbours=nothing, weights=np.empty(0, np.float32), hard=nothing)
+    (batch,) = islice(replace(batches(), nodes=alone), 1)
+    assert len(batch.negatives) > 4
+
+
 def test_ranks_draw_other_negatives() -> None:
     (one,) = islice(batches(), 1)
     stream = Stream()
