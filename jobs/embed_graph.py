@@ -28,7 +28,7 @@ from jobs.runtime.job_run import JobRun
 from jobs.runtime.worker_rows import WorkerRows
 from jobs.transforms.graph_layers import edges_of, first_sources, gathered, second_sources
 from schemas.columns import Table
-from schemas.contracts import IMAGES, ITEM_TEXT
+from schemas.contracts import IMAGES, ITEM_TEXT, require_no_later
 from schemas.errors import InputError
 from schemas.graph_tables import GRAPH_LAYERS, GRAPH_NODES, ITEM_GRAPH_IMAGES
 from schemas.metrics import GraphVectorMetrics
@@ -90,6 +90,8 @@ def run(spark: SparkSession, settings: Settings) -> None:
     """Read nodes and model, compute what has changed layer by layer, write."""
     with JobRun(spark, settings, STAGE) as job:
         trained = job.record(TRAIN_GRAPH)
+        for record in (job.record(BUILD_ITEM_GRAPH), trained):
+            require_no_later(STAGE, record, settings.dates)
         model = load_model(trained.metrics.model_uri, GraphTowerSpec)
         _require_same_features(job, model.spec, trained.made_with)
         made_by, scorer = maker(model.model_id), scorer_of(spark, model)

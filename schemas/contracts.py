@@ -21,6 +21,7 @@ from schemas.errors import InputError, TableError
 from schemas.input_tables import InputTable
 from schemas.metrics import GraphVectorMetrics, ItemMetrics, ItemTextMetrics, PictureMetrics, QueryMetrics, TrainMetrics
 from schemas.records import RunRecord, find_record
+from schemas.settings import DateSettings
 from schemas.stages import (
     BUILD_ITEM_FEATURES,
     BUILD_TRAINING_TABLES,
@@ -169,6 +170,30 @@ def require_cut_from(
             cure=run_again([BUILD_TRAINING_TABLES.name]),
         )
     return RunRecord(tables.stage, tables.metrics, made_with=identities(features) | identities(queries))
+
+
+def require_no_later(reader: Stage[Any], record: RunRecord[Any], dates: DateSettings) -> None:
+    """Refuse graph vectors that know events on which something is measured now: those of a later day.
+
+    Args:
+        reader: The stage that is about to read.
+        record: Of a stage of the graph; one of before records had settings says nothing.
+        dates: The reader's.
+
+    Raises:
+        InputError: its events go beyond the first of the reader's validation window.
+    """
+    if "dates" not in record.settings:
+        return
+    known, begins = DateSettings.model_validate(record.settings["dates"]).validation_start, dates.validation_start
+    if known > begins:
+        raise InputError(
+            reader.name,
+            "dates.as_of",
+            expected=f"a graph of events before {begins:%Y-%m-%d}, from where on it is measured",
+            found=f"{record.stage} with events before {known:%Y-%m-%d}",
+            cure="Run build_item_graph, train_graph and embed_graph with these dates, or later ones here.",
+        )
 
 
 def require_no_older(warehouse: Warehouse, reader: Stage[Any], found: InputTable, is_accepted: bool) -> None:

@@ -32,7 +32,7 @@ from schemas.candidate import CANDIDATE_TABLES, read_candidate
 from schemas.code_version import code_version
 from schemas.columns import Table
 from schemas.commits import OvertakenError, Staged
-from schemas.contracts import agreed, other_code, require_no_older
+from schemas.contracts import agreed, other_code, require_no_later, require_no_older
 from schemas.errors import TableError
 from schemas.input_tables import find_input
 from schemas.records import RunRecord, TableVersion, by_table, find_record, read_record, write_record
@@ -86,6 +86,8 @@ class JobRun(Generic[Metrics]):
             makers = (*self.settings.stages, *beside)
             makers = () if self.stage is EXPORT_INDEX else makers
             self.require_agreement([stage for stage in makers if self._reads_from(stage)])
+            if self.stage in WHOLE and (graph := self._records.get(EMBED_GRAPH.name)):
+                require_no_later(self.stage, graph, self.settings.dates)
         except BaseException:
             self._held.close()
             raise

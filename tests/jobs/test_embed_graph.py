@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.settings import LossSettings, Settings
 from schemas.settings.graph import GraphSettings
 from schemas.spark import struct_type
+from schemas.stages import TRAIN_GRAPH
 
 MakeSettings = Callable[..., Settings]
 LENGTH, WIDTH, DIM = 12, 16, 256
@@ -144,6 +146,15 @@ def test_features_of_another_space_are_refused(shop: Shop) -> None:
         shop.embed()
     shop.write(AROUND, features(), **{IMAGES: "another"})
     with pytest.raises(InputError, match=r"images of another.* Run train_graph again"):
+        shop.embed()
+
+
+def test_a_tower_of_a_later_day_is_refused(shop: Shop, make_settings: MakeSettings) -> None:
+    shop.write(AROUND, features())
+    record = read_record(shop.settings.layout, TRAIN_GRAPH)
+    later = make_settings(dates={"as_of": "2026-04-01"}).model_dump(mode="json")
+    write_record(shop.settings.layout, replace(record, settings=later))
+    with pytest.raises(InputError, match="train_graph with events before"):
         shop.embed()
 
 

@@ -9,6 +9,7 @@ from pyspark.sql import SparkSession
 
 from jobs import build_item_features
 from schemas.contracts import GRAPH
+from schemas.errors import InputError
 from schemas.graph_tables import ITEM_GRAPH_IMAGES
 from schemas.metrics import GraphVectorMetrics
 from schemas.records import RunRecord, TableVersion, read_record, write_record
@@ -52,3 +53,7 @@ def test_what_reads_graph_vectors_as_images_is_made_with_their_tower(
     write_record(settings.layout, RunRecord("embed_graph", GraphVectorMetrics("tower"), outputs=(version,)))
     build_item_features.run(spark, settings)
     assert read_record(settings.layout, build_item_features.STAGE).made_with[GRAPH] == "tower"
+    later = make_settings(dates={"as_of": "2026-04-01"}).model_dump(mode="json")
+    write_record(settings.layout, RunRecord("embed_graph", GraphVectorMetrics("tower"), settings=later))
+    with pytest.raises(InputError, match="a graph of events before"):
+        build_item_features.run(spark, settings)

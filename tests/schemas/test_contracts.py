@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from schemas.metrics import (
     TrainMetrics,
 )
 from schemas.records import RunRecord, TableVersion, write_record
+from schemas.settings import Settings
 from schemas.stages import (
     stage_named,
 )
@@ -101,6 +104,16 @@ def test_features_with_vectors_of_another_graph_tower_are_refused(tmp_path: Path
                        r".*Run train again, such as by `make pipeline SETTINGS=... FROM=train`"):  # fmt: skip
         agreed(tmp_path, "score_catalog", features, trained)
     assert agreed(tmp_path, "build_item_features", vectors) == {contracts.GRAPH: "new"}
+
+
+def test_a_graph_that_knows_what_is_measured_now_is_refused(make_settings: Callable[..., Settings]) -> None:
+    today, earlier = (make_settings(dates={"as_of": day}) for day in ("2026-03-02", "2026-03-01"))
+    graph = RunRecord("embed_graph", GraphVectorMetrics("m"), settings=today.model_dump(mode="json"))
+    reader = stage_named("build_item_features")
+    with pytest.raises(InputError, match=r"before 2026-02-18, .*embed_graph .*before 2026-02-19.* Run build"):
+        contracts.require_no_later(reader, graph, earlier.dates)
+    contracts.require_no_later(reader, graph, today.dates)
+    contracts.require_no_later(reader, replace(graph, settings={}), earlier.dates)
 
 
 @pytest.mark.fault("B11", "loud", "queries embedded in another space than the model was trained with")
