@@ -215,6 +215,19 @@ def tree_bytes(pid: int) -> int:
     return total
 
 
+def cpu_seconds() -> float:
+    """CPU time of this process and of all that it started, ended or not; other work does not change it."""
+    total = 0.0
+    this = psutil.Process()
+    for process in [this, *this.children(recursive=True)]:
+        try:
+            times = process.cpu_times()
+        except psutil.Error:  # it has just ended, and is counted with its parent's ended ones
+            continue
+        total += times.user + times.system + times.children_user + times.children_system
+    return float(total)
+
+
 def peak_bytes(pid: int | str = "self") -> int:
     """The most resident memory that a process has had, where the system tells; else 0."""
     try:

@@ -99,21 +99,23 @@ def measure(name: str, seed: int, folder: Path, archive: str) -> None:
     data = f" --data {archive}" if shop.needs_archive else ""
     is_prepared = any(folder.glob(f"{name}-*.json"))
     started = time.monotonic()
-    _run([*settings, *(["--from", TRAIN.name] if is_prepared else ["--prepare", shop.prepare + data])])
+    run_stages([*settings, *(["--from", TRAIN.name] if is_prepared else ["--prepare", shop.prepare + data])])
     loaded = load_settings(ROOT / shop.settings, [f"warehouse.uri={warehouse.resolve()}"])
     trained = read_record(loaded.layout, TRAIN)
     result = {
         "shop": name, "seed": seed, "choice": trained.metrics.choice, "train_seconds": trained.seconds,
-        "seconds": round(time.monotonic() - started), "rows": _rows(loaded),
+        "seconds": round(time.monotonic() - started), "rows": evaluated(loaded),
     }  # fmt: skip
     _result(folder, name, seed).write_text(json.dumps(result, indent=1))
 
 
-def _run(arguments: Sequence[str]) -> None:
+def run_stages(arguments: Sequence[str]) -> None:
+    """Run `itemsage run` with some arguments; an error where it fails."""
     subprocess.run([sys.executable, "-m", "pipeline.cli", "run", *arguments], check=True, env=environment(), cwd=ROOT)
 
 
-def _rows(settings: Settings) -> list[dict[str, Any]]:
+def evaluated(settings: Settings) -> list[dict[str, Any]]:
+    """The rows of the last evaluation that are compared: recall@10 of all pairs and of unseen items."""
     columns = ["task", "system", "slice", "metric", "value", "low", "high", "pair_count"]
     table = read_columns(settings.table_uri("evaluation"), None, columns)
     return [row for row in table.to_pylist() if row["metric"] == _METRIC and row["slice"] in ("all", "unseen")]

@@ -38,7 +38,7 @@ from jobs.transforms.items import split_items
 from jobs.transforms.keys import item_key
 from jobs.transforms.quarantine import accepted, rejected
 from schemas.errors import TableError
-from schemas.graph_tables import GRAPH_NODES, GRAPH_PAIRS, ITEM_GRAPH_IMAGES, REJECTED_GRAPH_EVENTS
+from schemas.graph_tables import GRAPH_NODES, GRAPH_PAIRS, REJECTED_GRAPH_EVENTS
 from schemas.metrics import GraphMetrics
 from schemas.settings import Settings
 from schemas.settings.graph import GraphSettings
@@ -165,8 +165,7 @@ def _engagements(job: JobRun[GraphMetrics], known: DataFrame) -> DataFrame:
 
 def _has_images(settings: Settings) -> bool:
     """Whether the shop has images of its own: graph vectors that take their place are no features of the graph."""
-    of_graph = settings.layout.table(ITEM_GRAPH_IMAGES.name)
-    return settings.inputs.has_images and settings.table_uri(ITEM_IMAGES.name) != of_graph
+    return settings.inputs.has_images and not settings.has_graph_vectors_alone
 
 
 def _images(job: JobRun[GraphMetrics], items: DataFrame) -> DataFrame | None:

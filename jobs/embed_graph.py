@@ -12,6 +12,8 @@ model is that of the last run, only nodes whose own row or surroundings have cha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -26,7 +28,7 @@ from jobs.runtime.job_run import JobRun
 from jobs.runtime.worker_rows import WorkerRows
 from jobs.transforms.graph_layers import edges_of, first_sources, gathered, second_sources
 from schemas.columns import Table
-from schemas.contracts import ITEM_TEXT
+from schemas.contracts import IMAGES, ITEM_TEXT, require_no_later
 from schemas.errors import InputError
 from schemas.graph_tables import GRAPH_LAYERS, GRAPH_NODES, ITEM_GRAPH_IMAGES
 from schemas.metrics import GraphVectorMetrics
@@ -87,8 +89,11 @@ def _into(edges: DataFrame, wanted: DataFrame) -> DataFrame:
 def run(spark: SparkSession, settings: Settings) -> None:
     """Read nodes and model, compute what has changed layer by layer, write."""
     with JobRun(spark, settings, STAGE) as job:
-        model = load_model(job.record(TRAIN_GRAPH).metrics.model_uri, GraphTowerSpec)
-        _require_same_features(job, model.spec)
+        trained = job.record(TRAIN_GRAPH)
+        for record in (job.record(BUILD_ITEM_GRAPH), trained):
+            require_no_later(STAGE, record, settings.dates)
+        model = load_model(trained.metrics.model_uri, GraphTowerSpec)
+        _require_same_features(job, model.spec, trained.made_with)
         made_by, scorer = maker(model.model_id), scorer_of(spark, model)
         nodes = job.read(GRAPH_NODES)
         edges = edges_of(nodes)
@@ -106,23 +111,32 @@ def run(spark: SparkSession, settings: Settings) -> None:
             cached.unpersist()
 
 
-def _require_same_features(job: JobRun[GraphVectorMetrics], spec: GraphTowerSpec) -> None:
-    """Refuse nodes with features of another space or length than those that the tower was trained on.
+def _require_same_features(
+    job: JobRun[GraphVectorMetrics], spec: GraphTowerSpec, trained_with: Mapping[str, str]
+) -> None:
+    """Refuse nodes with features of other spaces or lengths than those that the tower was trained on, or will make.
+
+    Args:
+        job: The run.
+        spec: The tower.
+        trained_with: made_with of its record.
 
     Raises:
-        InputError: they are.
+        InputError: they are, or images now have another length than the tower's vectors.
     """
-    graph = job.record(BUILD_ITEM_GRAPH)
+    graph, cure = job.record(BUILD_ITEM_GRAPH), "Run train_graph again on the graph there is now."
     wanted, found = (
-        f"{length} numbers, texts of {space or 'none'}"
-        for length, space in (
-            (spec.node_length, spec.text_space),
-            (graph.metrics.node_length, graph.made_with.get(ITEM_TEXT, "")),
+        f"{length} numbers, texts of {space or 'none'}{f', images of {images}' if images else ''}"
+        for length, space, images in (
+            (spec.node_length, spec.text_space, trained_with.get(IMAGES)),
+            (graph.metrics.node_length, graph.made_with.get(ITEM_TEXT, ""), graph.made_with.get(IMAGES)),
         )
     )
     if wanted != found:
-        cure = "Run train_graph again on the graph there is now."
         raise InputError(GRAPH_NODES.name, "node_embedding", expected=wanted, found=found, cure=cure)
+    if (length := job.settings.model.image_length) != spec.dim:
+        wanted, found = f"{length} numbers (model.image_length)", f"a model of vectors of {spec.dim}"
+        raise InputError(ITEM_GRAPH_IMAGES.name, "image_embedding", expected=wanted, found=found, cure=cure)
 
 
 def _wanted(sources: DataFrame, changes: Changes | None) -> DataFrame:

@@ -1,7 +1,7 @@
 """The console command: `itemsage COMMAND --settings FILE [--set section.key=value ...]`.
 
     run                                 all stages, or those from one on (--from), and the summary
-    train | validate | score | evaluate one stage
+    embed-queries | embed-items | embed-images | train | validate | score | evaluate   one stage
     build-query-pairs | train-query-encoder   a text encoder of the shop's own (docs/search-text.md)
     build-item-graph | train-graph | embed-graph   vectors by what items were engaged with together (docs/graph.md)
     build-picture-pairs | train-pictures      a head over the pictures' vectors (docs/pictures.md)
@@ -50,6 +50,9 @@ from schemas.stages import (
     BUILD_PICTURE_PAIRS,
     BUILD_QUERY_PAIRS,
     EMBED_GRAPH,
+    EMBED_IMAGES,
+    EMBED_ITEMS,
+    EMBED_QUERIES,
     EVALUATE,
     EXPORT_INDEX,
     SCORE_CATALOG,
@@ -71,6 +74,7 @@ _QUICK = ("doctor", "metrics", "versions", _EXPORT_QUERIES, _SEARCH)
 _POINTER = ("publish", "rollback")
 _NAMES = "names"
 _SINGLE: dict[str, Stage[Any]] = {
+    "embed-queries": EMBED_QUERIES, "embed-items": EMBED_ITEMS, "embed-images": EMBED_IMAGES,
     "train": TRAIN, "validate": VALIDATE, "score": SCORE_CATALOG, "evaluate": EVALUATE, "export-index": EXPORT_INDEX,
     "build-query-pairs": BUILD_QUERY_PAIRS, "train-query-encoder": TRAIN_QUERY_ENCODER,
     "build-item-graph": BUILD_ITEM_GRAPH, "train-graph": TRAIN_GRAPH, "embed-graph": EMBED_GRAPH,

@@ -8,6 +8,7 @@ several refuses those that differ, before any work, and hands on what it was mad
     space of <kind> queries     embedding space of the queries of a kind; from embed_queries
     space of item text          frozen encoder of the items' texts, none = they have no embedding; from embed_items
     space of images             frozen encoder of the items' pictures; from embed_images, where it runs
+    graph tower                 model of the items' graph vectors, where these are images; from embed_graph
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from typing import Any
 from schemas.code_version import code_version
 from schemas.errors import InputError, TableError
 from schemas.input_tables import InputTable
-from schemas.metrics import ItemMetrics, ItemTextMetrics, PictureMetrics, QueryMetrics, TrainMetrics
+from schemas.metrics import GraphVectorMetrics, ItemMetrics, ItemTextMetrics, PictureMetrics, QueryMetrics, TrainMetrics
 from schemas.records import RunRecord, find_record
+from schemas.settings import DateSettings
 from schemas.stages import (
     BUILD_ITEM_FEATURES,
     BUILD_TRAINING_TABLES,
+    EMBED_GRAPH,
     EMBED_IMAGES,
     EMBED_ITEMS,
     EMBED_QUERIES,
@@ -36,7 +39,10 @@ from schemas.warehouse import Warehouse
 VOCABULARY = "vocabulary"
 _SPACE = "space of "
 ITEM_TEXT, IMAGES = f"{_SPACE}item text", f"{_SPACE}images"
-_MAKERS: dict[str, Stage[Any]] = {VOCABULARY: BUILD_ITEM_FEATURES, ITEM_TEXT: EMBED_ITEMS, IMAGES: EMBED_IMAGES}
+GRAPH = "graph tower"
+_MAKERS: dict[str, Stage[Any]] = {
+    VOCABULARY: BUILD_ITEM_FEATURES, ITEM_TEXT: EMBED_ITEMS, IMAGES: EMBED_IMAGES, GRAPH: EMBED_GRAPH,
+}  # fmt: skip
 """Where an identity comes from, but for the spaces of queries."""
 
 
@@ -69,6 +75,8 @@ def identities(record: RunRecord[Any]) -> dict[str, str]:
         return record.made_with | {ITEM_TEXT: metrics.encoder or "none"}
     if isinstance(metrics, PictureMetrics):
         return record.made_with | {IMAGES: metrics.encoder}
+    if isinstance(metrics, GraphVectorMetrics):
+        return record.made_with | {GRAPH: metrics.model_id}
     if isinstance(metrics, ItemMetrics | TrainMetrics):
         return record.made_with | {VOCABULARY: metrics.vocabulary_hash}
     return record.made_with
@@ -110,6 +118,8 @@ def cure(warehouse: Warehouse, reader: Stage[Any], name: str) -> str:
     """Which stages to run again, in order, so that all that a stage reads has the identity that its maker gave last."""
     maker = _MAKERS.get(name, EMBED_QUERIES)
     before = WHOLE[: WHOLE.index(reader)] if reader in WHOLE else WHOLE
+    if name == GRAPH:
+        before = (EMBED_GRAPH, *before)
     recorded = [record for stage in before if (record := find_record(warehouse, stage))]
     stages = {record.stage for record in recorded}
     newest = next((identities(record).get(name) for record in recorded if record.stage == maker.name), None)
@@ -160,6 +170,30 @@ def require_cut_from(
             cure=run_again([BUILD_TRAINING_TABLES.name]),
         )
     return RunRecord(tables.stage, tables.metrics, made_with=identities(features) | identities(queries))
+
+
+def require_no_later(reader: Stage[Any], record: RunRecord[Any], dates: DateSettings) -> None:
+    """Refuse graph vectors that know events on which something is measured now: those of a later day.
+
+    Args:
+        reader: The stage that is about to read.
+        record: Of a stage of the graph; one of before records had settings says nothing.
+        dates: The reader's.
+
+    Raises:
+        InputError: its events go beyond the first of the reader's validation window.
+    """
+    if "dates" not in record.settings:
+        return
+    known, begins = DateSettings.model_validate(record.settings["dates"]).validation_start, dates.validation_start
+    if known > begins:
+        raise InputError(
+            reader.name,
+            "dates.as_of",
+            expected=f"a graph of events before {begins:%Y-%m-%d}, from where on it is measured",
+            found=f"{record.stage} with events before {known:%Y-%m-%d}",
+            cure="Run build_item_graph, train_graph and embed_graph with these dates, or later ones here.",
+        )
 
 
 def require_no_older(warehouse: Warehouse, reader: Stage[Any], found: InputTable, is_accepted: bool) -> None:

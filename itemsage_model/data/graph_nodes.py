@@ -97,8 +97,9 @@ class GraphNodes:
 
     @cached_property
     def joined(self) -> Rows:
-        """The rows of the nodes that have neighbours."""
-        return np.flatnonzero(self.neighbours.counts)
+        """The rows of the nodes that have neighbours; of all nodes, where none has."""
+        found = np.flatnonzero(self.neighbours.counts)
+        return found if len(found) else np.arange(len(self))
 
     def around(self, targets: Rows, layers: int, alone: npt.NDArray[np.bool_] | None = None) -> Neighbourhoods:
         """What so many convolutions need to embed the nodes at `targets`, in that order.

@@ -32,13 +32,13 @@ from schemas.candidate import CANDIDATE_TABLES, read_candidate
 from schemas.code_version import code_version
 from schemas.columns import Table
 from schemas.commits import OvertakenError, Staged
-from schemas.contracts import agreed, other_code, require_no_older
+from schemas.contracts import agreed, other_code, require_no_later, require_no_older
 from schemas.errors import TableError
 from schemas.input_tables import find_input
 from schemas.records import RunRecord, TableVersion, by_table, find_record, read_record, write_record
 from schemas.repeats import files_besides_tables, stop_if_done
 from schemas.settings import Settings
-from schemas.stages import BESIDE, EXPORT_INDEX, WHOLE, Metrics, Stage, is_among, maker_of
+from schemas.stages import BESIDE, EMBED_GRAPH, EXPORT_INDEX, WHOLE, Metrics, Stage, is_among, maker_of
 from schemas.storage import rows_of, version_files
 
 _MAX_CONCURRENT_TABLES = 4
@@ -82,9 +82,12 @@ class JobRun(Generic[Metrics]):
             catalog.bind(self.spark, self.settings, self.stage)
             stop_if_done(self.settings, self.stage)
             # What export_index reads is published, and its commit says what belongs to it.
-            makers = self.settings.stages if self.stage in WHOLE else (*self.settings.stages, *BESIDE)
+            beside = BESIDE if self.stage not in WHOLE else (EMBED_GRAPH,) if self.settings.takes_graph_vectors else ()
+            makers = (*self.settings.stages, *beside)
             makers = () if self.stage is EXPORT_INDEX else makers
             self.require_agreement([stage for stage in makers if self._reads_from(stage)])
+            if self.stage in WHOLE and (graph := self._records.get(EMBED_GRAPH.name)):
+                require_no_later(self.stage, graph, self.settings.dates)
         except BaseException:
             self._held.close()
             raise

@@ -18,6 +18,8 @@ from jobs.transforms.keys import NO_ITEM
 UNIT = 1 << 20
 """Weight of one event at the reference time."""
 
+_LONGEST_DAYS = 36_500.0
+
 COIN_BITS = 31
 _COIN = 1 << COIN_BITS
 
@@ -38,7 +40,9 @@ def reference_time(end: datetime, half_life_days: float) -> datetime:
     """
     if not half_life_days:
         return end
-    epoch, step = datetime(1970, 1, 1, tzinfo=timezone.utc), timedelta(days=half_life_days)
+    # A span that dates can count in, whatever the half-life: weights are relative.
+    step = max(timedelta(days=min(half_life_days, _LONGEST_DAYS)), timedelta.resolution)
+    epoch = datetime(1970, 1, 1, tzinfo=timezone.utc)
     return epoch + -((epoch - end) // step) * step
 
 

@@ -51,7 +51,8 @@ def stepped(walkers: DataFrame, alias: DataFrame, *, seed: int, step: int) -> Da
     aimed = walkers.withColumns({"slot": slot, "coin": _coin(F.xxhash64(draw, F.lit(seed)))})
     kept = [name for name in walkers.columns if name not in ("node", "degree")]
     is_near = F.col("coin") < F.col("coin_below")
-    return aimed.join(alias, on=["node", "slot"], how="inner").select(
+    # Never broadcast, whatever Spark takes its size for: the whole graph would lie in the driver.
+    return aimed.join(alias.hint("merge"), on=["node", "slot"], how="inner").select(
         *kept,
         F.coalesce(F.when(is_near, F.col("near")), F.col("far")).alias("node"),
         F.coalesce(F.when(is_near, F.col("near_degree")), F.col("far_degree")).alias("degree"),

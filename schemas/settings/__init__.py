@@ -15,6 +15,7 @@ from pydantic import ValidationError, model_validator
 from schemas.columns import Table
 from schemas.elements import FROZEN_TEXT, IMAGES, TEXT, SizedElement
 from schemas.errors import InputError, SettingsError
+from schemas.graph_tables import ITEM_GRAPH_IMAGES
 from schemas.names import is_name, locate, parts_of, quoted
 from schemas.picture_tables import ITEM_PICTURES
 from schemas.places import is_within, plain
@@ -234,6 +235,19 @@ class Settings(Section):
         images = ITEM_PICTURES if self.pictures.folder else ITEM_IMAGES
         tables = (images if table is ITEM_IMAGES else table for table in INPUTS)
         return tuple(table for table in tables if table is not ITEM_IMAGES or self.inputs.has_images)
+
+    @property
+    def takes_graph_vectors(self) -> bool:
+        """Whether items have vectors of the graph among their images, or for images."""
+        return self.inputs.has_images and (self.graph.append_to_images or self.has_graph_vectors_alone)
+
+    @property
+    def has_graph_vectors_alone(self) -> bool:
+        """Whether graph vectors are the only images, by whatever path or name inputs.item_images has them."""
+        if not self.inputs.has_images or not self.inputs.item_images:
+            return False
+        place = plain(self.table_uri(ITEM_IMAGES.name))
+        return place is not None and place == plain(self.layout.table(ITEM_GRAPH_IMAGES.name))
 
     def input_name(self, name: str) -> str:
         """The catalog's name of a table that [inputs] has by name; empty for all others."""

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from schemas.errors import SettingsError
 from schemas.settings.model import TrainSettings
 from schemas.settings.section import Section
 
@@ -15,23 +16,23 @@ class GraphSettings(Section):
 
     join_by: Literal["query", "user", "user_day", "event"] = "query"
     half_life_days: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    max_groups: int = Field(default=200, ge=1)
-    max_items: int = Field(default=100, ge=2)
-    walks: int = Field(default=32, ge=1)
+    max_groups: int = Field(default=200, ge=1, le=100_000)
+    max_items: int = Field(default=100, ge=2, le=100_000)
+    walks: int = Field(default=32, ge=1, le=10_000)
     hops: int = Field(default=3, ge=1, le=16)
     restart: float = Field(default=0.3, ge=0, lt=1)
     neighbours: int = Field(default=10, ge=1, le=255)
-    hard_from: int = Field(default=20, ge=1)
-    hard_negatives: int = Field(default=10, ge=0)
-    width: int = Field(default=256, ge=8)
+    hard_from: int = Field(default=20, ge=1, le=10_000)
+    hard_negatives: int = Field(default=10, ge=0, le=10_000)
+    width: int = Field(default=256, ge=8, le=16_384)
     hard_share: float = Field(default=0.5, ge=0, le=1)
     alone_share: float = Field(default=0.1, ge=0, lt=1)
     batch_size: int = Field(default=1_024, ge=1)
     negative_count: int = Field(default=1_024, ge=1)
     steps: int = Field(default=400, ge=1)
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0, le=1)
     append_to_images: bool = False
-    seed: int = Field(default=1, ge=1)
+    seed: int = Field(default=1, ge=1, lt=1 << 63)
 
     @model_validator(mode="after")
     def _ranks(self) -> GraphSettings:
@@ -52,7 +53,14 @@ class GraphSettings(Section):
 
         Args:
             common: The section [train].
+
+        Raises:
+            SettingsError: the processes cannot share a batch evenly.
         """
+        for name in ("batch_size", "negative_count"):
+            if getattr(self, name) % common.processes:
+                shared = f"must be a multiple of train.processes ({common.processes}): change one of them"
+                raise SettingsError(f"graph.{name} {shared} (found {getattr(self, name)})")
         own = {
             "batch_size": self.batch_size, "negative_count": self.negative_count, "steps": self.steps,
             "warmup_steps": self.steps // 10, "learning_rate": self.learning_rate, "seed": self.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from itemsage_model.encoders.graph_tower import GraphTowerSpec
 from itemsage_model.encoders.model_files import save_model
 from jobs import embed_graph as job
 from jobs.runtime import table_io
-from schemas.contracts import ITEM_TEXT
+from schemas.contracts import IMAGES, ITEM_TEXT
 from schemas.errors import InputError
 from schemas.graph_tables import GRAPH_NODES, ITEM_GRAPH_IMAGES
 from schemas.metrics import GraphMetrics, TrainMetrics
@@ -26,9 +27,10 @@ from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.settings import LossSettings, Settings
 from schemas.settings.graph import GraphSettings
 from schemas.spark import struct_type
+from schemas.stages import TRAIN_GRAPH
 
 MakeSettings = Callable[..., Settings]
-LENGTH, WIDTH, DIM = 12, 16, 8
+LENGTH, WIDTH, DIM = 12, 16, 256
 SPEC = GraphTowerSpec(GraphSettings(width=WIDTH), LossSettings(), LENGTH, DIM, "space")
 AROUND = {1: [2, 3], 2: [3], 3: [1], 4: [5], 5: [4, 6], 6: [5], 7: [], 8: [9], 9: [8], 10: [1]}
 
@@ -46,7 +48,7 @@ class Shop:
         uri, identity = save_model(settings.layout.models, self.tower, SPEC, {})
         write_record(settings.layout, RunRecord("train_graph", TrainMetrics(identity, uri, "")))
 
-    def write(self, around: dict[int, list[int]], vectors: npt.NDArray[np.float16], space: str = "space") -> None:
+    def write(self, around: dict[int, list[int]], vectors: npt.NDArray[np.float16], **made_with: str) -> None:
         rows = [
             (f"i{key}", key, vectors[key - 1].tobytes(), np.array(near, "<i8").tobytes(), share(near).tobytes(), b"", 0)
             for key, near in around.items()
@@ -56,7 +58,7 @@ class Shop:
         written = table_io.write(frame, uri, GRAPH_NODES, note={})
         version = TableVersion(GRAPH_NODES.name, uri, written.version, written.rows)
         metrics = GraphMetrics("query", 0, 0, 0, 0, 0, 0, 0, 0, LENGTH)
-        record = RunRecord("build_item_graph", metrics, outputs=(version,), made_with={ITEM_TEXT: space})
+        record = RunRecord("build_item_graph", metrics, outputs=(version,), made_with={ITEM_TEXT: "space"} | made_with)
         write_record(self.settings.layout, record)
 
     def embed(self, **sections: Any) -> dict[str, npt.NDArray[np.float32]]:
@@ -139,9 +141,27 @@ def test_another_model_makes_all_rows_anew(shop: Shop) -> None:
 
 
 def test_features_of_another_space_are_refused(shop: Shop) -> None:
-    shop.write(AROUND, features(), space="another")
+    shop.write(AROUND, features(), **{ITEM_TEXT: "another"})
     with pytest.raises(InputError, match=r"texts of another.* Run train_graph again"):
         shop.embed()
+    shop.write(AROUND, features(), **{IMAGES: "another"})
+    with pytest.raises(InputError, match=r"images of another.* Run train_graph again"):
+        shop.embed()
+
+
+def test_a_tower_of_a_later_day_is_refused(shop: Shop, make_settings: MakeSettings) -> None:
+    shop.write(AROUND, features())
+    record = read_record(shop.settings.layout, TRAIN_GRAPH)
+    later = make_settings(dates={"as_of": "2026-04-01"}).model_dump(mode="json")
+    write_record(shop.settings.layout, replace(record, settings=later))
+    with pytest.raises(InputError, match="train_graph with events before"):
+        shop.embed()
+
+
+def test_vectors_of_another_length_than_images_are_refused(shop: Shop) -> None:
+    shop.write(AROUND, features())
+    with pytest.raises(InputError, match=r"512 numbers \(model.image_length\).*256.* Run train_graph again"):
+        shop.embed(model=shop.settings.model.model_copy(update={"image_length": 512}))
 
 
 def test_an_item_without_neighbours_has_the_vector_of_its_features(shop: Shop) -> None:

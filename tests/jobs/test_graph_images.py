@@ -8,9 +8,11 @@ from pydantic import ValidationError
 from pyspark.sql import SparkSession
 
 from jobs import build_item_features
+from schemas.contracts import GRAPH
+from schemas.errors import InputError
 from schemas.graph_tables import ITEM_GRAPH_IMAGES
 from schemas.metrics import GraphVectorMetrics
-from schemas.records import RunRecord, TableVersion, write_record
+from schemas.records import RunRecord, TableVersion, read_record, write_record
 from schemas.spark import struct_type
 from tests.jobs.test_build_item_features import FEATURES, MakeSettings, vector, write_inputs
 
@@ -37,3 +39,21 @@ def test_a_graph_vector_is_the_first_image_and_an_item_without_has_its_own(
 def test_a_shop_without_images_has_nothing_to_append_to(make_settings: MakeSettings) -> None:
     with pytest.raises(ValidationError, match=r"inputs\.item_images to the place of item_graph_images"):
         make_settings(graph={"append_to_images": True}, inputs={"has_images": False}, model={"sequence": ["text"]})
+
+
+def test_what_reads_graph_vectors_as_images_is_made_with_their_tower(
+    spark: SparkSession, make_settings: MakeSettings
+) -> None:
+    place = make_settings().layout.table(ITEM_GRAPH_IMAGES.name)
+    settings = make_settings(features=FEATURES, inputs={"item_images": place})
+    rows = spark.createDataFrame([("1", 0, vector(0, 7), 5)], struct_type(ITEM_GRAPH_IMAGES))
+    write_inputs(spark, settings, [("red", "word_unigram", 0, 9)], [("1", "red", None)], [("1", 0, vector(1))])
+    rows.write.format("delta").mode("overwrite").option("overwriteSchema", "true").save(place)
+    version = TableVersion(ITEM_GRAPH_IMAGES.name, place, 0, 1)
+    write_record(settings.layout, RunRecord("embed_graph", GraphVectorMetrics("tower"), outputs=(version,)))
+    build_item_features.run(spark, settings)
+    assert read_record(settings.layout, build_item_features.STAGE).made_with[GRAPH] == "tower"
+    later = make_settings(dates={"as_of": "2026-04-01"}).model_dump(mode="json")
+    write_record(settings.layout, RunRecord("embed_graph", GraphVectorMetrics("tower"), settings=later))
+    with pytest.raises(InputError, match="a graph of events before"):
+        build_item_features.run(spark, settings)

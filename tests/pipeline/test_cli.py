@@ -60,6 +60,18 @@ def test_each_stage_is_a_command_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp
     assert command[-5:] == ["--master", "local[3]", str(commands.ROOT / "jobs/evaluate.py"), "--settings", "shop.toml"]
 
 
+@pytest.mark.parametrize("name", ["embed-queries", "embed-items", "embed-images", "build-item-graph", "embed-graph"])
+def test_what_runs_before_the_rest_of_a_day_is_a_command(
+    name: str, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(cli, "run_stages", lambda log, stages, passed, prepare="": asked.append(stages))
+    monkeypatch.setattr(sys, "argv", ["itemsage", name, "--settings", "demo.toml"])
+    monkeypatch.setattr(cli, "settings_of", lambda arguments: settings)
+    cli.main()
+    assert asked == [[name.replace("-", "_")]]
+
+
 def test_training_is_started_by_itself_and_not_by_a_launcher_that_loses_exit_codes() -> None:
     command = commands.stage_command(TRAIN, ["--settings", "shop.toml"])
     assert command == [sys.executable, "-m", "itemsage_model.train", "--settings", "shop.toml"]

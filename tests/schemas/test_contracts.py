@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from schemas.code_version import code_version
 from schemas.errors import InputError
 from schemas.metrics import (
     EventCounts,
+    GraphVectorMetrics,
     ItemMetrics,
     ItemTextMetrics,
     QueryMetrics,
@@ -19,6 +22,7 @@ from schemas.metrics import (
     TrainMetrics,
 )
 from schemas.records import RunRecord, TableVersion, write_record
+from schemas.settings import Settings
 from schemas.stages import (
     stage_named,
 )
@@ -88,6 +92,28 @@ def test_features_of_another_item_text_encoder_are_refused(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"score_catalog, space of item text: expected one .*lsa-2 in "
                        r"what build_item_features wrote, and lsa-1 in what train wrote.*Run train again"):  # fmt: skip
         agreed(tmp_path, "score_catalog", features, trained)
+
+
+def test_features_with_vectors_of_another_graph_tower_are_refused(tmp_path: Path) -> None:
+    vectors = RunRecord("embed_graph", GraphVectorMetrics("new"))
+    features, trained = record("build_item_features", "v"), record("train", "v", "a")
+    features.made_with[contracts.GRAPH], trained.made_with[contracts.GRAPH] = "new", "old"
+    for one in (vectors, features, trained):
+        write_record(Warehouse(str(tmp_path)), one)
+    with pytest.raises(InputError, match=r"graph tower: .*new in what build_item_features .*old in what train wrote"
+                       r".*Run train again, such as by `make pipeline SETTINGS=... FROM=train`"):  # fmt: skip
+        agreed(tmp_path, "score_catalog", features, trained)
+    assert agreed(tmp_path, "build_item_features", vectors) == {contracts.GRAPH: "new"}
+
+
+def test_a_graph_that_knows_what_is_measured_now_is_refused(make_settings: Callable[..., Settings]) -> None:
+    today, earlier = (make_settings(dates={"as_of": day}) for day in ("2026-03-02", "2026-03-01"))
+    graph = RunRecord("embed_graph", GraphVectorMetrics("m"), settings=today.model_dump(mode="json"))
+    reader = stage_named("build_item_features")
+    with pytest.raises(InputError, match=r"before 2026-02-18, .*embed_graph .*before 2026-02-19.* Run build"):
+        contracts.require_no_later(reader, graph, earlier.dates)
+    contracts.require_no_later(reader, graph, today.dates)
+    contracts.require_no_later(reader, replace(graph, settings={}), earlier.dates)
 
 
 @pytest.mark.fault("B11", "loud", "queries embedded in another space than the model was trained with")

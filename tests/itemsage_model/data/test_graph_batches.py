@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any
@@ -81,6 +82,40 @@ def test_negatives_grow_harder() -> None:
     assert np.mean(opposite[-3:]) > np.mean(opposite[:3])
     without = [batch.item_key[batch.negatives] for batch in islice(batches(hard_share=0.0), 11)]
     assert max(int(keys.max()) for keys in without) < (COUNT - 10) * 10, "nodes without neighbours are no negatives"
+
+
+def loners() -> GraphNodes:
+    """The ring, whose joined nodes have the ten others, which no random negative is, as their hard negatives."""
+    nodes, joined = ring(), COUNT - 10
+    rows, counts = np.tile(np.arange(joined, COUNT), joined), np.where(np.arange(COUNT) < joined, 10, 0)
+    return replace(nodes, hard=Ragged(rows, counts))
+
+
+def test_the_share_of_hard_negatives_rises_from_none_to_what_is_asked() -> None:
+    drawn = replace(batches(hard_share=0.5), nodes=loners())
+    queries, found = np.arange(4), []
+    for step in range(11):
+        rows = drawn._negatives(queries, np.random.default_rng(step), step)
+        assert len(rows) == 8
+        found.append(rows[rows >= COUNT - 10])
+    assert [len(rows) for rows in found] == [round(4 * step / 10) for step in range(11)]
+    assert len(set(np.concatenate(found))) > 5, "any of a node's hard negatives, not always the first"
+
+
+def test_where_no_walk_has_met_anybody_negatives_are_any_nodes() -> None:
+    nothing = Ragged(np.empty(0, np.int64), np.zeros(COUNT, np.int64))
+    alone = replace(ring(), neighbours=nothing, weights=np.empty(0, np.float32), hard=nothing)
+    (batch,) = islice(replace(batches(), nodes=alone), 1)
+    assert len(batch.negatives) > 4
+
+
+def test_ranks_draw_other_negatives() -> None:
+    (one,) = islice(batches(), 1)
+    stream = Stream()
+    stream.rank = 1
+    (other,) = islice(replace(batches(), stream=stream), 1)
+    assert one.query_key.tolist() == other.query_key.tolist()
+    assert one.item_key[one.negatives].tolist() != other.item_key[other.negatives].tolist()
 
 
 def test_a_resumed_run_goes_on_with_the_same_batches() -> None:

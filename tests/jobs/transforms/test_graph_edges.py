@@ -68,6 +68,8 @@ def test_the_reference_stays_from_day_to_day_and_never_lies_before_the_end() -> 
     assert all(timedelta(0) <= reference - day < timedelta(days=10) for day, reference in zip(days, found, strict=True))
     assert len(set(found)) <= 5, "it moves on once in ten days"
     assert reference_time(END, 0.0) == END
+    for days in (1e-12, 1e6, 1e300, float("inf")):
+        assert reference_time(END, days) >= END
 
 
 def test_the_heaviest_edges_are_kept_and_groups_of_one_item_left_out(spark: SparkSession) -> None:

@@ -73,6 +73,13 @@ def test_every_walker_finds_an_edge(spark: SparkSession) -> None:
     assert stepped(first, sides.of_groups, seed=1, step=1).count() == walkers.count() == 15
 
 
+def test_no_side_of_the_graph_is_broadcast(spark: SparkSession) -> None:
+    sides = Sides(spark, TWO_ISLANDS)
+    for found in (sides.visits(walks=2, hops=2), drawn_pairs(sides.edges, sides.of_groups, seed=3)):
+        plan = found._jdf.queryExecution().optimizedPlan().toString()
+        assert plan.count("Join Inner") == plan.count("rightHint=(strategy=merge)") > 0
+
+
 def test_the_most_visited_come_first_ties_by_key(spark: SparkSession) -> None:
     rows = [(1, 5, 2), (1, 4, 2), (1, 3, 9), (1, 2, 1)]
     found = ranked(spark.createDataFrame(rows, "start long, visited long, visit_count long"), 3)
