@@ -64,6 +64,6 @@ class PictureHeadSettings(Section):
             "batch_size": self.batch_size, "negative_count": self.negative_count, "steps": self.steps,
             "warmup_steps": self.steps // 10, "learning_rate": self.learning_rate, "seed": self.seed,
             "clip_norm": 1.0, "start": "random", "negatives_from": "catalog", "average_decay": 0.0,
-            "validate_every": self.validate_every, "patience": self.patience, "final_pass": False,
+            "validate_every": self.validate_every, "patience": self.patience, "final_pass": False,  # nosec B105
         }  # fmt: skip
         return TrainSettings.model_validate(common.model_dump() | own)
