@@ -164,6 +164,18 @@ class _Inputs:
             return self.images
         return packed_images(self.images, image_length).repartition(self.parts, "item_id")
 
+    def kept(self, image_length: int) -> _Inputs:
+        """The same, kept by Spark: what is there of some items takes a pass over all to find."""
+        packed = self.packed(image_length)
+        images = None if packed is None else packed.persist()
+        return replace(self, items=self.items.persist(), images=images, embeddings=self.embeddings.persist())
+
+    def forget(self) -> None:
+        """Let Spark drop them."""
+        for rows in (self.items, self.images, self.embeddings):
+            if rows is not None:
+                rows.unpersist()
+
     @property
     def vocabulary_hash(self) -> str:
         """128-bit hash of the vocabulary, hexadecimal."""
@@ -329,12 +341,11 @@ def run(spark: SparkSession, settings: Settings) -> None:
         made_by = inputs.made_by(settings)
         last = last_run(job, settings.score.filtered(ITEM_FEATURES), made_by)
         touched = _touched(job, last) if last else None
-        near = inputs if touched is None else inputs.of(touched)
+        # Which of all items have changed, the hashes of their images say; of a few all is kept.
+        near = inputs if touched is None else inputs.of(touched).kept(image_length)
         images = near.packed(image_length)
-        if images is not None:
-            # Which of all items have changed, the hashes of their images say; of a few the vectors are kept, too.
-            images = (images.drop("image_embedding") if last and touched is None else images).persist()
-            near = near if touched is None else replace(near, images=images)
+        if images is not None and touched is None:
+            images = (images.drop("image_embedding") if last else images).persist()
         usable = split(near.items, images, settings, inputs.parts)
         rejected = usable.rejected
         if last and touched is not None:
@@ -351,6 +362,8 @@ def run(spark: SparkSession, settings: Settings) -> None:
         for kept in (images, touched):
             if kept is not None:
                 kept.unpersist()
+        if near is not inputs:
+            near.forget()
 
 
 def main() -> None:
