@@ -19,7 +19,7 @@ from schemas.arrow import arrow_schema
 from schemas.columns import Table
 from schemas.errors import TableError
 from schemas.lease import require_held
-from schemas.storage import file_system, files_checksum, is_unchanged_since, reader_features
+from schemas.storage import commits_of, file_system, files_checksum, is_unchanged_since, reader_features
 from schemas.tables import MERGED
 
 Note = Mapping[str, Any]
@@ -140,7 +140,7 @@ def commit_note(uri: str, note: Note) -> int:
     require_held()
     properties = CommitProperties({"userMetadata": json.dumps(dict(note)), "txnId": mark}, max_commit_retries=0)
     table.create_write_transaction([], "append", table.schema(), commit_properties=properties)
-    return next(int(one["version"]) for one in deltalake.DeltaTable(uri).history(100) if one.get("txnId") == mark)
+    return next(int(one["version"]) for one in commits_of(uri, 100) if one.get("txnId") == mark)
 
 
 def _paths(table: deltalake.DeltaTable) -> list[str]:
@@ -228,8 +228,8 @@ def _write_files(
     # A repeated commit would go on top of another run's: of a table that was empty, both runs' rows would stay.
     once = CommitProperties(properties, max_commit_retries=0)
     stored.create_write_transaction(actions, mode, schema, commit_properties=once)
-    stored.update_incremental()
-    return next(int(commit["version"]) for commit in stored.history(100) if commit.get("txnId") == commit_id)
+    commits = commits_of(stored.table_uri, 100)
+    return next(int(commit["version"]) for commit in commits if commit.get("txnId") == commit_id)
 
 
 def _refuse_rules(stored: deltalake.DeltaTable, table: Table) -> None:

@@ -32,7 +32,15 @@ from schemas.records import RunRecord, TableVersion, find_record, write_record
 from schemas.retention import why_gone
 from schemas.settings import Settings
 from schemas.stages import SCORE_CATALOG, TRAIN, VALIDATE, Stage
-from schemas.storage import is_file, is_unchanged_since, read_batches, read_bytes, version_files, write_bytes
+from schemas.storage import (
+    commits_of,
+    is_file,
+    is_unchanged_since,
+    read_batches,
+    read_bytes,
+    version_files,
+    write_bytes,
+)
 from schemas.tables import ITEM_EMBEDDINGS, ITEM_SHORT_VECTORS, QUERY_VECTORS
 from schemas.warehouse import ENCODER_FILES, Warehouse
 
@@ -161,7 +169,7 @@ def published_versions(warehouse: Warehouse) -> list[Published]:
     uri = warehouse.table(ITEM_EMBEDDINGS.name)
     if not DeltaTable.is_deltatable(uri):
         return []
-    found = (_published(warehouse, commit) for commit in DeltaTable(uri).history())
+    found = (_published(warehouse, commit) for commit in commits_of(uri))
     return [one for one in found if one is not None]
 
 

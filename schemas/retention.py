@@ -6,11 +6,9 @@ import os
 from collections.abc import Iterable
 from datetime import datetime, timezone
 
-from deltalake import DeltaTable
-
 from schemas.errors import TableError
 from schemas.stages import remade
-from schemas.storage import changes_no_row, version_files
+from schemas.storage import changes_no_row, commits_of, version_files
 
 _MS_PER_HOUR = 3_600_000
 
@@ -46,7 +44,7 @@ def version_gone(table: str, uri: str, version: int, missing: str) -> TableError
 
 def why_gone(uri: str, version: int) -> str:
     """What the table's log says of a version of which files are gone: when it was replaced, and when VACUUM ran."""
-    history = DeltaTable(uri).history()
+    history = commits_of(uri)
     later = sorted((one for one in history if int(one["version"]) > version), key=lambda one: int(one["version"]))
     replaced = next((int(one["timestamp"]) for one in later if not changes_no_row(one)), None)
     if replaced is None:

@@ -145,11 +145,25 @@ class VersionFiles:
 _CHANGE_NO_ROW = {"VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "UPGRADE PROTOCOL", "ADD FEATURE"}
 
 
+def commits_of(table_uri: str, limit: int | None = None) -> list[dict[str, Any]]:
+    """The commits of a Delta table with their `version`, the newest first; at most so many.
+
+    deltalake lists the commits that the log has by now, and numbers them from the version that it has opened: if one
+    comes in between, every commit gets another's number. Then the list is taken anew.
+    """
+    while True:
+        delta = DeltaTable(table_uri)
+        commits: list[dict[str, Any]] = delta.history(limit)
+        if DeltaTable(table_uri).version() == delta.version():
+            return commits
+
+
 def is_unchanged_since(table_uri: str, version: int) -> bool:
     """Whether no row of a Delta table has changed since a version: only VACUUM and changes of properties came after."""
-    delta = DeltaTable(table_uri)
-    after = [one for one in delta.history() if int(one["version"]) > version]
-    return delta.version() - version == len(after) and all(changes_no_row(one) for one in after)
+    commits = commits_of(table_uri)
+    after = [one for one in commits if int(one["version"]) > version]
+    newest = int(commits[0]["version"]) if commits else version
+    return newest - version == len(after) and all(changes_no_row(one) for one in after)
 
 
 def changes_no_row(commit: Mapping[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from schemas.columns import Table
 from schemas.commits import Note, OvertakenError, commit_note
 from schemas.lease import require_held
 from schemas.spark import conform, struct_type
-from schemas.storage import version_files
+from schemas.storage import commits_of, version_files
 
 ADDED, CHANGED, REMOVED = "added", "changed", "removed"
 _NOTE_OF_COMMIT = "spark.databricks.delta.commitInfo.userMetadata"
@@ -125,7 +125,7 @@ def merge(
             .whenNotMatchedInsertAll(is_there)
             .execute()
         )
-    history = deltalake.DeltaTable(uri).history(100)
+    history = commits_of(uri, 100)
     version = next((int(one["version"]) for one in history if mark in (one.get("userMetadata") or "")), None)
     if version is None:  # Delta commits nothing where nothing was to be done
         return commit_note(uri, note)

@@ -27,6 +27,7 @@ from schemas.input_tables import find_input
 from schemas.lease import require_held
 from schemas.retention import require_files
 from schemas.spark import conform, struct_type
+from schemas.storage import commits_of
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def write(df: DataFrame, uri: str, table: Table, *, note: Note) -> Written:
             raise _null_in(table, found[1]) from error
         raise
     # By its mark, as another run may have committed since.
-    history = deltalake.DeltaTable(uri).history(100)
+    history = commits_of(uri, 100)
     commit = next((found for found in history if found.get("userMetadata") == mark), None)
     if commit is None:
         # Delta records no commit that changes nothing: no rows in place of none.

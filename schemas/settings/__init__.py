@@ -243,9 +243,14 @@ class Settings(Section):
 
     @property
     def has_graph_vectors_alone(self) -> bool:
-        """Whether graph vectors are the only images, by whatever path or name inputs.item_images has them."""
+        """Whether graph vectors are the only images, by any path, or by the name of their table.
+
+        Of a name nobody asks a catalog here: it may not be known yet where its table lies.
+        """
         if not self.inputs.has_images or not self.inputs.item_images:
             return False
+        if named := self.input_name(ITEM_IMAGES.name):
+            return parts_of(named) == parts_of(self.table_name(ITEM_GRAPH_IMAGES.name) or ITEM_GRAPH_IMAGES.name)
         place = plain(self.table_uri(ITEM_IMAGES.name))
         return place is not None and place == plain(self.layout.table(ITEM_GRAPH_IMAGES.name))
 

@@ -280,6 +280,7 @@ def write_inputs(
 def test_a_run_writes_tables_figures_and_rejects(spark: SparkSession, make_settings: MakeSettings) -> None:
     settings = make_settings(features=FEATURES, max_reject_share={"item_images": 0.5})
     write_inputs(spark, settings, [("red", "char_trigram", 0, 9), ("red", "word_unigram", 1, 9)])
+    spark.catalog.clearCache()  # of other jobs' runs that ended with an error
     build_item_features.run(spark, settings)
     [row] = spark.read.format("delta").load(settings.table_uri(ITEM_FEATURES.name)).collect()
     assert ids(row["text_token_ids"]) == [0, 1]

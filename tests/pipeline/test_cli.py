@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,8 @@ def test_what_runs_before_the_rest_of_a_day_is_a_command(
     monkeypatch.setattr(cli, "run_stages", lambda log, stages, passed, prepare="": asked.append(stages))
     monkeypatch.setattr(sys, "argv", ["itemsage", name, "--settings", "demo.toml"])
     monkeypatch.setattr(cli, "settings_of", lambda arguments: settings)
+    # It would stay in the environment of the tests that come after.
+    monkeypatch.setattr(cli, "_holding", lambda *_: nullcontext())
     cli.main()
     assert asked == [[name.replace("-", "_")]]
 
@@ -98,7 +101,7 @@ def test_what_is_wrong_with_the_command_line_is_said_with_exit_code_2(tmp_path: 
         (["score", "--settings", f"{tmp_path}/none.toml"], "error: settings file"),
         (["run", "--settings", path, "--from", "scoring"], "error: --from scoring: no such stage"),
         (["evaluate", "--settings", path, "--set", "train.steps=many"], "train.steps"),
-        (["publis"], "train | validate | score | evaluate one stage"),
+        (["publis"], "train | validate | score | evaluate   one stage"),
     ):
         done = itemsage(*arguments)
         assert done.returncode == 2, done.stdout + done.stderr

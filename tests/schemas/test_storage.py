@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, write_deltalake
 
 from itemsage_model.data.pinned_files import pin_files
 from schemas.columns import Column, Table
@@ -17,6 +18,7 @@ from schemas.commits import Staged, open_or_create
 from schemas.errors import InputError
 from schemas.storage import (
     absolute_uri,
+    commits_of,
     data_files,
     file_system,
     read_bytes,
@@ -136,3 +138,26 @@ def test_the_first_rows_are_read_without_the_files_behind_them(tmp_path: Path) -
     for file in data_files(f"{tmp_path}/t")[2:]:
         Path(file).unlink()
     assert len(read_first_rows(f"{tmp_path}/t", None, ["a"], 20)) == 20
+
+
+def test_commits_have_their_own_versions_though_another_comes_while_they_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader of what is live took the note of one version for another's, while a rollback was committed."""
+    uri = str(tmp_path / "table")
+    for number in range(3):
+        write_deltalake(uri, pa.table({"a": [number]}), mode="append", commit_properties=said(str(number)))
+    listed = DeltaTable.history
+
+    def with_one_in_between(table: DeltaTable, limit: int | None = None) -> list[dict[str, Any]]:
+        if DeltaTable(uri).version() < 4:
+            write_deltalake(uri, pa.table({"a": [9]}), mode="append", commit_properties=said("in between"))
+        return listed(table, limit)
+
+    monkeypatch.setattr(DeltaTable, "history", with_one_in_between)
+    found = [(commit["version"], commit["userMetadata"]) for commit in commits_of(uri)]
+    assert found == [(4, "in between"), (3, "in between"), (2, "2"), (1, "1"), (0, "0")]
+
+
+def said(text: str) -> CommitProperties:
+    return CommitProperties({"userMetadata": text})
