@@ -89,15 +89,13 @@ def test_a_version_that_is_not_there_is_named(spark: SparkSession, uri: str) -> 
 def test_a_write_names_its_own_version_though_another_came_after(
     spark: SparkSession, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, opened = table_io.deltalake.DeltaTable, []
+    listed = table_io.commits_of
 
-    def overtaken(at: str) -> Any:
-        opened.append(at)
-        if len(opened) == 2:
-            prices(spark).write.format("delta").mode("overwrite").save(at)
-        return original(at)
+    def overtaken(at: str, limit: int) -> Any:
+        prices(spark).write.format("delta").mode("overwrite").save(at)
+        return listed(at, limit)
 
-    monkeypatch.setattr(table_io.deltalake, "DeltaTable", overtaken)
+    monkeypatch.setattr(table_io, "commits_of", overtaken)
     written = table_io.write(prices(spark, ("a", 1), ("b", 2)), uri, PRICES, note={"run_id": "one"})
     assert (written.version, written.rows) == (1, 2)
     assert rows_at(spark, uri, written.version) == [("a", 1), ("b", 2)]
