@@ -125,18 +125,11 @@ def test_an_error_after_a_commit(spark: SparkSession, uri: str, monkeypatch: pyt
 
 @pytest.mark.fault("B1", "recovered", "a run of Spark's that fails after its commit, and the same run again")
 def test_an_error_after_a_commit_of_sparks(spark: SparkSession, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = 0
-    original = table_io.deltalake.DeltaTable
-
-    def lost(at: str) -> Any:
-        nonlocal opened
-        opened += 1
-        if opened == 2:
-            raise OSError("connection reset by peer")
-        return original(at)
+    def lost(*_: Any) -> Any:
+        raise OSError("connection reset by peer")
 
     with monkeypatch.context() as patch:
-        patch.setattr(table_io.deltalake, "DeltaTable", lost)
+        patch.setattr(table_io, "commits_of", lost)
         with pytest.raises(OSError, match="connection reset"):
             table_io.write(prices(spark, ("a", 1), ("b", 2)), uri, PRICES, note={"run_id": "one"})
     assert rows_at(spark, uri) == [("a", 1), ("b", 2)]
