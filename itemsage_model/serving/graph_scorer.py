@@ -5,33 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from torch import Tensor
 
 from itemsage_model.encoders.graph_tower import GraphTower, GraphTowerSpec
-from itemsage_model.encoders.model_files import build_tower
+from itemsage_model.serving.in_parts import Floats, in_parts, load_tower_once
 from schemas.cells import pack_cells, to_list_column, unpack_cells
 from schemas.errors import leaving_a_worker
 from schemas.tables import SOURCE_HASH
 
-Floats = npt.NDArray[np.float32]
 Score = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
-
-_ROWS_AT_ONCE, _LEAST_ROWS = 256, 16
-"""As in scorer.py: from 16 rows on, a row's numbers are the same to the last bit whatever else is in its batch."""
-
-_LOADED: dict[bytes, GraphTower] = {}
-
-
-def _load_once(weights: bytes, spec: GraphTowerSpec) -> GraphTower:
-    if weights not in _LOADED:
-        torch.set_num_threads(1)
-        _LOADED.clear()
-        _LOADED[weights] = build_tower(weights, spec)
-    return _LOADED[weights]
 
 
 class GraphScorer:
@@ -45,40 +28,44 @@ class GraphScorer:
     def __init__(self, weights: Callable[[], bytes], spec: GraphTowerSpec) -> None:
         self.weights, self.spec = weights, spec
 
+    def _tower(self) -> GraphTower:
+        tower: GraphTower = load_tower_once(self.weights(), self.spec)
+        return tower
+
     def first_messages(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """item_key, node_embedding -> item_key, message: what each node's features tell in the first convolution."""
-        tower = _load_once(self.weights(), self.spec)
+        tower = self._tower()
         for batch in batches:
             with leaving_a_worker():
-                told = _in_parts(tower.convolution(0).messages, self._features(batch))
+                told = in_parts(tower.convolution(0).messages, self._features(batch))
                 yield pa.RecordBatch.from_arrays([batch.column("item_key"), _cells(told)], ["item_key", "message"])
 
     def first_layer(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """item_id, item_key, node_embedding, told, SOURCE_HASH -> rows of GRAPH_LAYERS."""
-        tower = _load_once(self.weights(), self.spec)
+        tower = self._tower()
         for batch in batches:
             with leaving_a_worker():
                 pooled = self._pooled(batch)
-                hidden = _in_parts(tower.convolution(0).combined, self._features(batch), pooled)
+                hidden = in_parts(tower.convolution(0).combined, self._features(batch), pooled)
                 # As it is stored: who reads it back must come to the same message.
                 hidden = hidden.astype("<f2").astype(np.float32)
                 columns = {
                     "item_id": batch.column("item_id"),
                     "item_key": batch.column("item_key"),
                     "hidden": _cells(hidden),
-                    "message": _cells(_in_parts(tower.convolution(1).messages, hidden)),
+                    "message": _cells(in_parts(tower.convolution(1).messages, hidden)),
                     SOURCE_HASH: batch.column(SOURCE_HASH),
                 }
                 yield pa.RecordBatch.from_pydict(columns)
 
     def second_layer(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """item_id, node_embedding, hidden, told, SOURCE_HASH -> rows of ITEM_GRAPH_IMAGES."""
-        tower = _load_once(self.weights(), self.spec)
+        tower = self._tower()
         for batch in batches:
             with leaving_a_worker():
                 hidden = _rows(batch, "hidden", self.spec.graph.width)
-                last = _in_parts(tower.convolution(1).combined, hidden, self._pooled(batch))
-                vectors = _in_parts(tower.finished, last, self._features(batch))
+                last = in_parts(tower.convolution(1).combined, hidden, self._pooled(batch))
+                vectors = in_parts(tower.finished, last, self._features(batch))
                 columns = {
                     "item_id": batch.column("item_id"),
                     "position": pa.array(np.zeros(len(batch), np.int32)),
@@ -112,16 +99,3 @@ def _rows(batch: pa.RecordBatch, name: str, length: int) -> Floats:
 
 def _cells(vectors: Floats) -> pa.BinaryArray:
     return pack_cells(np.ascontiguousarray(vectors, "<f2"), np.full(len(vectors), vectors.shape[1]))
-
-
-def _in_parts(compute: Callable[..., Tensor], *inputs: Floats) -> Floats:
-    """Run a part of the tower on some rows at a time, few rows repeated."""
-    parts = []
-    with torch.inference_mode():
-        for first in range(0, len(inputs[0]), _ROWS_AT_ONCE):
-            rows = [part[first : first + _ROWS_AT_ONCE] for part in inputs]
-            count = len(rows[0])
-            if count < _LEAST_ROWS:
-                rows = [part[np.arange(_LEAST_ROWS) % count] for part in rows]
-            parts.append(compute(*map(torch.from_numpy, rows)).numpy()[:count])
-    return np.concatenate(parts)

@@ -5,31 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import torch
 
-from itemsage_model.encoders.model_files import build_tower
-from itemsage_model.encoders.picture_tower import PictureHead, PictureTower, PictureTowerSpec
+from itemsage_model.encoders.picture_tower import PictureHead, PictureTowerSpec
+from itemsage_model.serving.in_parts import Floats, in_parts, load_tower_once
 from schemas.cells import to_list_column, to_matrix
 from schemas.errors import leaving_a_worker
 
-Floats = npt.NDArray[np.float32]
-
-_ROWS_AT_ONCE, _LEAST_ROWS = 256, 16
-"""As in scorer.py: from 16 rows on, a row's numbers are the same to the last bit whatever else is in its batch."""
-
 _VECTORS = "image_embedding"
-
-_LOADED: dict[bytes, PictureTower] = {}
-
-
-def _load_once(weights: bytes, spec: PictureTowerSpec) -> PictureTower:
-    if weights not in _LOADED:
-        torch.set_num_threads(1)
-        _LOADED.clear()
-        _LOADED[weights] = build_tower(weights, spec)
-    return _LOADED[weights]
 
 
 class PictureScorer:
@@ -45,7 +28,7 @@ class PictureScorer:
 
     def scored(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """The same rows, their image_embedding by the head."""
-        head = _load_once(self.weights(), self.spec).head
+        head = load_tower_once(self.weights(), self.spec).head
         for batch in batches:
             with leaving_a_worker():
                 columns = dict(zip(batch.schema.names, batch.columns, strict=True))
@@ -56,13 +39,5 @@ class PictureScorer:
 
 
 def head_vectors(head: PictureHead, vectors: Floats) -> Floats:
-    """What a head makes of frozen vectors [picture, length], some at a time; few rows are repeated."""
-    parts = [np.empty((0, vectors.shape[1]), np.float32)]
-    with torch.inference_mode():
-        for first in range(0, len(vectors), _ROWS_AT_ONCE):
-            rows = vectors[first : first + _ROWS_AT_ONCE].astype(np.float32)
-            count = len(rows)
-            if count < _LEAST_ROWS:
-                rows = rows[np.arange(_LEAST_ROWS) % count]
-            parts.append(head(torch.from_numpy(rows)).numpy()[:count])
-    return np.concatenate(parts)
+    """What a head makes of frozen vectors [picture, length], some at a time; the same numbers for a picture alone."""
+    return in_parts(head, vectors.astype(np.float32)) if len(vectors) else vectors.astype(np.float32)

@@ -16,6 +16,7 @@ from itemsage_model.data.ragged import PackedItems
 from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import build_tower
 from itemsage_model.encoders.precision import Precision
+from itemsage_model.serving.in_parts import LEAST_ROWS
 from schemas.cells import to_list_column
 from schemas.elements import FEATURE_CELLS
 from schemas.errors import InputError, TableError, leaving_a_worker
@@ -27,11 +28,6 @@ _LENGTH_TOLERANCE = 1e-3
 ROWS_AT_ONCE = ScoreSettings().rows_per_batch
 
 _LOADED: dict[tuple[str, int, Precision], Scorer] = {}
-
-
-_LEAST_ROWS = 16
-"""Of a few rows, products of matrices are summed up in another order; so fewer are repeated. From here on an item's
-embedding in float32 is the same to the last bit whichever items share its batch."""
 
 
 class Scorer:
@@ -73,8 +69,8 @@ class Scorer:
         for first in range(0, len(batch), self.rows_at_once):
             rows = batch.slice(first, self.rows_at_once)
             count = len(rows)
-            if count < _LEAST_ROWS:
-                rows = rows.take(pa.array(np.arange(_LEAST_ROWS) % count))
+            if count < LEAST_ROWS:
+                rows = rows.take(pa.array(np.arange(LEAST_ROWS) % count))
             keys = rows.column("item_key").to_numpy() if self.spec.model.knows_items else None
             embeddings[first : first + count] = self.score(unpack_rows(rows, self.spec), keys)[:count]
         _require_unit_length(embeddings)

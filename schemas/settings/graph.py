@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.errors import SettingsError
 from schemas.settings.model import TrainSettings
 from schemas.settings.section import Section
 
@@ -57,13 +56,4 @@ class GraphSettings(Section):
         Raises:
             SettingsError: the processes cannot share a batch evenly.
         """
-        for name in ("batch_size", "negative_count"):
-            if getattr(self, name) % common.processes:
-                shared = f"must be a multiple of train.processes ({common.processes}): change one of them"
-                raise SettingsError(f"graph.{name} {shared} (found {getattr(self, name)})")
-        own = {
-            "batch_size": self.batch_size, "negative_count": self.negative_count, "steps": self.steps,
-            "warmup_steps": self.steps // 10, "learning_rate": self.learning_rate, "seed": self.seed,
-            "clip_norm": 1.0, "start": "random", "negatives_from": "catalog", "validate_every": 0,
-        }  # fmt: skip
-        return TrainSettings.model_validate(common.model_dump() | own)
+        return common.for_section("graph", self, validate_every=0)

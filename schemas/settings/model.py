@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from schemas.errors import SettingsError
 from schemas.settings.section import Section
 from schemas.tables import EMBEDDING_DIM, MAX_IMAGES
 
@@ -112,3 +113,24 @@ class TrainSettings(Section):
             if getattr(self, name) % self.processes:
                 raise ValueError(f"{name} must be a multiple of processes ({self.processes}): change one of them")
         return self
+
+    def for_section(self, name: str, section: Section, **others: Any) -> TrainSettings:
+        """How another tower is trained: sizes and schedule from its own section, processes and the rest from here.
+
+        Args:
+            name: The section's, for the error.
+            section: Has batch_size, negative_count, steps, learning_rate and seed.
+            others: Further values.
+
+        Raises:
+            SettingsError: the processes cannot share a batch evenly.
+        """
+        own = {key: getattr(section, key) for key in ("batch_size", "negative_count", "steps", "learning_rate", "seed")}
+        for size in ("batch_size", "negative_count"):
+            if own[size] % self.processes:
+                shared = f"must be a multiple of train.processes ({self.processes}): change one of them"
+                raise SettingsError(f"{name}.{size} {shared} (found {own[size]})")
+        fixed = {
+            "warmup_steps": own["steps"] // 10, "clip_norm": 1.0, "start": "random", "negatives_from": "catalog",
+        }  # fmt: skip
+        return TrainSettings.model_validate(self.model_dump() | own | fixed | others)

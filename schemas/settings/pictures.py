@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from schemas.errors import SettingsError
 from schemas.settings.model import LossSettings, TrainSettings
 from schemas.settings.section import Section
 
@@ -54,16 +53,7 @@ class PictureHeadSettings(Section):
         Raises:
             SettingsError: a size cannot be shared out to the processes.
         """
-        for name in ("batch_size", "negative_count"):
-            if getattr(self, name) % common.processes:
-                raise SettingsError(
-                    f"picture_head.{name} = {getattr(self, name)}: expected a multiple of train.processes "
-                    f"({common.processes}); change one of them"
-                )
-        own = {
-            "batch_size": self.batch_size, "negative_count": self.negative_count, "steps": self.steps,
-            "warmup_steps": self.steps // 10, "learning_rate": self.learning_rate, "seed": self.seed,
-            "clip_norm": 1.0, "start": "random", "negatives_from": "catalog", "average_decay": 0.0,
-            "validate_every": self.validate_every, "patience": self.patience, "final_pass": False,  # nosec B105
-        }  # fmt: skip
-        return TrainSettings.model_validate(common.model_dump() | own)
+        return common.for_section(
+            "picture_head", self, average_decay=0.0,
+            validate_every=self.validate_every, patience=self.patience, final_pass=False,
+        )  # fmt: skip
