@@ -11,8 +11,16 @@ import polars
 import pytest
 from deltalake import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
-from jobs.runtime.changes import Changes, deleted_share, find_changes, with_changes
+from jobs.runtime.changes import (
+    Changes,
+    changed_buckets,
+    deleted_share,
+    find_changes,
+    is_in_buckets,
+    with_changes,
+)
 from jobs.runtime.gates import IdCounts
 from jobs.runtime.rescoring import Comparison, by_id, count_ids, count_ids_told, merge_published, told_by_id
 from jobs.runtime.table_io import read
@@ -167,3 +175,27 @@ def test_what_was_staged_before_rows_were_taken_away_is_refused(spark: SparkSess
     with pytest.raises(OvertakenError):
         staged.commit({})
     assert hashes_of(uri) == fewer
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 700, 40_000])
+@pytest.mark.parametrize("key", ["id", "number"])
+def test_buckets_leave_out_most_rows_and_none_that_has_changed(spark: SparkSession, count: int, key: str) -> None:
+    rows = spark.range(200_000).select(F.concat(F.lit("i"), "id").alias("id"), F.col("id").alias("number"))
+    changed = rows.where(F.col("number") < count)
+    buckets = changed_buckets(changed.select(key), count)
+    assert buckets is not None
+    found = rows.where(is_in_buckets(F.col(key), buckets))
+    assert found.where(F.col("number") < count).count() == count
+    assert found.count() < count + 0.2 * 200_000
+
+
+def test_too_many_changes_for_buckets_are_merged_without(spark: SparkSession) -> None:
+    assert changed_buckets(spark.range(1), 1 << 17) is not None
+    assert changed_buckets(spark.range(1), (1 << 17) + 1) is None
+
+
+def test_the_log_of_a_merge_stays_small(spark: SparkSession, uri: str) -> None:
+    put(spark, uri, differing(spark, NEW, read(spark, uri, ITEM_EMBEDDINGS)), {"i7": "other", "i99": "new"})
+    newest = sorted(Path(uri, "_delta_log").glob("*.json"))[-1]
+    assert "getbit" in newest.read_text() or "bit_get" in newest.read_text()
+    assert newest.stat().st_size < 10_000
