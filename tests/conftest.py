@@ -29,7 +29,8 @@ def spark_defaults() -> dict[str, str]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: files are dealt out to the processes of `make test` in this order."""
-    items.sort(key=lambda item: ("test_month" not in item.nodeid, "test_end_to_end" not in item.nodeid))
+    longest = ("test_month", "test_end_to_end", "test_search_text_move", "test_by_name")
+    items.sort(key=lambda item: next((n for n, name in enumerate(longest) if name in item.nodeid), len(longest)))
 
 
 @pytest.fixture(scope="session")
