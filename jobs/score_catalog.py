@@ -47,7 +47,7 @@ from jobs.transforms.keys import query_key
 from schemas.arrow import arrow_schema
 from schemas.candidate import Candidate, keep_candidate, remove_candidate
 from schemas.commits import Staged
-from schemas.contracts import date_of, run_again, space_of
+from schemas.contracts import date_of, require_same_graph, run_again, space_of
 from schemas.elements import FEATURE_CELLS
 from schemas.errors import InputError
 from schemas.metrics import Health, ScoreMetrics
@@ -176,6 +176,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
         job.require_agreement([EMBED_QUERIES, TRAIN])
         # The version that the record names: a newer one, of a run that died, may have ids of another vocabulary.
         made = job.record(BUILD_ITEM_FEATURES)
+        require_same_graph(STAGE, made, job.record(TRAIN))
         require_image_length(made.metrics, model.spec.model.image_length)
         features = made.output(ITEM_FEATURES.name)
         files = pin_version(features)
@@ -198,10 +199,9 @@ def run(spark: SparkSession, settings: Settings) -> None:
         gates.require_known_ids(compared.ids, settings.gates)
         keys = compared.keys
         count = files.row_count if keys is None else len(keys)
-        rows_at_once = settings.score.rows_per_batch
         selection = Selection(keys, _replacement(job, fallback), settings.score.filters)
         to_score = files if compared.features == features else pin_version(compared.features, may_be_empty=True)
-        scored = build(spark, to_score, model, constants, rows_at_once, precision, selection)
+        scored = build(spark, to_score, model, constants, settings.score.rows_per_batch, precision, selection)
         items = job.stage_worker_rows(scored, table, row_count=count)
         answers = query_vectors(job, queries, kinds, kept)
         new = table_io.read_files(spark, items.uris, table)

@@ -172,6 +172,25 @@ def require_cut_from(
     return RunRecord(tables.stage, tables.metrics, made_with=identities(features) | identities(queries))
 
 
+def require_same_graph(reader: Stage[Any], features: RunRecord[ItemMetrics], trained: RunRecord[TrainMetrics]) -> None:
+    """Refuse items with graph vectors among their images, where the model was trained on items without, or the reverse.
+
+    Raises:
+        InputError: one of them has them. Where both do, `agreed` has compared the towers.
+    """
+    kind = {True: "items with graph vectors", False: "items without graph vectors"}
+    has, knows = GRAPH in identities(features), GRAPH in identities(trained)
+    if has != knows:
+        raise InputError(
+            reader.name,
+            "graph.append_to_images",
+            expected=f"{kind[knows]}, as {trained.stage} read them",
+            found=f"{kind[has]} in what {features.stage} wrote",
+            cure=f"{run_again([BUILD_TRAINING_TABLES.name, trained.stage])} Or put the setting back, and run "
+            f"{features.stage} again.",
+        )
+
+
 def require_no_later(reader: Stage[Any], record: RunRecord[Any], dates: DateSettings) -> None:
     """Refuse graph vectors that know events on which something is measured now: those of a later day.
 

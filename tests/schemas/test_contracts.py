@@ -106,6 +106,21 @@ def test_features_with_vectors_of_another_graph_tower_are_refused(tmp_path: Path
     assert agreed(tmp_path, "build_item_features", vectors) == {contracts.GRAPH: "new"}
 
 
+@pytest.mark.parametrize(("has", "knows"), [(True, False), (False, True)])
+def test_graph_vectors_that_the_model_has_not_seen_are_refused(has: bool, knows: bool) -> None:
+    features, trained = record("build_item_features", "v"), record("train", "v", "a")
+    features.made_with.update({contracts.GRAPH: "tower"} if has else {})
+    trained.made_with.update({contracts.GRAPH: "tower"} if knows else {})
+    reader = stage_named("score_catalog")
+    said = (
+        r"score_catalog, graph\.append_to_images: expected items with.* as train .*found items with.* "
+        r"build_item_features wrote.*Run build_training_tables, then train again"
+    )
+    with pytest.raises(InputError, match=said):
+        contracts.require_same_graph(reader, features, trained)  # type: ignore[arg-type]
+    contracts.require_same_graph(reader, features, features)  # type: ignore[arg-type]
+
+
 def test_a_graph_that_knows_what_is_measured_now_is_refused(make_settings: Callable[..., Settings]) -> None:
     today, earlier = (make_settings(dates={"as_of": day}) for day in ("2026-03-02", "2026-03-01"))
     graph = RunRecord("embed_graph", GraphVectorMetrics("m"), settings=today.model_dump(mode="json"))
