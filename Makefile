@@ -84,10 +84,10 @@ doctor: .venv/installed
 	@$(BIN)/itemsage doctor --settings $(SETTINGS) $(foreach s,$(SET),--set $(s))
 
 test: ready
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: ready
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m fault --kills 200
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m fault --kills 200
 
 bench: ready
 	@$(BIN)/python -m benchmarks
