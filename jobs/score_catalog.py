@@ -176,7 +176,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
         job.require_agreement([EMBED_QUERIES, TRAIN])
         # The version that the record names: a newer one, of a run that died, may have ids of another vocabulary.
         made = job.record(BUILD_ITEM_FEATURES)
-        require_same_graph(STAGE, made, job.record(TRAIN))
+        require_same_graph(STAGE, made, job.record(TRAIN), model.spec.model.sequence)
         require_image_length(made.metrics, model.spec.model.image_length)
         features = made.output(ITEM_FEATURES.name)
         files = pin_version(features)

@@ -13,7 +13,7 @@ several refuses those that differ, before any work, and hands on what it was mad
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from schemas.code_version import code_version
@@ -172,15 +172,23 @@ def require_cut_from(
     return RunRecord(tables.stage, tables.metrics, made_with=identities(features) | identities(queries))
 
 
-def require_same_graph(reader: Stage[Any], features: RunRecord[ItemMetrics], trained: RunRecord[TrainMetrics]) -> None:
+def require_same_graph(
+    reader: Stage[Any], features: RunRecord[ItemMetrics], trained: RunRecord[TrainMetrics], sequence: Collection[str]
+) -> None:
     """Refuse items with graph vectors among their images, where the model was trained on items without, or the reverse.
+
+    Args:
+        reader: The stage that is about to score.
+        features: The record of what it would score.
+        trained: The record of the model.
+        sequence: What the model reads; without images it does not matter.
 
     Raises:
         InputError: one of them has them. Where both do, `agreed` has compared the towers.
     """
     kind = {True: "items with graph vectors", False: "items without graph vectors"}
     has, knows = GRAPH in identities(features), GRAPH in identities(trained)
-    if has != knows:
+    if has != knows and "images" in sequence:
         raise InputError(
             reader.name,
             "graph.append_to_images",

@@ -117,8 +117,9 @@ def test_graph_vectors_that_the_model_has_not_seen_are_refused(has: bool, knows:
         r"build_item_features wrote.*Run build_training_tables, then train again"
     )
     with pytest.raises(InputError, match=said):
-        contracts.require_same_graph(reader, features, trained)  # type: ignore[arg-type]
-    contracts.require_same_graph(reader, features, features)  # type: ignore[arg-type]
+        contracts.require_same_graph(reader, features, trained, ("text", "images"))  # type: ignore[arg-type]
+    contracts.require_same_graph(reader, features, trained, ("text",))  # type: ignore[arg-type]
+    contracts.require_same_graph(reader, features, features, ("images",))  # type: ignore[arg-type]
 
 
 def test_a_graph_that_knows_what_is_measured_now_is_refused(make_settings: Callable[..., Settings]) -> None:

@@ -19,11 +19,13 @@ from jobs.runtime.changes import (
     deleted_share,
     find_changes,
     is_in_buckets,
+    merge,
     with_changes,
 )
 from jobs.runtime.gates import IdCounts
 from jobs.runtime.rescoring import Comparison, by_id, count_ids, count_ids_told, merge_published, told_by_id
 from jobs.runtime.table_io import read
+from schemas.columns import Column, Table
 from schemas.commits import OvertakenError, Staged, open_or_create
 from schemas.feed import begin_version, recorded_changes
 from schemas.records import TableVersion
@@ -187,6 +189,22 @@ def test_buckets_leave_out_most_rows_and_none_that_has_changed(spark: SparkSessi
     found = rows.where(is_in_buckets(F.col(key), buckets))
     assert found.where(F.col("number") < count).count() == count
     assert found.count() < count + 0.2 * 200_000
+
+
+def test_a_key_that_is_stored_narrower_than_declared_is_found(spark: SparkSession, tmp_path: Path) -> None:
+    table, uri = (
+        Table("numbers", "Test.", (Column("id", "int64", "A."), Column("text", "string", "B."))),
+        str(tmp_path / "numbers"),
+    )
+    old = spark.range(60).select(F.col("id").cast("int"), F.lit("old").alias("text"))
+    old.write.format("delta").save(uri)
+    changed = spark.range(40, 70).select("id", F.lit("new").alias("text"))
+    side = changed.select("id", F.lit(1).alias("new")).join(
+        old.select("id", F.lit(2).alias("old")), on="id", how="left"
+    )
+    merge(changed, uri, table, find_changes(side, "id"), {"run_id": "r"})
+    found = spark.read.format("delta").load(uri)
+    assert sorted(map(tuple, found.collect())) == [(n, "old" if n < 40 else "new") for n in range(70)]
 
 
 def test_too_many_changes_for_buckets_are_merged_without(spark: SparkSession) -> None:
