@@ -141,5 +141,7 @@ def test_vectors_of_another_length_are_refused(tmp_path: Path) -> None:
 def test_a_batch_that_cannot_be_shared_out_is_refused_by_its_key(tmp_path: Path, key: str) -> None:
     settings = make_picture_warehouse(tmp_path, **{key: 33})
     settings = settings.model_copy(update={"train": settings.train.model_copy(update={"processes": 2})})
-    with pytest.raises(SettingsError, match=rf"picture_head\.{key} = 33: expected a multiple of train.processes \(2\)"):
+    with pytest.raises(
+        SettingsError, match=rf"picture_head\.{key} must be a multiple of train.processes \(2\).*\(found 33\)"
+    ):
         settings_of(settings)
