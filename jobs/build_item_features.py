@@ -216,8 +216,9 @@ def _images(job: JobRun[ItemMetrics]) -> DataFrame:
     if not job.settings.graph.append_to_images:
         return images
     job.require_agreement([EMBED_GRAPH])
-    # At position -1 it comes first: model.max_images never leaves it out.
-    vectors = job.read(ITEM_GRAPH_IMAGES).select("item_id", F.lit(-1).alias("position"), "image_embedding")
+    # Before any position that a shop has: model.max_images never leaves it out.
+    first = F.lit(-(2**31)).alias("position")
+    vectors = job.read(ITEM_GRAPH_IMAGES).select("item_id", first, "image_embedding")
     return images.unionByName(vectors)
 
 

@@ -185,7 +185,7 @@ class Trainer:
             if self._bad_steps >= MAX_BAD_STEPS:
                 raise TrainingError(
                     f"the gradient was not finite in {MAX_BAD_STEPS} steps in a row, up to step {self.step}: lower "
-                    "train.learning_rate or set train.clip_norm.",
+                    "learning_rate in the tower's section of the settings, [train] for the item tower.",
                     self.step,
                     batch,
                     losses,

@@ -7,19 +7,20 @@ new ones (docs/decisions.md says what else was measured). Never for a table that
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
 from uuid import uuid4
 
 import deltalake
-import numpy as np
-import numpy.typing as npt
 from delta.tables import DeltaTable
+from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from jobs.runtime.key_buckets import changed_buckets, is_in_buckets
 from schemas.columns import Table
 from schemas.commits import Note, OvertakenError, commit_note
 from schemas.lease import require_held
@@ -29,9 +30,7 @@ from schemas.storage import commits_of, version_files
 ADDED, CHANGED, REMOVED = "added", "changed", "removed"
 _NOTE_OF_COMMIT = "spark.databricks.delta.commitInfo.userMetadata"
 _DELETION_VECTORS = "delta.enableDeletionVectors"
-
-_BUCKETS_A_CHANGE, _LEAST_BUCKETS, _MOST_BUCKETS = 8, 1 << 6, 1 << 18
-"""Delta writes a merge's condition into its log: at most 80 KB of it are buckets."""
+_CONFLICT = re.compile(r"\bDELTA_(CONCURRENT_\w+|METADATA_CHANGED|PROTOCOL_CHANGED)\b")
 
 
 @dataclass(frozen=True)
@@ -106,36 +105,29 @@ def merge(
     Raises:
         OvertakenError: somebody else has committed meanwhile.
     """
-    spark, key, schema = new.sparkSession, changes.key, struct_type(table)
+    spark = new.sparkSession
     if changes.total:
         allow_deletion_vectors(spark, uri)
-    buckets = changed_buckets(changes.rows.select(F.col(key).cast(schema[key].dataType)), changes.total)
+    is_same = _is_same_row(table, changes)
     expected = int(deltalake.DeltaTable(uri).version()) + 1
     if before:
         before(expected)
     if not changes.total:
         return commit_note(uri, note)
     mark = uuid4().hex
-    nothing = {name: F.lit(None).cast(schema[name].dataType) for name in schema.names if name != key}
-    gone = changes.rows.select(key).join(new.select(key), on=key, how="left_anti").withColumns(nothing)
-    source = reduce(DataFrame.unionByName, (conform(new, table), gone.select(*schema.names))).alias("new")
-    value = next(column.name for column in table.columns if not column.nullable and column.name != key)
+    value = next(column.name for column in table.columns if not column.nullable and column.name != changes.key)
     is_there = F.col(f"new.{value}").isNotNull()
-    is_same = F.col(f"old.{key}") == F.col(f"new.{key}")
-    if buckets is not None:
-        # Hashes of equal numbers of two widths differ.
-        is_same &= is_in_buckets(F.col(f"old.{key}").cast(schema[key].dataType), buckets)
     require_held()
-    with _noted(spark, json.dumps({**note, "write": mark})):
-        (
-            DeltaTable.forPath(spark, uri)
-            .alias("old")
-            .merge(source, is_same)
-            .whenMatchedDelete(~is_there)
-            .whenMatchedUpdateAll()
-            .whenNotMatchedInsertAll(is_there)
-            .execute()
-        )
+    prepared = (
+        DeltaTable.forPath(spark, uri)
+        .alias("old")
+        .merge(_source(new, table, changes).alias("new"), is_same)
+        .whenMatchedDelete(~is_there)
+        .whenMatchedUpdateAll()
+        .whenNotMatchedInsertAll(is_there)
+    )
+    with _noted(spark, json.dumps({**note, "write": mark})), _overtaken_by_others(table, expected):
+        prepared.execute()
     history = commits_of(uri, 100)
     version = next((int(one["version"]) for one in history if mark in (one.get("userMetadata") or "")), None)
     if version is None:  # Delta commits nothing where nothing was to be done
@@ -149,35 +141,22 @@ def merge(
     return version
 
 
-def changed_buckets(keys: DataFrame, count: int) -> npt.NDArray[np.int64] | None:
-    """Which buckets of hashes the keys of changed rows fall into; None = none, or too many for that to say much.
-
-    Delta's MERGE shuffles whole rows of the table to find the few that it marks as deleted, unless a condition on the
-    table alone leaves out most of them where they are read: 17 CPU seconds in place of 36 to 41 for 30,000 of 3,000,000
-    embeddings (docs/lab-log.md).
-
-    Args:
-        keys: One column of the type that the table's key has.
-        count: How many they are.
-
-    Returns:
-        A bit a bucket, 64 in each number [words]; a power of two of buckets.
-    """
-    wanted = max(_LEAST_BUCKETS, _BUCKETS_A_CHANGE * count)
-    size = min(1 << (wanted - 1).bit_length(), _MOST_BUCKETS)
-    if not count or 2 * count > size:
-        return None
-    hashed = F.pmod(F.xxhash64(*keys.columns), F.lit(size)).alias("bucket")
-    bits = np.zeros(size, np.bool_)
-    bits[keys.select(hashed).distinct().toArrow()["bucket"].to_numpy()] = True
-    return np.packbits(bits, bitorder="little").view("<i8")
+def _source(new: DataFrame, table: Table, changes: Changes) -> DataFrame:
+    """The new rows, and of each that is to go its key, with nulls beside it."""
+    schema, key = struct_type(table), changes.key
+    nothing = {name: F.lit(None).cast(schema[name].dataType) for name in schema.names if name != key}
+    gone = changes.rows.select(key).join(new.select(key), on=key, how="left_anti").withColumns(nothing)
+    return conform(new, table).unionByName(gone.select(*schema.names))
 
 
-def is_in_buckets(key: Column, buckets: npt.NDArray[np.int64]) -> Column:
-    """Whether a key falls into one of these buckets: true for all that they were made of, and for a few others."""
-    bucket = F.pmod(F.xxhash64(key), F.lit(64 * len(buckets)))
-    word = F.get(F.lit(buckets), F.shiftright(bucket, 6).cast("int"))
-    return F.getbit(word, bucket.bitwiseAND(63).cast("int")) == 1
+def _is_same_row(table: Table, changes: Changes) -> Column:
+    """Whether an old and a new row have one key; the old one's bucket comes first, where it leaves enough out."""
+    key = changes.key
+    as_stored = struct_type(table)[key].dataType
+    is_same = F.col(f"old.{key}") == F.col(f"new.{key}")
+    # Hashes of equal numbers of two widths differ.
+    buckets = changed_buckets(changes.rows.select(F.col(key).cast(as_stored)), changes.total)
+    return is_same if buckets is None else is_same & is_in_buckets(F.col(f"old.{key}").cast(as_stored), buckets)
 
 
 def deleted_share(uri: str) -> float:
@@ -193,6 +172,20 @@ def allow_deletion_vectors(spark: SparkSession, uri: str) -> None:
         table = f"delta.`{uri}`"
         statement = "ALTER TABLE IDENTIFIER(:table) SET TBLPROPERTIES ('delta.enableDeletionVectors' = 'true')"
         spark.sql(statement, args={"table": table})
+
+
+@contextmanager
+def _overtaken_by_others(table: Table, expected: int) -> Iterator[None]:
+    """Say of Delta's refusals of a commit that another one came first, as all other writers here do."""
+    try:
+        yield
+    except (Py4JJavaError, PySparkException) as error:
+        if not _CONFLICT.search(str(error)):
+            raise
+        raise OvertakenError(
+            f"table {table.name}: expected to commit version {expected}; found that somebody else has committed "
+            "meanwhile. Nothing was committed. See that no two runs write one warehouse; run the job again."
+        ) from error
 
 
 @contextmanager

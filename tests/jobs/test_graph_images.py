@@ -22,7 +22,7 @@ def test_a_graph_vector_is_the_first_image_and_an_item_without_has_its_own(
 ) -> None:
     settings = make_settings(features=FEATURES, graph={"append_to_images": True}, model={"max_images": 2})
     items = [("1", "red", None), ("2", "red", None)]
-    images = [("1", 0, vector(1)), ("1", 1, vector(2)), ("2", 0, vector(3))]
+    images = [("1", -1, vector(1)), ("1", 1, vector(2)), ("2", 0, vector(3))]
     write_inputs(spark, settings, [("red", "word_unigram", 0, 9)], items, images)
     uri = settings.table_uri(ITEM_GRAPH_IMAGES.name)
     rows = spark.createDataFrame([("1", 0, vector(0, 7), 5)], struct_type(ITEM_GRAPH_IMAGES))

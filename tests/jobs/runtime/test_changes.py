@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 import polars
 import pytest
 from deltalake import DeltaTable
+from pyarrow import RecordBatch
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.runtime.changes import (
     Changes,
-    changed_buckets,
     deleted_share,
     find_changes,
-    is_in_buckets,
     merge,
     with_changes,
 )
@@ -54,10 +55,9 @@ def differing(spark: SparkSession, hashes: dict[str, str], published: DataFrame)
     return find_changes(by_id(features(spark, hashes), published, ids(spark)), "item_id")
 
 
-def put(spark: SparkSession, uri: str, changes: Changes, new: dict[str, str], run: str = "r") -> int:
-    return merge_published(
-        Warehouse(uri.rpartition("/")[0]), ITEM_EMBEDDINGS, changes, embeddings(spark, new), {"run_id": run}
-    )
+def put(spark: SparkSession, uri: str, changes: Changes, new: dict[str, str] | DataFrame, run: str = "r") -> int:
+    rows = embeddings(spark, new) if isinstance(new, dict) else new
+    return merge_published(Warehouse(uri.rpartition("/")[0]), ITEM_EMBEDDINGS, changes, rows, {"run_id": run})
 
 
 OLD = {f"i{number}": f"h{number}" for number in range(50)}
@@ -179,16 +179,25 @@ def test_what_was_staged_before_rows_were_taken_away_is_refused(spark: SparkSess
     assert hashes_of(uri) == fewer
 
 
-@pytest.mark.parametrize("count", [1, 8, 9, 700, 40_000])
-@pytest.mark.parametrize("key", ["id", "number"])
-def test_buckets_leave_out_most_rows_and_none_that_has_changed(spark: SparkSession, count: int, key: str) -> None:
-    rows = spark.range(200_000).select(F.concat(F.lit("i"), "id").alias("id"), F.col("id").alias("number"))
-    changed = rows.where(F.col("number") < count)
-    buckets = changed_buckets(changed.select(key), count)
-    assert buckets is not None
-    found = rows.where(is_in_buckets(F.col(key), buckets))
-    assert found.where(F.col("number") < count).count() == count
-    assert found.count() < count + 0.2 * 200_000
+@pytest.mark.fault("B3", "loud", "somebody else's commit while a merge is under way")
+def test_a_commit_in_the_midst_of_a_merge_is_another_runs(spark: SparkSession, uri: str) -> None:
+    changes = differing(spark, NEW, read(spark, uri, ITEM_EMBEDDINGS))
+    data = next(Path(uri).glob("*.parquet"))
+    commit = Path(uri) / "_delta_log" / f"{DeltaTable(uri).version() + 2:020}.json"  # + 1 is the table property's
+
+    def disturb(batches: Iterable[RecordBatch]) -> Iterator[RecordBatch]:
+        if not commit.exists():
+            other = data.with_name("other.parquet")
+            copy(data, other)
+            size = other.stat().st_size
+            added = {"path": other.name, "partitionValues": {}, "size": size, "modificationTime": 0, "dataChange": True}
+            commit.write_text(json.dumps({"add": added}))
+        yield from batches
+
+    new = embeddings(spark, {"i7": "other"})
+    with pytest.raises(OvertakenError, match=r"item_embeddings: .*Nothing was committed"):
+        put(spark, uri, changes, new.mapInArrow(disturb, new.schema))
+    assert DeltaTable(uri).version() == int(commit.stem)
 
 
 def test_a_key_that_is_stored_narrower_than_declared_is_found(spark: SparkSession, tmp_path: Path) -> None:
@@ -205,11 +214,6 @@ def test_a_key_that_is_stored_narrower_than_declared_is_found(spark: SparkSessio
     merge(changed, uri, table, find_changes(side, "id"), {"run_id": "r"})
     found = spark.read.format("delta").load(uri)
     assert sorted(map(tuple, found.collect())) == [(n, "old" if n < 40 else "new") for n in range(70)]
-
-
-def test_too_many_changes_for_buckets_are_merged_without(spark: SparkSession) -> None:
-    assert changed_buckets(spark.range(1), 1 << 17) is not None
-    assert changed_buckets(spark.range(1), (1 << 17) + 1) is None
 
 
 def test_the_log_of_a_merge_stays_small(spark: SparkSession, uri: str) -> None:
