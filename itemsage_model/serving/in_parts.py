@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,16 +21,27 @@ makes of a row in float32 is the same to the last bit whichever rows share its b
 
 _ROWS_AT_ONCE = 256
 
-_LOADED: dict[bytes, Any] = {}
+Built = TypeVar("Built")
+
+_BUILT: dict[Hashable, Any] = {}
+
+
+def built_once(identity: Hashable, build: Callable[[], Built]) -> Built:
+    """What a worker needs for every batch, built once per process and in the place of the last one.
+
+    One thread, as a Spark task slot is one core.
+    """
+    if identity not in _BUILT:
+        torch.set_num_threads(1)
+        _BUILT.clear()
+        _BUILT[identity] = build()
+    found: Built = _BUILT[identity]
+    return found
 
 
 def load_tower_once(weights: bytes, spec: TowerSpec) -> Any:
-    """The tower of these weights, built once per process; one thread, as a Spark task slot is one core."""
-    if weights not in _LOADED:
-        torch.set_num_threads(1)
-        _LOADED.clear()
-        _LOADED[weights] = build_tower(weights, spec)
-    return _LOADED[weights]
+    """The tower of these weights, built once per process."""
+    return built_once(weights, lambda: build_tower(weights, spec))
 
 
 def in_parts(compute: Callable[..., Tensor], *inputs: Floats) -> Floats:

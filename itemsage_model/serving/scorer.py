@@ -16,7 +16,7 @@ from itemsage_model.data.ragged import PackedItems
 from itemsage_model.encoders.item_tower import ItemTowerSpec
 from itemsage_model.encoders.model_files import build_tower
 from itemsage_model.encoders.precision import Precision
-from itemsage_model.serving.in_parts import LEAST_ROWS
+from itemsage_model.serving.in_parts import LEAST_ROWS, built_once
 from schemas.cells import to_list_column
 from schemas.elements import FEATURE_CELLS
 from schemas.errors import InputError, TableError, leaving_a_worker
@@ -26,8 +26,6 @@ from schemas.tables import EMBEDDING_DIM, ITEM_EMBEDDINGS, ITEM_FEATURES
 _LENGTH_TOLERANCE = 1e-3
 
 ROWS_AT_ONCE = ScoreSettings().rows_per_batch
-
-_LOADED: dict[tuple[str, int, Precision], Scorer] = {}
 
 
 class Scorer:
@@ -84,7 +82,7 @@ def load_once(
     precision: Precision = "float32",
     sha256: str = "",
 ) -> Scorer:
-    """The scorer of these weights, built once per process; one thread, as a Spark task slot is one core.
+    """The scorer of these weights, built once per process.
 
     Raises:
         InputError: the weights that arrived do not have the `sha256` that was sent with them.
@@ -93,12 +91,7 @@ def load_once(
     if sha256 and found != sha256:
         cure = "They were damaged on their way to the worker: run the stage again."
         raise InputError("model", "weights", expected=f"sha256 {sha256}", found=found, cure=cure)
-    identity = (found, rows_at_once, precision)
-    if identity not in _LOADED:
-        torch.set_num_threads(1)
-        _LOADED.clear()
-        _LOADED[identity] = Scorer(weights, spec, rows_at_once, precision)
-    return _LOADED[identity]
+    return built_once((found, rows_at_once, precision), lambda: Scorer(weights, spec, rows_at_once, precision))
 
 
 def _require_unit_length(embeddings: npt.NDArray[np.float32]) -> None:
