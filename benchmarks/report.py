@@ -90,15 +90,15 @@ def print_outcome(title: str, unit: str, outcome: Outcome) -> None:
 
 def print_rows(rows: list[Row]) -> None:
     """The final table: row, what against what, ratio, bar, held or not."""
-    print(f"\n{'row':<5}{'what':<50}{'ratio':>9}{'min':>9}{'max':>9}  {'bar':<10}held")
+    print(f"\n{'row':<10}{'what':<50}{'ratio':>9}{'min':>9}{'max':>9}  {'bar':<10}held")
     for row in rows:
         numbers = (row.median, row.minimum, row.maximum)
         cells = (f"{number:>9.2f}" if number is not None else f"{'-':>9}" for number in numbers)
         verdict = {True: "yes", False: "no", None: "not run" if row.median is None else "-"}[row.held]
-        print(f"{row.row:<5}{row.name:<50}{''.join(cells)}  {row.bar or '-':<10}{verdict}")
+        print(f"{row.row:<10}{row.name:<50}{''.join(cells)}  {row.bar or '-':<10}{verdict}")
         if row.against or row.why:
             notes = (f"against {row.against}" if row.against else "", row.why)
-            print(f"{'':<5}  " + "; ".join(note for note in notes if note))
+            print(f"{'':<10}  " + "; ".join(note for note in notes if note))
     print(end="", flush=True)
 
 

@@ -29,7 +29,7 @@ def spark_defaults() -> dict[str, str]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: `make test` deals files out in this order, as it tells xdist not to reorder them."""
-    longest = ("test_month", "test_end_to_end", "test_search_text_move", "test_by_name")
+    longest = ("test_month", "test_end_to_end", "test_search_text_move", "test_by_name", "test_cluster")
     items.sort(key=lambda item: next((n for n, name in enumerate(longest) if name in item.nodeid), len(longest)))
 
 

@@ -125,39 +125,81 @@ def rows_of(found: Published) -> dict[str, Row]:
     return rows
 
 
-@pytest.mark.timeout(1200)
-@pytest.mark.fault(
-    "month", "recovered", "kills, bad days, late and repeated events, new models and a rollback for weeks"
-)
-def test_days_of_a_shop_end_as_if_nothing_had_happened(
-    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seed = int(os.environ.get("ITEMSAGE_MONTH_SEED", "1"))
+@dataclass(frozen=True)
+class Lived:
+    """What is left of the days: the shop's warehouse, and a clean run's.
+
+    Attributes:
+        plan: What was to happen.
+        settings: The shop's.
+        clean: The settings of the clean run.
+        index: What an index that followed each day has.
+        scheduler: It has the shop's settings.
+    """
+
+    plan: Plan
+    settings: Settings
+    clean: Settings
+    index: Index
+    scheduler: Scheduler
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Lived]:
+    """All days, lived through, and the clean run after them."""
+    seed, folder = int(os.environ.get("ITEMSAGE_MONTH_SEED", "1")), tmp_path_factory.mktemp("month")
     draw = random.Random(seed)
     plan = a_month(draw) if request.config.getoption("--kills", default=0) >= MANY_KILLS else a_week()
     print(f"seed {seed}: {plan}")
-    monkeypatch.setenv("ITEMSAGE_SPARK_SUBMIT", SUBMIT)
-    settings_file, clean_file = (write_settings(tmp_path / name) for name in ("shop", "clean"))
+    settings_file, clean_file = (write_settings(folder / name) for name in ("shop", "clean"))
     settings, clean = load_settings(settings_file), load_settings(clean_file)
     index = Index()
-    scheduler = Scheduler(tmp_path / "scheduler", settings_file, draw)
-    try:
-        for day in range(plan.days):
-            live_through(day, seed, plan, scheduler, settings, index)
-        scheduler.settings = clean_file
-        in_peace(seed, plan, scheduler, tmp_path / "clean" / "in")
-        print(f"killed: {scheduler.killed}")
-        assert len(scheduler.killed) >= len(plan.unlucky) / 2
-        require_equal_tables(settings, clean, plan)
-        require_sound_versions(settings.layout, index)
-        require_every_run(settings, [one for one in scheduler.finished if one.settings == settings_file])
-        scheduler.settings = settings_file
-        require_no_litter(settings, scheduler, plan, index)
-    except BaseException:
-        print(scheduler.log())
-        raise
-    finally:
-        scheduler.close()
+    scheduler = Scheduler(folder / "scheduler", settings_file, draw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ITEMSAGE_SPARK_SUBMIT", SUBMIT)
+        try:
+            for day in range(plan.days):
+                live_through(day, seed, plan, scheduler, settings, index)
+            scheduler.settings = clean_file
+            in_peace(seed, plan, scheduler, folder / "clean" / "in")
+            scheduler.settings = settings_file
+            print(f"killed: {scheduler.killed}")
+            yield Lived(plan, settings, clean, index, scheduler)
+        except BaseException:
+            print(scheduler.log())
+            raise
+        finally:
+            scheduler.close()
+
+
+# Four tests of one fixture: xdist gives a worker its next file as soon as two tests are left of the one that it has,
+# and whatever came behind a single test of a quarter of an hour would wait for it.
+of_those_days = pytest.mark.fault(
+    "month", "recovered", "kills, bad days, late and repeated events, new models and a rollback for weeks"
+)
+
+
+@of_those_days
+@pytest.mark.timeout(1200)
+def test_days_of_a_shop_end_as_if_nothing_had_happened(lived: Lived) -> None:
+    assert len(lived.scheduler.killed) >= len(lived.plan.unlucky) / 2
+    require_equal_tables(lived.settings, lived.clean, lived.plan)
+
+
+@of_those_days
+def test_every_version_of_those_days_is_sound(lived: Lived) -> None:
+    require_sound_versions(lived.settings.layout, lived.index)
+
+
+@of_those_days
+def test_every_run_of_those_days_is_on_record(lived: Lived) -> None:
+    of_the_shop = lived.scheduler.settings
+    require_every_run(lived.settings, [one for one in lived.scheduler.finished if one.settings == of_the_shop])
+
+
+@of_those_days
+def test_maintenance_removes_what_those_days_left(lived: Lived) -> None:
+    require_no_litter(lived.settings, lived.scheduler, lived.plan, lived.index)
 
 
 def live_through(day: int, seed: int, plan: Plan, scheduler: Scheduler, settings: Settings, index: Index) -> None:
