@@ -86,8 +86,8 @@ doctor: .venv/installed
 test: ready
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-faults: ready ## Three at a time, as each mostly waits: for Java to start, for a file, for what it has killed.
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m fault --kills 200
+faults: ready
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m fault --kills 200
 
 bench: ready
 	@$(BIN)/python -m benchmarks

@@ -54,6 +54,7 @@ class Plan:
 
     Attributes:
         days: How many there are.
+        idle: Days on which nothing runs, as at weekends: the next day has the changes of all of them.
         weekly: Days on which everything runs; the last of them makes the model that is live at the end.
         bad: Day -> what is wrong with its tables.
         taken_back: The day on which a second model is published and rolled back from; the days go on with the first.
@@ -69,6 +70,7 @@ class Plan:
     unlucky: dict[int, int]
     across: int = 0
     cold: tuple[int, ...] = ()
+    idle: tuple[int, ...] = ()
 
 
 def a_week() -> Plan:
@@ -78,8 +80,9 @@ def a_week() -> Plan:
 def a_month(draw: random.Random) -> Plan:
     bad = {3: "catalog", 10: "images", 18: "file"}
     # Trainings among them, that of the last model too.
-    unlucky = {14: 1, 15: 1, 21: 2} | dict.fromkeys(draw.sample((1, 2, 4, 5, 9, 11, 12, 16, 19, 22, 24, 25), 4), 1)
-    return Plan(28, (0, 7, 14, 21), bad, taken_back=15, unlucky=unlucky, across=8, cold=(6,))
+    unlucky = {14: 1, 15: 1, 21: 2} | dict.fromkeys(draw.sample((1, 2, 4, 7, 9, 11, 16, 22, 23, 24), 4), 1)
+    weekends = (5, 6, 12, 13, 19, 20)
+    return Plan(26, (0, 7, 14, 21), bad, taken_back=15, unlucky=unlucky, across=8, cold=(4,), idle=weekends)
 
 
 @dataclass
@@ -206,6 +209,8 @@ def live_through(day: int, seed: int, plan: Plan, scheduler: Scheduler, settings
     """One day of the shop and of its scheduler; the index follows what is published."""
     inputs, date, what = scheduler.settings.parent / "in", as_of(day), plan.bad.get(day, "")
     write_day(inputs, seed, day)
+    if day in plan.idle:
+        return
     if what:
         spoil(inputs, seed, day, what)
     scheduler.is_warm = day not in plan.cold

@@ -150,13 +150,13 @@ def _source(new: DataFrame, table: Table, changes: Changes) -> DataFrame:
 
 
 def _is_same_row(table: Table, changes: Changes) -> Column:
-    """Whether an old and a new row have one key; the old one's bucket comes first, where it leaves enough out."""
+    """Whether an old and a new row have one key; old rows outside of all changed buckets are not even compared."""
     key = changes.key
-    as_stored = struct_type(table)[key].dataType
+    declared = struct_type(table)[key].dataType
     is_same = F.col(f"old.{key}") == F.col(f"new.{key}")
     # Hashes of equal numbers of two widths differ.
-    buckets = changed_buckets(changes.rows.select(F.col(key).cast(as_stored)), changes.total)
-    return is_same if buckets is None else is_same & is_in_buckets(F.col(f"old.{key}").cast(as_stored), buckets)
+    buckets = changed_buckets(changes.rows.select(F.col(key).cast(declared)), changes.total)
+    return is_same if buckets is None else is_same & is_in_buckets(F.col(f"old.{key}").cast(declared), buckets)
 
 
 def deleted_share(uri: str) -> float:

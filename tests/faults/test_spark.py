@@ -78,7 +78,7 @@ def test_a_driver_killed_at_any_moment(spark: SparkSession, tmp_path: Path, kill
     seed = int.from_bytes(os.urandom(4), "big")
     draw = random.Random(seed)
     print(f"seed of the kills: {seed}")
-    for _ in range(max(1, kills // 60)):
+    for _ in range(max(1, kills // 100)):
         with (tmp_path / "log").open("w") as log:
             driver = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.driver", warehouse.uri, str(first)], cwd=ROOT, text=True,
