@@ -41,6 +41,8 @@ from schemas.warehouse import Warehouse
 from tests.month.scheduler import SUBMIT, Finished, Scheduler
 from tests.month.shop import BAD_DAYS, as_of, spoil, write_day, write_settings, write_until
 
+pytestmark = pytest.mark.timeout(1200)
+
 MANY_KILLS = 100
 """From so many `--kills` on, it is a month; else a week."""
 
@@ -183,7 +185,6 @@ of_those_days = pytest.mark.fault(
 
 
 @of_those_days
-@pytest.mark.timeout(1200)
 def test_days_of_a_shop_end_as_if_nothing_had_happened(lived: Lived) -> None:
     assert len(lived.scheduler.killed) >= len(lived.plan.unlucky) / 2
     require_equal_tables(lived.settings, lived.clean, lived.plan)
