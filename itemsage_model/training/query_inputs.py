@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
 from typing import cast
 
 import numpy as np
@@ -30,6 +29,8 @@ from schemas.stages import BUILD_ITEM_FEATURES, BUILD_QUERY_PAIRS, EMBED_QUERIES
 from schemas.tables import ITEM_FEATURES
 
 _ROWS_AT_ONCE = 65_536
+_starts: dict[tuple[str, str, str, tuple[str, ...]], TextStart] = {}
+"""The last one alone."""
 _OF_THE_MACHINE = {"processes", "threads", "precision", "shuffle_rows", "prefetch_batches", "log_every",
                    "checkpoint_every", "final_pass", "seed"}  # fmt: skip
 """Keys of [train] that hold for this training too."""
@@ -149,17 +150,15 @@ def begin(inputs: Inputs, settings: Settings) -> QueryTower:
     return tower
 
 
-@lru_cache(maxsize=1)
-def _cached_start(settings_json: str, frozen: str, space: str, texts: tuple[str, ...]) -> TextStart:
-    del frozen  # of another run of embed_queries, another start
-    settings = Settings.model_validate_json(settings_json)
-    return text_start(settings, read_record(settings.layout, EMBED_QUERIES), space, texts)
-
-
 def _start(settings: Settings, space: str, texts: list[str]) -> TextStart:
     """What training begins with; kept, as both passes begin with it."""
-    frozen = read_record(settings.layout, EMBED_QUERIES).sha256
-    return _cached_start(settings.model_dump_json(exclude_unset=True), frozen, space, tuple(texts))
+    queries = read_record(settings.layout, EMBED_QUERIES)
+    # Of another run of embed_queries, another start.
+    key = (settings.model_dump_json(), queries.sha256, space, tuple(texts))
+    if key not in _starts:
+        _starts.clear()
+        _starts[key] = text_start(settings, queries, space, key[-1])
+    return _starts[key]
 
 
 def _texts_of(versions: Iterable[TableVersion]) -> tuple[npt.NDArray[np.int64], list[str]]:

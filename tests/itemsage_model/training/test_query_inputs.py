@@ -61,6 +61,13 @@ def test_it_learns_which_text_belongs_to_which_item(tmp_path: Path, monkeypatch:
     assert (model.spec.base, model.spec.item_space, model.spec.is_one_space) == ("scratch", "pinsage-1", False)
 
 
+def test_a_shop_without_images_trains_one_too(tmp_path: Path) -> None:
+    settings = make_text_warehouse(tmp_path, steps=2)
+    inputs = settings.inputs.model_copy(update={"has_images": False})
+    training.train(settings.model_copy(update={"preset": "auto", "inputs": inputs}), CPU, QUERY_ENCODER)
+    assert read_record(settings.layout, TRAIN_QUERY_ENCODER).metrics.steps == 2
+
+
 def test_from_scratch_is_said_loudly(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pin_inputs(settings_of(make_text_warehouse(tmp_path, max_tokens=17)))
     assert "warning: search_text.folder names no pretrained encoder" in capfd.readouterr().out
