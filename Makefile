@@ -47,7 +47,7 @@ demo: ready
 	@$(BIN)/itemsage search --settings demo.toml --samples 3 --k 3 $(foreach s,$(SET),--set $(s))
 
 # The same from pixels: the shop draws pictures, which EfficientNet-Lite0 embeds; smaller, as a picture costs a core some milliseconds.
-PICTURED := warehouse.uri=./demo-pictures-warehouse demo_world.pictures=true demo_world.items=4000 demo_world.events=120000 model.image_length=1280 pictures.folder=./demo-pictures-model
+PICTURED := warehouse.uri=./demo-pictures-warehouse demo_world.pictures=true demo_world.items=4000 demo_world.events=120000 model.image_length=1280 pictures.folder=./demo-pictures-model 'pictures.query_kinds=[\"closeup\"]'
 
 demo-pictures: ready demo-pictures-model
 	@$(MAKE) --no-print-directory demo SET="$(PICTURED) $(SET)"

@@ -1,7 +1,7 @@
-"""Give every query its frozen embedding: its own, brought to unit length, or one made from its text.
+"""Give every query its frozen embedding: its own at unit length, one of the pictures it shows, or one of its text.
 
-Reads: queries; items (to fit the text encoder, which embed_items reads too); with query_encoder.kind = "trained" the
-model that train_query_encoder left.
+Reads: queries; items (to fit the text encoder, which embed_items reads too); item_images, for kinds of queries that
+pictures.query_kinds names; with query_encoder.kind = "trained" the model that train_query_encoder left.
 Writes: query_embeddings, rejected_queries; the encoder at `<warehouse>/query_encoder/`, and at
 `<warehouse>/query_projections/` how embeddings of another length than 256 become such of 256, fitted once per space.
 One row is: one query with its embedding; one query that cannot be used, and why.
@@ -39,14 +39,16 @@ from jobs.runtime.rejects import require_few_rejects, require_some_of_each
 from jobs.transforms.items import broken_texts
 from jobs.transforms.quarantine import Check, accepted, rejected, with_reject
 from jobs.transforms.queries import FIT_FEATURES, catalog_texts, count_texts, with_verdicts
+from jobs.transforms.query_pictures import with_picture_embeddings
 from schemas.cells import to_list_column, to_matrix
 from schemas.errors import SettingsError, TableError
 from schemas.metrics import QueryMetrics
 from schemas.records import find_record
 from schemas.settings import QueryEncoderSettings, Settings
-from schemas.stages import EMBED_QUERIES, TRAIN_QUERY_ENCODER
+from schemas.stages import EMBED_IMAGES, EMBED_QUERIES, TRAIN_QUERY_ENCODER
 from schemas.tables import (
     EMBEDDING_DIM,
+    ITEM_IMAGES,
     ITEMS,
     MAX_TEXT_CHARACTERS,
     QUERIES,
@@ -99,17 +101,21 @@ def check_spaces(usable: DataFrame, encoder_name: str | None) -> dict[str, str]:
     return {kind: name for kind, (name,) in found.items()}
 
 
-def fit_projections(usable: DataFrame, layout: Warehouse) -> dict[str, Projection]:
-    """The projection of each space whose embeddings have another length than 256; fitted once, and then kept.
+def fit_projections(usable: DataFrame, layout: Warehouse, of_pictures: str = "") -> dict[str, Projection]:
+    """The projection of pictures, and of each space whose embeddings have another length than 256.
+
+    Each is fitted once, and then kept.
 
     Args:
         usable: Accepted queries, one space per kind.
         layout: Where projections are kept.
+        of_pictures: The space of pictures, of which the direction of the mean is left out; empty = there is none.
 
     Raises:
         TableError: a space was projected before, from another length.
     """
-    others = usable.where(F.col("query_embedding").isNotNull() & (F.col("embedding_length") != EMBEDDING_DIM))
+    is_projected = (F.col("embedding_length") != EMBEDDING_DIM) | (F.col("embedding_space") == of_pictures)
+    others = usable.where(F.col("query_embedding").isNotNull() & is_projected)
     found = others.select("embedding_space", "embedding_length").distinct().orderBy("embedding_space").collect()
     projections = {}
     for space, length in found:
@@ -119,7 +125,7 @@ def fit_projections(usable: DataFrame, layout: Warehouse) -> dict[str, Projectio
         sample = to_matrix(rows["query_embedding"])
         projection = load_projection(uri)
         if projection is None:
-            projection = fit_projection(space, sample)
+            projection = fit_projection(space, sample, has_common_direction=space == of_pictures)
             save_projection(projection, uri)
         if projection.length != length:
             raise TableError(
@@ -182,7 +188,7 @@ def build(
 def run(spark: SparkSession, settings: Settings) -> None:
     """Read the queries, fit the encoder where it is needed, embed, write."""
     with JobRun(spark, settings, STAGE) as job:
-        verdicts = with_verdicts(job.read(QUERIES)).persist(StorageLevel.MEMORY_AND_DISK)
+        verdicts = with_verdicts(_read(job), settings.pictures.query_kinds).persist(StorageLevel.MEMORY_AND_DISK)
         usable = accepted(verdicts)
         texts = count_texts(usable)
         items = job.read(ITEMS)
@@ -193,7 +199,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
             encoder = _fit(items, settings.query_encoder, broken, is_needed=is_needed)
         name = encoder.name if encoder else None
         spaces = check_spaces(usable, name)
-        projections = fit_projections(usable, settings.layout)
+        projections = fit_projections(usable, settings.layout, _picture_space(job))
         spaces |= {kind: projections[space].name for kind, space in spaces.items() if space in projections}
         made_by = maker(name, *sorted(projection.name for projection in projections.values()))
         changes = find_kept(job, QUERY_EMBEDDINGS, usable.select("query_id", SOURCE_HASH), made_by)
@@ -225,6 +231,20 @@ def run(spark: SparkSession, settings: Settings) -> None:
         )
         embedded.unpersist()
         verdicts.unpersist()
+
+
+def _read(job: JobRun[QueryMetrics]) -> DataFrame:
+    """The queries, those of pictures.query_kinds with the embeddings of the pictures that they show."""
+    queries, settings = job.read(QUERIES), job.settings
+    if not settings.pictures.query_kinds:
+        return queries
+    kinds, most = settings.pictures.query_kinds, settings.model.max_images
+    return with_picture_embeddings(queries, job.read(ITEM_IMAGES), kinds, _picture_space(job), most)
+
+
+def _picture_space(job: JobRun[QueryMetrics]) -> str:
+    """The embedding space of pictures, where any kind of queries has it; empty = none has."""
+    return job.record(EMBED_IMAGES).metrics.encoder if job.settings.pictures.query_kinds else ""
 
 
 def kept_encoder(job: JobRun[QueryMetrics]) -> TextEncoder | None:

@@ -1,8 +1,8 @@
 """Write the input tables of a small synthetic shop with planted structure, and the truth behind it.
 
 Reads:  nothing; size and seed, tasks and log window come from the settings
-Writes: items, item_images (with demo_world.pictures, item_pictures instead), queries, engagement_logs; for the oracle
-true_item_vectors and true_query_vectors
+Writes: items, item_images, queries, engagement_logs (with demo_world.pictures, item_pictures instead of item_images,
+and no embeddings in queries); for the oracle true_item_vectors and true_query_vectors
 One row is what schemas/tables.py says, table by table.
 Safe to rerun because every row follows from the settings, and each table is replaced in one commit.
 
@@ -23,7 +23,7 @@ from pyspark.sql import SparkSession
 
 from jobs.demo_world.engagements import engagement_taste, make_log
 from jobs.demo_world.pictures import make_pictures
-from jobs.demo_world.shop import Items, Shop, generator, make_images, make_shop
+from jobs.demo_world.shop import Items, Queries, Shop, generator, make_images, make_shop
 from jobs.demo_world.words import item_texts
 from jobs.runtime import command_line
 from jobs.runtime.job_run import JobRun, side_by_side
@@ -64,12 +64,12 @@ def build(settings: Settings) -> dict[Table, pa.Table]:
         kind: _EVENTS_PER_SEARCH_QUERY if kind == "search" else _EVENTS_PER_IMAGE_QUERY for kind in engagements
     }
     counts = {kind: min(size.events // len(engagements) // n, _MAX_QUERIES) for kind, n in per_query.items()}
-    shop = make_shop(size.seed, size.items, counts)
+    shop = make_shop(size.seed, size.items, counts, has_pictures=size.pictures)
     log = make_log(shop, engagements, settings.dates, size.events)
     return {
         ITEMS: _items_table(shop.items, size.seed),
         **_shown(shop.items, size),
-        QUERIES: _queries_table(shop),
+        QUERIES: _queries_table(shop, has_embeddings=not size.pictures),
         ENGAGEMENT_LOGS: pa.table(
             {
                 "event_id": [f"event-{number:08d}" for number in log["event"]],
@@ -123,15 +123,15 @@ def _images_table(items: Items, seed: int) -> pa.Table:
     )
 
 
-def _queries_table(shop: Shop) -> pa.Table:
+def _queries_table(shop: Shop, *, has_embeddings: bool) -> pa.Table:
+    """The queries; without embeddings the pipeline makes them of texts and of pictures."""
     tables = [
         pa.table(
             {
                 "query_id": queries.ids,
                 "query_kind": [kind] * len(queries.ids),
                 "text": pa.array(queries.texts, pa.string()),
-                "query_embedding": to_list_column(queries.embeddings),
-                "embedding_space": [f"demo-{kind}-1"] * len(queries.ids),
+                **_embeddings(kind, queries, is_given=has_embeddings),
                 "query_item_id": pa.array(
                     [shop.items.ids[row] if row >= 0 else None for row in queries.items], pa.string()
                 ),
@@ -140,6 +140,14 @@ def _queries_table(shop: Shop) -> pa.Table:
         for kind, queries in shop.queries.items()
     ]
     return pa.concat_tables(tables)
+
+
+def _embeddings(kind: str, queries: Queries, *, is_given: bool) -> dict[str, pa.Array]:
+    count = len(queries.ids)
+    if is_given:
+        spaces = pa.array([f"demo-{kind}-1"] * count, pa.string())
+        return {"query_embedding": to_list_column(queries.embeddings), "embedding_space": spaces}
+    return {"query_embedding": pa.nulls(count, pa.list_(pa.float32())), "embedding_space": pa.nulls(count, pa.string())}
 
 
 def _true_queries_table(shop: Shop, engagements: dict[str, list[str]]) -> pa.Table:

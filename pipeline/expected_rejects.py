@@ -101,16 +101,18 @@ def picture_rules(pictures: pa.Table, settings: Settings, known: Known) -> list[
     ]
 
 
-def query_rules(queries: pa.Table) -> list[Rule]:
-    """Of QUERIES, but for what their numbers are."""
+def query_rules(queries: pa.Table, settings: Settings) -> list[Rule]:
+    """Of QUERIES, but for what their numbers are, and for products without pictures that they show."""
     has_embedding = ~_mask(_column(queries, "query_embedding").is_null())
+    is_bare = ~has_embedding & _is_in(_column(queries, "query_kind"), settings.pictures.query_kinds)
     is_unnamed, is_mute = _is_blank(queries, "embedding_space"), _is_blank(queries, "text")
     rules = [
         _blank(queries, "null_id", "query_id"),
         _blank(queries, "null_kind", "query_kind"),
         *_text_rules(queries, QUERIES),
         Rule("unnamed_space", "embedding_space", has_embedding & is_unnamed),
-        Rule("no_embedding_no_text", "text", ~has_embedding & is_mute),
+        Rule("no_picture", "query_item_id", is_bare & _is_blank(queries, "query_item_id")),
+        Rule("no_embedding_no_text", "text", ~has_embedding & ~is_bare & is_mute),
     ]
     return rules + _copy_rules(queries, QUERIES, ("query_id",), "query", rules)
 
@@ -293,7 +295,7 @@ RULES: dict[str, Callable[[pa.Table, Settings, Known], list[Rule]]] = {
     ITEMS.name: lambda rows, settings, known: item_rules(rows),
     ITEM_IMAGES.name: image_rules,
     ITEM_PICTURES.name: picture_rules,
-    QUERIES.name: lambda rows, settings, known: query_rules(rows),
+    QUERIES.name: lambda rows, settings, known: query_rules(rows, settings),
     ENGAGEMENT_LOGS.name: event_rules,
 }
 """Of each input table, in the order in which the jobs ask."""

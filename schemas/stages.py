@@ -71,8 +71,9 @@ MAKE_DEMO_WORLD = Stage(
 """Not of the pipeline: it stands where a shop has its own tables. Writes item_images, or else item_pictures."""
 
 EMBED_QUERIES = Stage(
-    "embed_queries", (t.QUERIES, t.ITEMS), (t.QUERY_EMBEDDINGS, t.REJECTED_QUERIES), QueryMetrics
+    "embed_queries", (t.QUERIES, t.ITEMS, t.ITEM_IMAGES), (t.QUERY_EMBEDDINGS, t.REJECTED_QUERIES), QueryMetrics
 )  # fmt: skip
+"""Reads item_images only where pictures.query_kinds names a kind of queries."""
 
 EMBED_ITEMS = Stage("embed_items", (t.ITEMS,), (t.ITEM_TEXT_EMBEDDINGS,), ItemTextMetrics)
 """Reads the encoder that embed_queries saved, too."""
@@ -203,10 +204,10 @@ BESIDE: tuple[Stage[Any], ...] = (
 """Stages that are not of the pipeline, and leave a record like those that are."""
 
 WHOLE: tuple[Stage[Any], ...] = (
+    EMBED_IMAGES,
     EMBED_QUERIES,
     EMBED_ITEMS,
     BUILD_VOCABULARY,
-    EMBED_IMAGES,
     BUILD_ITEM_FEATURES,
     BUILD_TRAINING_TABLES,
     TRAIN,

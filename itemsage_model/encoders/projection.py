@@ -2,7 +2,8 @@
 
 A projection is fitted once for an embedding space and kept with its name: vectors may only be compared with others
 that came through the same one. It is linear and has orthonormal columns, so it keeps dot products as nearly as 256
-dimensions can; narrower vectors are padded with zeros, which keeps them exactly.
+dimensions can; narrower vectors are padded with zeros, which keeps them exactly. Of a space whose vectors all lie
+around one direction, as pictures' do, that direction can be left out: it tells none from another.
 """
 
 from __future__ import annotations
@@ -55,12 +56,15 @@ class Projection:
     Attributes:
         source_space: The space of the vectors that it takes.
         matrix: float32 [length, 256].
-        explained_variance: Share of the fitted vectors' squared length that it keeps, 0 to 1.
+        explained_variance: Share of the fitted vectors' squared length that it keeps, 0 to 1; that along `common` does
+            not count.
+        common: float32 [length], at unit length: the direction of the vectors' mean, which is left out; None = none is.
     """
 
     source_space: str
     matrix: npt.NDArray[np.float32]
     explained_variance: float
+    common: npt.NDArray[np.float32] | None = None
 
     @property
     def length(self) -> int:
@@ -85,8 +89,11 @@ class Projection:
         return projected
 
     def kept_share(self, vectors: npt.NDArray[np.float32]) -> float:
-        """What is kept of the squared length of vectors [row, length], each scaled to length 1; 0 to 1."""
-        unit = _scaled(vectors)
+        """What is kept of the squared length of vectors [row, length], each scaled to length 1; 0 to 1.
+
+        What they have along `common` does not count.
+        """
+        unit = _without(_scaled(vectors), self.common)
         return float((self.apply(unit) ** 2).sum() / max(float((unit.astype(np.float64) ** 2).sum()), 1e-12))
 
 
@@ -96,21 +103,44 @@ def _scaled(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return scaled
 
 
-def fit_projection(source_space: str, vectors: npt.NDArray[np.float32]) -> Projection:
-    """Fit the projection of a space on some of its vectors [row, length], each weighing as much as any other."""
-    matrix, explained = leading_directions(_scaled(vectors))
-    return Projection(source_space, matrix, explained)
+def _without(vectors: npt.NDArray[np.float32], common: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32]:
+    return vectors if common is None else vectors - np.outer(vectors @ common, common)
+
+
+def fit_projection(
+    source_space: str, vectors: npt.NDArray[np.float32], *, has_common_direction: bool = False
+) -> Projection:
+    """Fit the projection of a space on some of its vectors, each weighing as much as any other.
+
+    Args:
+        source_space: The space.
+        vectors: [row, length].
+        has_common_direction: Leave out the direction of their mean (Mu and Viswanath, arXiv 1702.01417). Vectors of an
+            image network are sums of what it has found, none of them negative: most of each is what all share (two
+            thirds of the squared length, EfficientNet-Lite0 on the demo), from which a softmax learns slowly.
+    """
+    unit, common = _scaled(vectors), None
+    if has_common_direction:
+        mean = unit.mean(axis=0, dtype=np.float64)
+        common = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
+    matrix, explained = leading_directions(_without(unit, common))
+    # Where there are fewer vectors than directions, those that are left may be any.
+    # In the order in which it is stored: the last bits of a product depend on it.
+    matrix = np.ascontiguousarray(_without(matrix.T, common).T)
+    return Projection(source_space, matrix, explained, common)
 
 
 def save_projection(projection: Projection, uri: str) -> None:
     """Write `<uri>/projection.safetensors` and, last, `<uri>/projection.json`."""
-    arrays = safetensors.numpy.save({"matrix": np.ascontiguousarray(projection.matrix)})
+    arrays = {"matrix": np.ascontiguousarray(projection.matrix)}
+    if projection.common is not None:
+        arrays["common"] = projection.common
     described = {
         "source_space": projection.source_space,
         "name": projection.name,
         "explained_variance": projection.explained_variance,
     }
-    write_bytes(f"{uri}/projection.safetensors", arrays)
+    write_bytes(f"{uri}/projection.safetensors", safetensors.numpy.save(arrays))
     write_bytes(f"{uri}/projection.json", (json.dumps(described, indent=2) + "\n").encode())
 
 
@@ -127,8 +157,9 @@ def load_projection(uri: str) -> Projection | None:
     except ValueError as error:
         raise _damaged(uri, str(error)) from error
     try:
-        matrix = safetensors.numpy.load(read_bytes(f"{uri}/projection.safetensors"))["matrix"]
-        projection = Projection(described["source_space"], matrix, described["explained_variance"])
+        arrays = safetensors.numpy.load(read_bytes(f"{uri}/projection.safetensors"))
+        matrix, common = arrays["matrix"], arrays.get("common")
+        projection = Projection(described["source_space"], matrix, described["explained_variance"], common)
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise _damaged(uri, f"{type(error).__name__} {error}") from error
     if projection.name != described["name"]:

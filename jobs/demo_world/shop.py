@@ -222,7 +222,9 @@ class Queries:
     true_vectors: Floats
 
 
-def make_queries(codebook: Codebook, items: Items, seed: int, query_kind: str, count: int) -> Queries:
+def make_queries(
+    codebook: Codebook, items: Items, seed: int, query_kind: str, count: int, pictured: Ints | None = None
+) -> Queries:
     """Draw queries of one kind: `search` types a text, any other kind views an image of an item or of an unseen pin.
 
     Args:
@@ -231,6 +233,7 @@ def make_queries(codebook: Codebook, items: Items, seed: int, query_kind: str, c
         seed: The world's seed.
         query_kind: Its name, which seeds its rotation.
         count: How many; of search queries with equal texts one is kept.
+        pictured: Rows of the items that a viewed image can show, which is then one of theirs; None = all, and pins.
     """
     rng = generator(seed, "queries", query_kind)
     texts: list[str | None]
@@ -238,9 +241,13 @@ def make_queries(codebook: Codebook, items: Items, seed: int, query_kind: str, c
         hidden, texts = _wishes(codebook, rng, count)
         shown, background_share = np.full(len(texts), -1), 0.0
     else:
-        known = rng.permutation(len(items.ids))[: round(count * (1 - UNSEEN_PIN_SHARE))]
-        pins = count - len(known)
-        shown, texts = rng.permutation(np.concatenate([known, np.full(pins, -1)])), [None] * count
+        if pictured is None:
+            known = rng.permutation(len(items.ids))[: round(count * (1 - UNSEEN_PIN_SHARE))]
+            pins = count - len(known)
+        else:
+            known, pins = rng.permutation(pictured)[:count], 0
+        shown = rng.permutation(np.concatenate([known, np.full(pins, -1)]))
+        texts = [None] * len(shown)
         hidden = items.hidden[shown]
         hidden[shown < 0] = codebook.hidden(codebook.draw(rng, pins), _own_look(rng, pins))
         background_share = BACKGROUND_SHARE
@@ -281,15 +288,17 @@ class Shop:
     queries: dict[str, Queries]
 
 
-def make_shop(seed: int, item_count: int, query_counts: dict[str, int]) -> Shop:
+def make_shop(seed: int, item_count: int, query_counts: dict[str, int], *, has_pictures: bool = False) -> Shop:
     """Draw a shop.
 
     Args:
         seed: Decides everything.
         item_count: Size of the catalog.
         query_counts: Query kind -> number of queries.
+        has_pictures: Whether viewed images are the drawn pictures of items: fewer queries, where fewer items have any.
     """
     codebook = Codebook(seed)
     items = make_items(codebook, seed, item_count)
-    queries = {kind: make_queries(codebook, items, seed, kind, count) for kind, count in query_counts.items()}
+    pictured = np.flatnonzero(image_counts(items, seed)) if has_pictures else None
+    queries = {kind: make_queries(codebook, items, seed, kind, count, pictured) for kind, count in query_counts.items()}
     return Shop(seed, items, queries)

@@ -38,7 +38,17 @@ from schemas.input_tables import find_input
 from schemas.records import RunRecord, TableVersion, by_table, find_record, read_record, write_record
 from schemas.repeats import files_besides_tables, stop_if_done
 from schemas.settings import Settings
-from schemas.stages import BESIDE, EMBED_GRAPH, EXPORT_INDEX, WHOLE, Metrics, Stage, is_among, maker_of
+from schemas.stages import (
+    BESIDE,
+    EMBED_GRAPH,
+    EMBED_QUERIES,
+    EXPORT_INDEX,
+    WHOLE,
+    Metrics,
+    Stage,
+    is_among,
+    maker_of,
+)
 from schemas.storage import rows_of, version_files
 
 _MAX_CONCURRENT_TABLES = 4
@@ -137,6 +147,8 @@ class JobRun(Generic[Metrics]):
         return self._records[stage.name]
 
     def _reads_from(self, stage: Stage[Any]) -> bool:
+        if self.stage is EMBED_QUERIES and not self.settings.pictures.query_kinds:
+            return False  # it reads no item_images then, and must not stand by their encoder
         return any(is_among(table.name, self.stage.reads) for table in stage.writes)
 
     @property

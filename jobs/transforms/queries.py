@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from pyspark.sql import DataFrame, Window
@@ -35,10 +36,15 @@ _SOURCE = ("query_kind", "text", "query_embedding", "embedding_space", "query_it
 """What a row of query_embeddings is made of, beside its id."""
 
 
-def with_verdicts(queries: DataFrame) -> DataFrame:
+def with_verdicts(queries: DataFrame, picture_kinds: Collection[str] = ()) -> DataFrame:
     """Add `has_text`, SOURCE_HASH, and `reject` where a query cannot be used as it stands.
 
     See `with_copies` for repeated ids.
+
+    Args:
+        queries: Rows of QUERIES, after `with_picture_embeddings` where any kind is embedded by pictures.
+        picture_kinds: Those kinds. A query of them without an embedding is rejected, whatever text it has: of one kind
+            all embeddings lie in one space.
     """
     has_embedding = F.col("query_embedding").isNotNull()
     length = F.coalesce("embedding_length", F.lit(EMBEDDING_DIM))
@@ -55,6 +61,11 @@ def with_verdicts(queries: DataFrame) -> DataFrame:
             "not_a_vector", not_a_vector("query_embedding", length), "query_embedding",
             "finite numbers, not all zero, as many as most embeddings of its space have",
             "Correct it, or leave it null to have the text embedded.",
+        ),
+        Check(
+            "no_picture", ~has_embedding & F.col("query_kind").isin(list(picture_kinds)), "query_item_id",
+            "a product in item_pictures with a usable picture, as pictures.query_kinds names the query's kind",
+            "Give the product a picture, or take the kind out of pictures.query_kinds.",
         ),
         Check(
             "no_embedding_no_text", ~has_embedding & ~F.col("has_text"), "text",

@@ -137,17 +137,9 @@ class Settings(Section):
             raise ValueError(
                 f'train.start = "spectral" has nowhere to go: also set model.{", model.".join(SPECTRAL_PARTS)}'
             )
-        if self.demo_world.pictures and not self.pictures.folder:
-            raise ValueError("demo_world.pictures: pictures need a model that embeds them: also set pictures.folder")
-        if self.pictures.head and not self.pictures.folder:
-            raise ValueError("pictures.head: there is no encoder that a head could stand on: also set pictures.folder")
+        self._require_usable_pictures()
         if self.negatives:
             self._require_usable_negatives()
-        if self.pictures.folder and (self.inputs.item_images or not self.inputs.has_images):
-            raise ValueError(
-                "pictures.folder: embed_images makes item_images of item_pictures, so take inputs.item_images out and "
-                "leave inputs.has_images true; or take pictures.folder out"
-            )
         places = {
             "warehouse.uri": self.warehouse.uri,
             "query_encoder.folder": self.query_encoder.folder,
@@ -181,6 +173,26 @@ class Settings(Section):
                 f"{key}: expected a place below one of security.allowed_roots ({', '.join(roots)}); found {place}, "
                 f"which is {plain(place) or 'no plain URI'}. Name another, or have the settings file allow it."
             )
+
+    def _require_usable_pictures(self) -> None:
+        kinds = self.pictures.query_kinds
+        if not self.pictures.folder:
+            for key, is_set in {"demo_world.pictures": self.demo_world.pictures, "pictures.query_kinds": kinds}.items():
+                if is_set:
+                    raise ValueError(f"{key}: pictures need a model that embeds them: also set pictures.folder")
+            if self.pictures.head:
+                raise ValueError(
+                    "pictures.head: there is no encoder that a head could stand on: also set pictures.folder"
+                )
+        elif self.inputs.item_images or not self.inputs.has_images:
+            raise ValueError(
+                "pictures.folder: embed_images makes item_images of item_pictures, so take inputs.item_images out and "
+                "leave inputs.has_images true; or take pictures.folder out"
+            )
+        others = sorted(set(kinds) - {task.query_kind for task in self.task_list})
+        if others or len(set(kinds)) != len(kinds):
+            found = f"no task has queries of the kind {others[0]}" if others else "a kind stands there twice"
+            raise ValueError(f"pictures.query_kinds: {found}; name kinds of [[tasks]], each once")
 
     def _require_usable_negatives(self) -> None:
         names = [entry.name for entry in self.negatives]

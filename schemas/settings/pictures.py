@@ -21,6 +21,7 @@ class PictureSettings(Section):
     timeout_seconds: float = Field(default=20.0, gt=0, le=_DAY)
     budget_seconds: float = Field(default=600.0, gt=0, le=_DAY)
     commit_every: int = Field(default=20_000, ge=1)
+    query_kinds: tuple[str, ...] = ()
     head: bool = False
 
 

@@ -291,4 +291,11 @@ def test_a_world_of_pictures_has_no_vectors(settings: Settings) -> None:
     plain = make_demo_world.build(settings)
     assert set(world) == set(plain) - {ITEM_IMAGES} | {ITEM_PICTURES}
     assert world[ITEM_PICTURES].column_names == list(ITEM_PICTURES.column_names)
-    assert world[ENGAGEMENT_LOGS].equals(plain[ENGAGEMENT_LOGS])
+    assert world[ITEMS].equals(plain[ITEMS])
+    queries, pictured = world[QUERIES], set(world[ITEM_PICTURES]["item_id"].to_pylist())
+    assert queries["query_embedding"].null_count == queries["embedding_space"].null_count == len(queries)
+    kinds = queries["query_kind"].to_pylist()
+    shown = [item for item, kind in zip(queries["query_item_id"].to_pylist(), kinds, strict=True) if kind == "closeup"]
+    assert shown
+    assert set(shown) <= pictured < set(world[ITEMS]["item_id"].to_pylist())
+    assert len(set(shown)) == len(shown)

@@ -46,7 +46,7 @@ def test_pictures_are_embedded_where_the_settings_name_them(settings: Settings) 
             "inputs": inputs.model_copy(update={"item_images": ""}),
         }
     )
-    assert cli.stages_from("embed_images", pictured)[:2] == ["embed_images", "build_item_features"]
+    assert cli.stages_from("embed_images", pictured)[:2] == ["embed_images", "embed_queries"]
 
 
 def test_each_stage_is_a_command_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -20,10 +20,11 @@ from jobs.transforms.items import split_items
 from jobs.transforms.keys import item_key
 from jobs.transforms.quarantine import accepted
 from jobs.transforms.queries import with_verdicts
+from jobs.transforms.query_pictures import with_picture_embeddings
 from pipeline.expected_rejects import RULES, Known, first_rules
 from schemas.columns import Table
 from schemas.settings import Settings
-from schemas.spark import conform
+from schemas.spark import conform, struct_type
 from schemas.tables import ENGAGEMENT_LOGS, ITEM_IMAGES, ITEMS, MAX_ID_BYTES, QUERIES
 
 ROWS = 300
@@ -113,6 +114,27 @@ def test_queries(spark: SparkSession, make_settings: Callable[..., Settings], tm
     expected = foreseen(queries, QUERIES, make_settings(), Known())
     assert expected == done(verdicts)
     require_some(expected, "null_kind", "unnamed_space", "no_embedding_no_text", "duplicate_query", "conflicting_query")
+
+
+def test_viewed_images(spark: SparkSession, make_settings: Callable[..., Settings], tmp_path: Path) -> None:
+    rows = {  # text, query_embedding, embedding_space, query_item_id
+        "shown": (None, None, None, b"i1"), "own": (None, [1.0, 2.0], b"space", None),
+        "blank": (None, None, None, b" "),
+        "told": (b"a mug", None, None, None),
+    }  # fmt: skip
+    table = {"query_id": as_strings(pa.array([name.encode() for name in [*rows, "mute"]]))}
+    table["query_kind"] = as_strings(pa.array([b"closeup"] * len(rows) + [b"search"]))
+    for number, name in enumerate(("text", "query_embedding", "embedding_space", "query_item_id")):
+        values = [row[number] for row in rows.values()] + [None]
+        table[name] = pa.array(values) if name == "query_embedding" else as_strings(pa.array(values, pa.binary()))
+    queries, kinds = pa.table(table), ["closeup"]
+    settings = make_settings(pictures={"folder": "/models/one", "query_kinds": kinds})
+    images = spark.createDataFrame([("i1", 0, [1.0, 2.0])], struct_type(ITEM_IMAGES))
+    filled = with_picture_embeddings(read(spark, queries, QUERIES, tmp_path), images, kinds, "space", 1)
+    verdicts = with_verdicts(filled, kinds).where("reject IS NOT NULL").select("reject.*")
+    expected = foreseen(queries, QUERIES, settings, Known())
+    assert expected == done(verdicts)
+    assert expected == {("no_picture", "query_item_id"): 2, ("no_embedding_no_text", "text"): 1}
 
 
 @pytest.mark.parametrize("event_id_is", ["event", "order"])

@@ -89,7 +89,7 @@ def test_a_jobs_docstring_names_the_tables_of_its_stage(stage: Stage[Any]) -> No
 
 
 def test_a_stage_that_is_none_is_refused_with_those_that_are() -> None:
-    with pytest.raises(KeyError, match="no stage 'scoring'; the stages are embed_queries"):
+    with pytest.raises(KeyError, match="no stage 'scoring'; the stages are embed_images, embed_queries"):
         stage_named("scoring")
 
 

@@ -67,3 +67,32 @@ def test_what_a_projection_keeps_of_other_vectors_is_measured():
     projection = fit_projection("clip-1", vectors_of_rank(100))
     assert projection.kept_share(vectors_of_rank(100)) == pytest.approx(1.0, abs=1e-5)
     assert projection.kept_share(np.random.default_rng(9).standard_normal((50, 512)).astype(np.float32)) < 0.8
+
+
+@pytest.mark.parametrize("length", [512, 200])
+def test_the_common_direction_of_pictures_is_left_out_and_tells_nothing_else_apart(tmp_path: Path, length: int):
+    around = np.random.default_rng(2).random(length).astype(np.float32)
+    vectors = 0.05 * vectors_of_rank(150, length=length) + 20 * around
+    projection = fit_projection("picture-1", vectors, has_common_direction=True)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    mean = unit.mean(axis=0) / np.linalg.norm(unit.mean(axis=0))
+    assert ((unit @ mean) ** 2).mean() > 0.9, "the vectors lie around one direction"
+    rest = unit - np.outer(unit @ mean, mean)
+    projected = projection.apply(unit)
+    np.testing.assert_allclose(projected @ projected.T, rest @ rest.T, atol=1e-5)
+    np.testing.assert_allclose(projection.apply(7 * mean[None]), 0, atol=1e-5)
+    assert projection.kept_share(vectors) == pytest.approx(1.0, abs=1e-3)
+    save_projection(projection, str(tmp_path))
+    again = load_projection(str(tmp_path))
+    assert again is not None
+    assert again.name == projection.name != fit_projection("picture-1", vectors).name
+    np.testing.assert_array_equal(again.apply(unit), projected)
+    assert again.kept_share(vectors) == projection.kept_share(vectors)
+    assert again.kept_share(mean[None] + 0.01 * np.eye(length, dtype=np.float32)[:1]) <= 1
+
+
+def test_of_fewer_vectors_than_directions_none_that_is_left_has_the_common_one():
+    vectors = vectors_of_rank(3, rows=5, length=300) + 10
+    projection = fit_projection("picture-1", vectors, has_common_direction=True)
+    mean = np.mean(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), axis=0)
+    np.testing.assert_allclose(projection.apply(mean[None]), 0, atol=1e-5)

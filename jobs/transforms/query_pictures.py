@@ -1,0 +1,59 @@
+"""Queries that show a product, with the embedding of its pictures: a viewed image, as the paper's closeup is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from schemas.cells import to_list_column
+
+
+def with_picture_embeddings(
+    queries: DataFrame, images: DataFrame, query_kinds: Collection[str], space: str, max_images: int
+) -> DataFrame:
+    """Give queries of some kinds that have no embedding the mean of the pictures' of the product that they show.
+
+    Assumed: the mean over the product's pictures, each at unit length, as the head over them learns; the paper embeds
+    the one image that was viewed.
+
+    Args:
+        queries: Rows of QUERIES.
+        images: Rows of ITEM_IMAGES as embed_images writes them, unique by item_id and position.
+        query_kinds: The kinds. Queries of others stay as they are, and so does one whose product has no picture.
+        space: The embedding space of the images.
+        max_images: Most images of one item, the first by position.
+    """
+    shown = queries.where(_lacks(query_kinds)).select(F.col("query_item_id").alias("item_id")).distinct()
+    known = images.join(shown, on="item_id", how="left_semi")
+    in_order = F.sort_array(F.collect_list(F.struct("position", "image_embedding"))).getField("image_embedding")
+    by_item = known.groupBy("item_id").agg(F.slice(in_order, 1, max_images).alias("vectors"))
+    means = by_item.mapInArrow(_means, "query_item_id string, picture_embedding array<float>")
+    # The right side is unique by query_item_id, so the join neither multiplies nor drops queries.
+    joined = queries.join(means, on="query_item_id", how="left")
+    is_filled = _lacks(query_kinds) & F.col("picture_embedding").isNotNull()
+    filled = {
+        "query_embedding": F.when(is_filled, F.col("picture_embedding")).otherwise(F.col("query_embedding")),
+        "embedding_space": F.when(is_filled, F.lit(space)).otherwise(F.col("embedding_space")),
+    }
+    return joined.withColumns(filled).select(*queries.columns)
+
+
+def _lacks(query_kinds: Collection[str]) -> Column:
+    return F.col("query_embedding").isNull() & F.col("query_kind").isin(list(query_kinds))
+
+
+def _means(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The mean of each item's vectors."""
+    for batch in batches:
+        vectors = batch.column("vectors")
+        starts = vectors.offsets.to_numpy()[:-1] - vectors.offsets[0].as_py()
+        flat = vectors.flatten()
+        values = flat.flatten().to_numpy().reshape(len(flat), -1)
+        unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+        means = np.add.reduceat(unit, starts) / np.diff(vectors.offsets.to_numpy())[:, None]
+        columns = [batch.column("item_id"), to_list_column(means.astype(np.float32))]
+        yield pa.RecordBatch.from_arrays(columns, ["query_item_id", "picture_embedding"])
