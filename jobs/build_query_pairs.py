@@ -163,7 +163,7 @@ def _require_kinds(settings: Settings) -> None:
     """Events are those of [[tasks]], so a kind that none of them has would be left out without a word.
 
     Raises:
-        SettingsError: there is such a kind.
+        SettingsError: there is such a kind, or one that is embedded by pictures.
     """
     known = sorted({task.query_kind for task in settings.task_list})
     others = sorted(set(settings.search_text.query_kinds) - set(known))
@@ -171,6 +171,12 @@ def _require_kinds(settings: Settings) -> None:
         raise SettingsError(
             f"search_text.query_kinds names {' and '.join(map(repr, others))}, which no [[tasks]] has: name some of "
             f"{', '.join(map(repr, known))}, or add the task"
+        )
+    seen = sorted(set(settings.search_text.query_kinds) & set(settings.pictures.query_kinds))
+    if seen:
+        raise SettingsError(
+            f"search_text.query_kinds names {' and '.join(map(repr, seen))}, whose queries are embedded by pictures "
+            "(pictures.query_kinds) and not by their texts: name it in one of the two"
         )
 
 

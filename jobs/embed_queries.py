@@ -96,7 +96,7 @@ def check_spaces(usable: DataFrame, encoder_name: str | None) -> dict[str, str]:
                 "embedding_space",
                 expected=f"one embedding space for all {kind} queries",
                 found=" and ".join(names),
-                cure="Embed all of them with one encoder, or leave query_embedding null so that text is embedded.",
+                cure="Embed all of them with one encoder, or leave query_embedding null and the pipeline does.",
             )
     return {kind: name for kind, (name,) in found.items()}
 
@@ -109,7 +109,8 @@ def fit_projections(usable: DataFrame, layout: Warehouse, of_pictures: str = "")
     Args:
         usable: Accepted queries, one space per kind.
         layout: Where projections are kept.
-        of_pictures: The space of pictures, of which the direction of the mean is left out; empty = there is none.
+        of_pictures: The space of pictures, empty = there is none. Its projection leaves out the direction of the mean,
+            and is fitted on one query of each product that is shown, as many may show the same.
 
     Raises:
         TableError: a space was projected before, from another length.
@@ -120,7 +121,12 @@ def fit_projections(usable: DataFrame, layout: Warehouse, of_pictures: str = "")
     projections = {}
     for space, length in found:
         uri = layout.query_projection(space)
-        chosen = others.where(F.col("embedding_space") == space).orderBy(F.xxhash64("query_id"), "query_id")
+        own = others.where(F.col("embedding_space") == space)
+        if space == of_pictures:
+            shown = F.coalesce("query_item_id", "query_id").alias("shown")
+            own = own.groupBy(shown).agg(F.min_by(F.struct("query_id", "query_embedding"), "query_id").alias("one"))
+            own = own.select("one.*")
+        chosen = own.orderBy(F.xxhash64("query_id"), "query_id")
         rows = chosen.limit(FIT_QUERIES).select("query_embedding").toArrow()
         sample = to_matrix(rows["query_embedding"])
         projection = load_projection(uri)
@@ -138,6 +144,12 @@ def fit_projections(usable: DataFrame, layout: Warehouse, of_pictures: str = "")
         share = projection.kept_share(sample)
         kept = f"{share:.1%} of the squared length kept"
         print(f"  embeddings of {space}: {length} numbers projected to {EMBEDDING_DIM}, {kept}", flush=True)
+        if space == of_pictures and projection.common is None:
+            print(
+                f"  warning: {space} was fitted before its direction common to all was left out, or on one product; "
+                f"remove {uri} to fit anew, and train again",
+                flush=True,
+            )
         if share < _MIN_KEPT:
             print(f"  warning: {space} was fitted on other queries than today's; remove {uri} to fit anew", flush=True)
         projections[space] = replace(projection, explained_variance=share)

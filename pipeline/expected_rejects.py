@@ -3,8 +3,8 @@
 The rules are the jobs' (jobs/transforms), as Spark's expressions. Asked here are those that stop whole runs: blank and
 long ids, text that is no UTF-8, repeated ids, images that are no vectors, queries with nothing to embed, and events
 outside the windows, of unknown ids or of engagements that nobody names. tests/pipeline/test_expected_rejects.py holds
-both against each other. Left to the jobs: not_a_vector, unknown_text and lost_in_projection of queries,
-key_collision, and ids that are unknown because their own row is rejected.
+both against each other. Left to the jobs: not_a_vector, unknown_text and lost_in_projection of queries, no_picture
+of one whose product has none, key_collision, and ids that are unknown because their own row is rejected.
 """
 
 from __future__ import annotations

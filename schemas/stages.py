@@ -186,7 +186,7 @@ BUILD_PICTURE_PAIRS = Stage(
     (p.PICTURE_FEATURES, p.PICTURE_PAIRS, p.VALIDATION_PICTURE_PAIRS),
     PicturePairMetrics,
 )
-"""Not of the pipeline: run after embed_images, by a shop that wants its pictures to learn from its log."""
+"""Not of the pipeline: run after embed_queries, by a shop that wants its pictures to learn from its log."""
 
 TRAIN_PICTURES = Stage(
     "train_pictures",

@@ -112,7 +112,7 @@ QUERIES = Table(
         Column(
             "query_embedding",
             "vector",
-            "frozen query embedding, of 256 numbers or projected to them; null = embed_queries fills it from text",
+            "frozen query embedding, of 256 numbers or projected to them; null = it is made of text or pictures",
             nullable=True,
             optional=True,
         ),

@@ -3,7 +3,8 @@
 A projection is fitted once for an embedding space and kept with its name: vectors may only be compared with others
 that came through the same one. It is linear and has orthonormal columns, so it keeps dot products as nearly as 256
 dimensions can; narrower vectors are padded with zeros, which keeps them exactly. Of a space whose vectors all lie
-around one direction, as pictures' do, that direction can be left out: it tells none from another.
+around one direction, as pictures' do, that direction can be left out, as it tells none from another: dot products are
+then those of what is left.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from schemas.errors import InputError
 from schemas.storage import read_bytes, write_bytes
 from schemas.tables import EMBEDDING_DIM
+
+_NOTHING = 1e-4
+"""Of a vector's length, what is no more than rounding."""
 
 
 def leading_directions(vectors: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], float]:
@@ -77,7 +81,7 @@ class Projection:
         return f"{self.source_space}-to-{EMBEDDING_DIM}-{sha256(self.matrix.tobytes()).hexdigest()[:8]}"
 
     def apply(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """Project vectors [row, length] to float64 [row, 256].
+        """Project vectors [row, length] to float64 [row, 256]; zeros where nothing is left of one.
 
         One row at a time: the last bits of a product of matrices depend on how many rows it has, and a query must have
         the same embedding whichever others lie beside it.
@@ -86,6 +90,10 @@ class Projection:
         projected = np.zeros((len(vectors), EMBEDDING_DIM))
         for row, vector in enumerate(vectors.astype(np.float64)):
             projected[row] = vector @ matrix
+        if self.common is not None:
+            # What a float32 matrix leaves of a vector that is nothing but the common direction says nothing.
+            lengths, given = (np.linalg.norm(some, axis=1) for some in (projected, vectors))
+            projected[lengths < _NOTHING * given] = 0
         return projected
 
     def kept_share(self, vectors: npt.NDArray[np.float32]) -> float:
@@ -120,7 +128,8 @@ def fit_projection(
             thirds of the squared length, EfficientNet-Lite0 on the demo), from which a softmax learns slowly.
     """
     unit, common = _scaled(vectors), None
-    if has_common_direction:
+    # Of one vector alone, nothing else would be left.
+    if has_common_direction and (unit != unit[0]).any():
         mean = unit.mean(axis=0, dtype=np.float64)
         common = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
     matrix, explained = leading_directions(_without(unit, common))

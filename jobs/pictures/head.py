@@ -36,8 +36,8 @@ def head_of(job: JobRun[PictureMetrics], encoder: PictureEncoder) -> Head | None
             "base",
             expected=f"one trained on {encoder.name}, {encoder.length} numbers",
             found=f"one trained on {head.spec.base}, {head.spec.length} numbers",
-            cure="Run embed_images with pictures.head = false, then build_picture_pairs and train_pictures; or put the "
-            "encoder back that it was trained on.",
+            cure="Run embed_images and embed_queries with pictures.head = false, then build_picture_pairs and "
+            "train_pictures; or put the encoder back that it was trained on.",
         )
     if not trained.steps:
         print("  warning: no step of training made the head better than the base, so item_images are those of the base")

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from schemas.cells import to_list_column
@@ -27,23 +27,23 @@ def with_picture_embeddings(
         space: The embedding space of the images.
         max_images: Most images of one item, the first by position.
     """
-    shown = queries.where(_lacks(query_kinds)).select(F.col("query_item_id").alias("item_id")).distinct()
+    is_bare = F.col("query_embedding").isNull() & F.col("query_kind").isin(list(query_kinds))
+    # Null where there is no kind. The others take no part in the join, which would deal them all to one task.
+    others = queries.where(~F.coalesce(is_bare, F.lit(False)))
+    bare = queries.where(is_bare)
+    shown = bare.select(F.col("query_item_id").alias("item_id")).distinct()
     known = images.join(shown, on="item_id", how="left_semi")
     in_order = F.sort_array(F.collect_list(F.struct("position", "image_embedding"))).getField("image_embedding")
     by_item = known.groupBy("item_id").agg(F.slice(in_order, 1, max_images).alias("vectors"))
     means = by_item.mapInArrow(_means, "query_item_id string, picture_embedding array<float>")
     # The right side is unique by query_item_id, so the join neither multiplies nor drops queries.
-    joined = queries.join(means, on="query_item_id", how="left")
-    is_filled = _lacks(query_kinds) & F.col("picture_embedding").isNotNull()
+    joined = bare.join(means, on="query_item_id", how="left")
+    found = F.col("picture_embedding")
     filled = {
-        "query_embedding": F.when(is_filled, F.col("picture_embedding")).otherwise(F.col("query_embedding")),
-        "embedding_space": F.when(is_filled, F.lit(space)).otherwise(F.col("embedding_space")),
+        "query_embedding": found,
+        "embedding_space": F.when(found.isNotNull(), F.lit(space)).otherwise(F.col("embedding_space")),
     }
-    return joined.withColumns(filled).select(*queries.columns)
-
-
-def _lacks(query_kinds: Collection[str]) -> Column:
-    return F.col("query_embedding").isNull() & F.col("query_kind").isin(list(query_kinds))
+    return others.unionByName(joined.withColumns(filled).select(*queries.columns))
 
 
 def _means(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

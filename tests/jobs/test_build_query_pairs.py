@@ -196,6 +196,13 @@ def test_a_kind_that_no_task_has_is_refused_by_name(spark: SparkSession, shop: S
     assert not DeltaTable.is_deltatable(settings.table_uri(QUERY_PAIRS.name))
 
 
+def test_a_kind_that_is_embedded_by_pictures_has_no_texts_to_learn_from(spark: SparkSession, shop: Shop) -> None:
+    settings = shop(EVENTS, query_kinds=("search", "closeup"))
+    pictures = settings.pictures.model_copy(update={"folder": "/models/one", "query_kinds": ("closeup",)})
+    with pytest.raises(SettingsError, match=r"search_text\.query_kinds names 'closeup', whose queries are embedded by"):
+        job.run(spark, settings.model_copy(update={"pictures": pictures}))
+
+
 def test_a_query_that_has_changed_since_it_was_embedded_is_left_out(
     spark: SparkSession, shop: Shop, capsys: pytest.CaptureFixture[str]
 ) -> None:

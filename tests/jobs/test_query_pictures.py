@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 from pyspark.sql import DataFrame, SparkSession
 
+from itemsage_model.encoders.projection import load_projection
 from jobs import embed_queries
 from jobs.runtime import table_io
 from jobs.transforms import query_pictures
@@ -34,7 +36,7 @@ def unit(number: int, length: int = LENGTH) -> Vectors:
     return found
 
 
-IMAGES_OF = {"mug": [unit(0)], "pot": [unit(1), unit(2), unit(3)], "lamp": [unit(4)]}
+IMAGES_OF = {"mug": [unit(0)], "pot": [unit(1), 5 * unit(2), unit(3)], "lamp": [unit(4)]}
 
 
 def images(spark: SparkSession, of: dict[str, list[Vectors]] = IMAGES_OF) -> DataFrame:
@@ -85,7 +87,8 @@ def shop(spark: SparkSession, make_settings: Callable[..., Settings]) -> Callabl
     ) -> Settings:
         pictures = {"folder": "/models/one", "query_kinds": ["closeup"]} | sections.pop("pictures", {})
         tasks = [{"query_kind": kind, "engagement": "click"} for kind in ("closeup", "search")]
-        model = {"image_length": LENGTH, "max_images": 2}
+        length = len(of["pot"][0])
+        model = {"image_length": length, "max_images": 2}
         settings = make_settings(tasks=tasks, model=model, pictures=pictures, **sections)
         items = [(item, *[item if column.name == "title" else None for column in ITEMS.columns[1:]]) for item in of]
         spark.createDataFrame(items, struct_type(ITEMS)).write.mode("overwrite").parquet(settings.table_uri("items"))
@@ -93,7 +96,7 @@ def shop(spark: SparkSession, make_settings: Callable[..., Settings]) -> Callabl
         uri = settings.table_uri(ITEM_IMAGES.name)
         written = table_io.write(images(spark, of), uri, ITEM_IMAGES, note={})
         outputs = (TableVersion(ITEM_IMAGES.name, uri, written.version, written.rows),)
-        write_record(settings.layout, RunRecord("embed_images", PictureMetrics(space, LENGTH), outputs=outputs))
+        write_record(settings.layout, RunRecord("embed_images", PictureMetrics(space, length), outputs=outputs))
         return settings
 
     return make
@@ -118,10 +121,11 @@ def test_viewed_images_are_projected_and_those_without_a_picture_rejected_by_nam
     assert record.rejected == {"queries: no_picture": 2}
     assert record.metrics.embedding_spaces["closeup"].startswith(f"{SPACE}-to-{EMBEDDING_DIM}-")
     assert record.metrics.texts_encoded == 1, "a closeup's text is not what it is embedded by"
-    # Of so few vectors the projection keeps every angle, but for the direction of their mean, which is left out.
+    # Of so few vectors the projection keeps every angle, but for the direction of the products' mean.
     pot = (unit(1) + unit(2)) / np.linalg.norm(unit(1) + unit(2))
     given = np.stack([unit(0), pot, pot, unit(9)])
-    common = given.mean(axis=0) / np.linalg.norm(given.mean(axis=0))
+    mean = given[[0, 1, 3]].mean(axis=0)
+    common = mean / np.linalg.norm(mean)
     rest = given - np.outer(given @ common, common)
     rest /= np.linalg.norm(rest, axis=1, keepdims=True)
     projected = np.stack([found[name] for name in ("shows-mug", "shows-pot", "again-pot", "own")])
@@ -148,6 +152,47 @@ def test_other_vectors_of_the_pictures_make_the_queries_anew_and_the_same_ones_d
     settings = shop(*ROWS[:-1], space="efficientnet-1+another", **keep)
     embed_queries.run(spark, settings)
     assert metrics(settings).embedding_spaces["closeup"].startswith("efficientnet-1+another-to-")
+
+
+def test_pictures_of_256_numbers_are_projected_too_as_all_lie_around_one_direction(
+    spark: SparkSession, shop: Callable[..., Settings]
+) -> None:
+    around = 3 * unit(99, EMBEDDING_DIM)
+    settings = shop(*ROWS[:3], of={name: [unit(n, EMBEDDING_DIM) + around] for n, name in enumerate(IMAGES_OF)})
+    embed_queries.run(spark, settings)
+    found = vectors(spark, settings)
+    assert found["shows-mug"] @ found["shows-pot"] == pytest.approx(-1, abs=1e-3), "of two, what is apart is opposite"
+    assert metrics(settings).embedding_spaces["closeup"].startswith(f"{SPACE}-to-{EMBEDDING_DIM}-")
+
+
+def test_each_product_counts_once_in_the_direction_that_is_left_out(
+    spark: SparkSession, shop: Callable[..., Settings]
+) -> None:
+    again = [(f"again-{n}", "closeup", None, None, None, "mug") for n in range(50)]
+    settings = shop(*ROWS[:3], *again)
+    embed_queries.run(spark, settings)
+    projection = load_projection(settings.layout.query_projection(SPACE))
+    assert projection is not None
+    assert projection.common is not None
+    pot = (unit(1) + unit(2)) / np.linalg.norm(unit(1) + unit(2))
+    mean = (unit(0) + pot) / np.linalg.norm(unit(0) + pot)
+    np.testing.assert_allclose(projection.common, mean, atol=1e-5)
+
+
+def test_a_projection_of_before_or_of_one_product_is_kept_and_said(
+    spark: SparkSession, shop: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = shop(*ROWS[1:3])
+    embed_queries.run(spark, settings)
+    warning = f"warning: {SPACE} was fitted before its direction common to all was left out, or on one product; remove"
+    assert warning in capsys.readouterr().out
+    assert vectors(spark, settings).keys() == {"shows-pot", "again-pot"}
+    settings = shop(*ROWS)
+    embed_queries.run(spark, settings)
+    assert warning in capsys.readouterr().out
+    shutil.rmtree(settings.layout.query_projection(SPACE))
+    embed_queries.run(spark, settings.model_copy(update={"rerun": True}))
+    assert warning not in capsys.readouterr().out
 
 
 def test_without_the_setting_pictures_are_not_read(spark: SparkSession, shop: Callable[..., Settings]) -> None:

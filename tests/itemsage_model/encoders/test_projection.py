@@ -80,7 +80,7 @@ def test_the_common_direction_of_pictures_is_left_out_and_tells_nothing_else_apa
     rest = unit - np.outer(unit @ mean, mean)
     projected = projection.apply(unit)
     np.testing.assert_allclose(projected @ projected.T, rest @ rest.T, atol=1e-5)
-    np.testing.assert_allclose(projection.apply(7 * mean[None]), 0, atol=1e-5)
+    np.testing.assert_array_equal(projection.apply(7 * mean[None]), 0)
     assert projection.kept_share(vectors) == pytest.approx(1.0, abs=1e-3)
     save_projection(projection, str(tmp_path))
     again = load_projection(str(tmp_path))
@@ -95,4 +95,13 @@ def test_of_fewer_vectors_than_directions_none_that_is_left_has_the_common_one()
     vectors = vectors_of_rank(3, rows=5, length=300) + 10
     projection = fit_projection("picture-1", vectors, has_common_direction=True)
     mean = np.mean(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), axis=0)
-    np.testing.assert_allclose(projection.apply(mean[None]), 0, atol=1e-5)
+    # Not a vector of rounding, which unit length would make as long as any other.
+    np.testing.assert_array_equal(projection.apply(mean[None].astype(np.float32)), 0)
+    assert np.linalg.norm(projection.apply(vectors), axis=1).min() > 0.01
+
+
+def test_of_one_vector_alone_nothing_is_left_out():
+    vectors = np.repeat(vectors_of_rank(3, rows=1, length=300), 4, axis=0)
+    projection = fit_projection("picture-1", vectors, has_common_direction=True)
+    assert projection.common is None
+    assert projection.kept_share(vectors) == pytest.approx(1)
