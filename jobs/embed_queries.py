@@ -3,7 +3,7 @@
 Reads: queries; items (to fit the text encoder, which embed_items reads too); item_images, for kinds of queries that
 pictures.query_kinds names; with query_encoder.kind = "trained" the model that train_query_encoder left.
 Writes: query_embeddings, rejected_queries; the encoder at `<warehouse>/query_encoder/`, and at
-`<warehouse>/query_projections/` how embeddings of another length than 256 become such of 256, fitted once per space.
+`<warehouse>/query_projections/` how pictures, and embeddings of another length, become 256 numbers, once a space.
 One row is: one query with its embedding; one query that cannot be used, and why.
 Safe to rerun because: the encoder is fitted on a fixed sample in a fixed order, texts are encoded in groups that depend
 on the texts alone, and one commit changes each table. Where the encoder is that of the last run, as with
@@ -121,8 +121,8 @@ def fit_projections(usable: DataFrame, layout: Warehouse, of_pictures: str = "")
     projections = {}
     for space, length in found:
         uri = layout.query_projection(space)
-        own = others.where(F.col("embedding_space") == space)
-        if space == of_pictures:
+        own, is_of_pictures = others.where(F.col("embedding_space") == space), space == of_pictures
+        if is_of_pictures:
             shown = F.coalesce("query_item_id", "query_id").alias("shown")
             own = own.groupBy(shown).agg(F.min_by(F.struct("query_id", "query_embedding"), "query_id").alias("one"))
             own = own.select("one.*")
@@ -131,7 +131,7 @@ def fit_projections(usable: DataFrame, layout: Warehouse, of_pictures: str = "")
         sample = to_matrix(rows["query_embedding"])
         projection = load_projection(uri)
         if projection is None:
-            projection = fit_projection(space, sample, has_common_direction=space == of_pictures)
+            projection = fit_projection(space, sample, has_common_direction=is_of_pictures)
             save_projection(projection, uri)
         if projection.length != length:
             raise TableError(
@@ -144,7 +144,7 @@ def fit_projections(usable: DataFrame, layout: Warehouse, of_pictures: str = "")
         share = projection.kept_share(sample)
         kept = f"{share:.1%} of the squared length kept"
         print(f"  embeddings of {space}: {length} numbers projected to {EMBEDDING_DIM}, {kept}", flush=True)
-        if space == of_pictures and projection.common is None:
+        if is_of_pictures and projection.common is None:
             print(
                 f"  warning: {space} was fitted before its direction common to all was left out, or on one product; "
                 f"remove {uri} to fit anew, and train again",

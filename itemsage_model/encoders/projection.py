@@ -133,8 +133,8 @@ def fit_projection(
         mean = unit.mean(axis=0, dtype=np.float64)
         common = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
     matrix, explained = leading_directions(_without(unit, common))
-    # Where there are fewer vectors than directions, those that are left may be any.
-    # In the order in which it is stored: the last bits of a product depend on it.
+    # Where there are fewer vectors than directions, those that are left over may hold the common one; and the last bits
+    # of a product depend on the order in which the matrix lies, which is that of its file.
     matrix = np.ascontiguousarray(_without(matrix.T, common).T)
     return Projection(source_space, matrix, explained, common)
 

@@ -60,7 +60,7 @@ def with_verdicts(queries: DataFrame, picture_kinds: Collection[str] = ()) -> Da
         Check(
             "not_a_vector", not_a_vector("query_embedding", length), "query_embedding",
             "finite numbers, not all zero, as many as most embeddings of its space have",
-            "Correct it, or leave it null to have the text embedded.",
+            "Correct it, or leave it null to have the query embedded.",
         ),
         Check(
             "no_picture", ~has_embedding & F.col("query_kind").isin(list(picture_kinds)), "query_item_id",

@@ -6,16 +6,17 @@ from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from schemas.cells import to_list_column
+from schemas.cells import to_list_column, to_matrix
 
 
 def with_picture_embeddings(
     queries: DataFrame, images: DataFrame, query_kinds: Collection[str], space: str, max_images: int
 ) -> DataFrame:
-    """Give queries of some kinds that have no embedding the mean of the pictures' of the product that they show.
+    """Give queries of some kinds that have no embedding the mean of the pictures of the product that they show.
 
     Assumed: the mean over the product's pictures, each at unit length, as the head over them learns; the paper embeds
     the one image that was viewed.
@@ -50,10 +51,8 @@ def _means(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The mean of each item's vectors."""
     for batch in batches:
         vectors = batch.column("vectors")
-        starts = vectors.offsets.to_numpy()[:-1] - vectors.offsets[0].as_py()
-        flat = vectors.flatten()
-        values = flat.flatten().to_numpy().reshape(len(flat), -1)
+        counts, values = pc.list_value_length(vectors).to_numpy(), to_matrix(vectors.flatten())
         unit = values / np.linalg.norm(values, axis=1, keepdims=True)
-        means = np.add.reduceat(unit, starts) / np.diff(vectors.offsets.to_numpy())[:, None]
+        means = np.add.reduceat(unit, np.cumsum(counts) - counts) / counts[:, None]
         columns = [batch.column("item_id"), to_list_column(means.astype(np.float32))]
         yield pa.RecordBatch.from_arrays(columns, ["query_item_id", "picture_embedding"])
